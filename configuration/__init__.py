@@ -1,0 +1,1 @@
+"""Configurations, architecture presets and training recipes."""

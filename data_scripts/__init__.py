@@ -1,0 +1,1 @@
+"""Whatever makes or reads data; knows no model."""

@@ -1,0 +1,1 @@
+"""Whatever runs a model over data: trainers, evaluation, figures."""
