@@ -80,48 +80,16 @@ def rotation_to_quaternion(rotations: Tensor) -> Tensor:
     """
     m = rotations
     m00, m11, m22 = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
-    # Four times the outer product of (x, y, z, w) with itself: each row is the quaternion up to a factor.
-    outer = torch.stack(
-        [
-            torch.stack(
-                [
-                    1 + m00 - m11 - m22,
-                    m[..., 0, 1] + m[..., 1, 0],
-                    m[..., 0, 2] + m[..., 2, 0],
-                    m[..., 2, 1] - m[..., 1, 2],
-                ],
-                dim=-1,
-            ),
-            torch.stack(
-                [
-                    m[..., 0, 1] + m[..., 1, 0],
-                    1 - m00 + m11 - m22,
-                    m[..., 1, 2] + m[..., 2, 1],
-                    m[..., 0, 2] - m[..., 2, 0],
-                ],
-                dim=-1,
-            ),
-            torch.stack(
-                [
-                    m[..., 0, 2] + m[..., 2, 0],
-                    m[..., 1, 2] + m[..., 2, 1],
-                    1 - m00 - m11 + m22,
-                    m[..., 1, 0] - m[..., 0, 1],
-                ],
-                dim=-1,
-            ),
-            torch.stack(
-                [
-                    m[..., 2, 1] - m[..., 1, 2],
-                    m[..., 0, 2] - m[..., 2, 0],
-                    m[..., 1, 0] - m[..., 0, 1],
-                    1 + m00 + m11 + m22,
-                ],
-                dim=-1,
-            ),
-        ],
-        dim=-2,
+    xy, xz, yz = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
+    xw, yw, zw = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
+    rows = (
+        (1 + m00 - m11 - m22, xy, xz, xw),
+        (xy, 1 - m00 + m11 - m22, yz, yw),
+        (xz, yz, 1 - m00 - m11 + m22, zw),
+        (xw, yw, zw, 1 + m00 + m11 + m22),
     )
+    # Four times the outer product of (x, y, z, w) with itself: each row is the quaternion up to a factor.
+    outer = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
     largest = outer.diagonal(dim1=-2, dim2=-1).argmax(-1)
     quaternions = torch.take_along_dim(outer, largest[..., None, None], dim=-2).squeeze(-2)
     quaternions = F.normalize(quaternions, dim=-1)
@@ -138,8 +106,8 @@ def pose_encoding_to_cameras(pose_encoding: Tensor, image_size: tuple[int, int])
         image_size (`tuple[int, int]`): Height and width of the images in pixels.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Extrinsics of shape `(..., 4, 4)`, world to camera, and intrinsics of shape
-        `(..., 3, 3)` in pixels with the principal point at the image centre; both float32.
+        `tuple[torch.Tensor, torch.Tensor]`: Extrinsics of shape `(..., 4, 4)`, world to camera, and intrinsics of
+        shape `(..., 3, 3)` in pixels with the principal point at the image centre; both float32.
     """
     height, width = image_size
     pose_encoding = pose_encoding.float()
