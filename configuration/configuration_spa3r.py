@@ -1,0 +1,181 @@
+"""Configuration of Spa3R and of its frozen teachers."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_vggt import VGGTConfig
+
+__all__ = ["Spa3RConfig", "Spa3RTeacherConfig"]
+
+TEACHER_KEYS = {"vision_config", "image_size", "image_mean", "image_std", "checkpoint"}
+
+
+@strict
+class Spa3RTeacherConfig(PreTrainedConfig):
+    r"""
+    A frozen vision model whose patch features Spa3R learns to predict: DINOv3 (the paper's), CLIP, SigLIP, or any
+    other vision transformer of transformers whose `last_hidden_state` ends with the patch tokens.
+
+    vision_config (`dict` or `PreTrainedConfig`, *optional*):
+        The model's configuration; DINOv3 ViT-L/16 by default.
+    image_size (`int`, *optional*, defaults to 224):
+        Views are resized to this square, whatever their aspect, as the official code does.
+    image_mean, image_std (`list[float]`, *optional*, defaults to ImageNet's):
+        Statistics that the resized views, in [0, 1], are normalised with.
+    checkpoint (`str`, *optional*):
+        Hub name or folder of the pretrained weights. Never read by a constructor: training scripts load it, and
+        checkpoints made during training name it instead of holding a copy. `None` means untrained weights drawn from
+        `Spa3RConfig.teacher_seed`.
+    """
+
+    model_type = "spa3r_teacher"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="dinov3_vit",
+            init_kwargs={
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+                "num_register_tokens": 4,
+                "patch_size": 16,
+            },
+        )
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    image_size: int = 224
+    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
+    checkpoint: str | None = None
+
+    def validate_architecture(self):
+        """Part of the `@strict` validation."""
+        patch_size = self.vision_config.patch_size
+        if self.image_size % patch_size:
+            raise ValueError(
+                f"`image_size` of a teacher must be a multiple of its patch size {patch_size}, got {self.image_size}."
+            )
+
+
+@strict
+class Spa3RConfig(PreTrainedConfig):
+    r"""
+    The defaults are the paper's Spa3R: 256 latents of size 768 from VGGT-1B, predicting VGGT and DINOv3 features.
+
+    vggt_config (`dict` or `VGGTConfig`, *optional*):
+        The frozen geometry backbone. Set its `global_qk_norm` to `"rms_norm"` for the official Spa3R weights.
+    vggt_checkpoint (`str`, *optional*):
+        Hub name or folder of the backbone's weights in this package's format; see `Spa3RTeacherConfig.checkpoint`.
+    teachers (`dict[str, dict]`, *optional*):
+        Named feature teachers beside VGGT, each a `Spa3RTeacherConfig` as a dict; `{"semantic": DINOv3 ViT-L/16}` by
+        default.
+    teacher_seed (`int`, *optional*, defaults to 0):
+        Seed of the weights of teachers that have no checkpoint (tests and the quickstart).
+    targets (`list[str]`, *optional*, defaults to `["geometry", "semantic"]`):
+        What the decoder predicts: `"geometry"` (VGGT's last layer) and names of `teachers`.
+    num_latents (`int`, *optional*, defaults to 256):
+        Learned queries of the encoder, and so latents of a scene.
+    num_register_tokens (`int`, *optional*, defaults to 4):
+        Registers of the encoder and, with parameters of their own, of the decoder.
+    camera_embedding (`Literal["prope", "plucker"]`, *optional*, defaults to `"prope"`):
+        How the decoder knows the target camera: camera-frame rays and PRoPE attention, or 6-D Plücker rays.
+    view_aggregation (`Literal["asymmetric", "separate"]`, *optional*, defaults to `"asymmetric"`):
+        One VGGT pass in which context views do not see target views (paper Eq. 5), or a full pass for the targets and
+        another over the context views alone.
+    regression_loss (`Literal["l1", "smooth_l1"]`, *optional*, defaults to `"l1"`):
+        The paper's, or the official code's, distance to the target features.
+    predict_context_views (`bool`, *optional*, defaults to `False`):
+        Whether the decoder predicts, and the losses average over, context views too, as the official code does.
+
+    Example:
+
+    ```python
+    >>> from spa3r.configuration import Spa3RConfig
+    >>> from spa3r.modeling_spa3r import Spa3RForPreTraining
+
+    >>> config = Spa3RConfig(targets=["geometry"], teachers={}, camera_embedding="plucker")
+    >>> model = Spa3RForPreTraining(config)
+    ```
+    """
+
+    model_type = "spa3r"
+    sub_configs_defaults = {"vggt_config": SubConfigSpec(config_class=VGGTConfig)}
+
+    vggt_config: dict | PreTrainedConfig | None = None
+    vggt_checkpoint: str | None = None
+    teachers: dict[str, Any] | None = None
+    teacher_seed: int = 0
+    targets: list[str] | tuple[str, ...] = ("geometry", "semantic")
+    hidden_size: int = 768
+    num_attention_heads: int = 12
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 6
+    mlp_ratio: float = 4.0
+    num_latents: int = 256
+    num_register_tokens: int = 4
+    layer_norm_eps: float = 1e-6
+    rope_base: float = 100.0
+    initializer_range: float = 0.02
+    camera_embedding: Literal["prope", "plucker"] = "prope"
+    view_aggregation: Literal["asymmetric", "separate"] = "asymmetric"
+    regression_loss: Literal["l1", "smooth_l1"] = "l1"
+    predict_context_views: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.teachers is None:
+            self.teachers = {"semantic": {}}
+        # Kept as plain dicts, complete with defaults, so that a configuration equals its JSON.
+        self.teachers = {name: self._complete_teacher(teacher) for name, teacher in self.teachers.items()}
+        super().__post_init__(**kwargs)
+
+    @staticmethod
+    def _complete_teacher(teacher: dict | Spa3RTeacherConfig) -> dict:
+        if isinstance(teacher, Spa3RTeacherConfig):
+            config = teacher
+        else:
+            if unknown := sorted(set(teacher) - TEACHER_KEYS):
+                raise ValueError(f"Unknown keys {unknown} in a teacher; known are {sorted(TEACHER_KEYS)}.")
+            config = Spa3RTeacherConfig(**teacher)
+        return {
+            "vision_config": config.vision_config.to_diff_dict() | {"model_type": config.vision_config.model_type},
+            "image_size": config.image_size,
+            "image_mean": list(config.image_mean),
+            "image_std": list(config.image_std),
+            "checkpoint": config.checkpoint,
+        }
+
+    def teacher_config(self, name: str) -> Spa3RTeacherConfig:
+        """The configuration of one of `teachers`."""
+        return Spa3RTeacherConfig(**self.teachers[name])
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"This checkpoint holds a `{model_type}` model, not `{cls.model_type}`; load it with its own class, "
+                "or convert it with `spa3r-convert`."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    def validate_architecture(self):
+        """Part of the `@strict` validation."""
+        head_dim, remainder = divmod(self.hidden_size, self.num_attention_heads)
+        if remainder or head_dim % 8:
+            raise ValueError(
+                "`hidden_size` / `num_attention_heads` must be a multiple of 8 (PRoPE acts on blocks of 8 channels), "
+                f"got {self.hidden_size} / {self.num_attention_heads}."
+            )
+        unknown = set(self.targets) - {"geometry", *self.teachers}
+        if unknown or not self.targets or len(set(self.targets)) != len(self.targets):
+            raise ValueError(
+                f"`targets` must name, once each, `geometry` or one of the teachers {sorted(self.teachers)}, got "
+                f"{list(self.targets)}."
+            )
+        if "geometry" in self.teachers:
+            raise ValueError("The name `geometry` belongs to VGGT's features; give the teacher another name.")
