@@ -1,0 +1,240 @@
+"""Transformer blocks shared by VGGT and Spa3R, and the two-dimensional rotary embedding."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .geometry import PRoPE
+
+__all__ = ["Attention", "Block", "LayerScale", "MLP", "Rope2D", "grid_positions"]
+
+
+def grid_positions(grid_size: tuple[int, int], num_prefix_tokens: int, device: torch.device | str) -> Tensor:
+    """Row and column of each token of an image: patches count from 1, tokens in front of them sit at (0, 0).
+
+    Args:
+        grid_size (`tuple[int, int]`): Rows and columns of the patch grid.
+        num_prefix_tokens (`int`): Tokens before the patches.
+
+    Returns:
+        `torch.Tensor` of shape `(num_prefix_tokens + rows * columns, 2)`: Integers (y, x).
+    """
+    rows, columns = grid_size
+    y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
+    patches = torch.stack([y.flatten(), x.flatten()], dim=-1) + 1
+    return torch.cat([patches.new_zeros(num_prefix_tokens, 2), patches])
+
+
+class Rope2D:
+    """Rotary embedding of tokens on a grid: the first half of each head turns with y, the second with x.
+
+    An object holds the tables of one forward pass, computed once in float32 and shared by all layers; an attention
+    module calls `rotate` before and `restore` after its attention product. Frequencies fall from 1 to about 1 / base;
+    within each half the two components of a rotated pair lie `head_dim / 4` channels apart (as in CroCo and DUSt3R).
+
+    Args:
+        positions (`torch.Tensor` of shape `(num_tokens, 2)` or `(batch_size, num_tokens, 2)`): Integers (y, x).
+        head_dim (`int`): Size of an attention head; a multiple of 4.
+        base (`float`, *optional*, defaults to 100.0): Base of the frequencies.
+    """
+
+    def __init__(self, positions: Tensor, head_dim: int, base: float = 100.0):
+        if head_dim % 4:
+            raise ValueError(f"A two-dimensional rotary embedding needs `head_dim` divisible by 4, got {head_dim}.")
+        num_frequencies = head_dim // 4
+        exponents = torch.arange(num_frequencies, device=positions.device, dtype=torch.float32) / num_frequencies
+        angles = positions[..., None].float() * base**-exponents
+        angles = angles.unsqueeze(-4)  # (..., heads = 1, tokens, 2, head_dim / 4)
+        self.cos, self.sin = angles.cos(), angles.sin()
+
+    def rotate(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode queries and keys, each of shape `(batch_size, num_heads, num_tokens, head_dim)`."""
+        return self._apply(query), self._apply(key), value
+
+    def restore(self, output: Tensor) -> Tensor:
+        """Return the attention output as it is: values were not rotated."""
+        return output
+
+    def _apply(self, hidden_states: Tensor) -> Tensor:
+        halves = hidden_states.unflatten(-1, (2, 2, -1))
+        first, second = halves.unbind(-2)
+        rotated = torch.stack([first * self.cos - second * self.sin, second * self.cos + first * self.sin], dim=-2)
+        return rotated.flatten(-3).to(hidden_states.dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Attention spelled out, with the signature of transformers' attention functions; there is never a mask here."""
+    weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+# `eps=None` of the official code means float32's epsilon, whatever the dtype of the input.
+QK_NORMS: dict[str | None, Callable[[int], nn.Module]] = {
+    None: lambda head_dim: nn.Identity(),
+    "layer_norm": lambda head_dim: nn.LayerNorm(head_dim, eps=1e-5),
+    "rms_norm": lambda head_dim: nn.RMSNorm(head_dim, eps=torch.finfo(torch.float32).eps),
+}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, optionally asymmetric between the first tokens and the rest.
+
+    Args:
+        config (`PreTrainedConfig`): Names the attention implementation.
+        hidden_size (`int`): Channels of a token.
+        num_heads (`int`): Attention heads.
+        qk_norm (`str`, *optional*): `"layer_norm"` or `"rms_norm"` of each head's queries and keys, before rotation.
+    """
+
+    is_causal = False
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        hidden_size: int,
+        num_heads: int,
+        qk_norm: Literal["layer_norm", "rms_norm"] | None = None,
+    ):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.head_dim = hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.q_norm = QK_NORMS[qk_norm](self.head_dim)
+        self.k_norm = QK_NORMS[qk_norm](self.head_dim)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embedding: Rope2D | PRoPE | None = None,
+        num_context_tokens: int | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`).
+            position_embedding (`Rope2D` or `PRoPE`, *optional*):
+                Turns queries, keys and values before, and the output after, the attention product.
+            num_context_tokens (`int`, *optional*):
+                The first so many tokens attend to one another only, the others to all (paper Eq. 5). Two plain
+                attention products do this without a mask, hence with any kernel and less work than a masked one.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`.
+        """
+        qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, self.head_dim))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head_dim)
+        # Autocast computes norms in float32; attention wants one dtype.
+        query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
+        if position_embedding is not None:
+            query, key, value = position_embedding.rotate(query, key, value)
+
+        if num_context_tokens is None or num_context_tokens == hidden_states.shape[1]:
+            output = self._attend(query, key, value)
+        else:
+            context, target = slice(None, num_context_tokens), slice(num_context_tokens, None)
+            output = torch.cat(
+                [
+                    self._attend(query[:, :, context], key[:, :, context], value[:, :, context]),
+                    self._attend(query[:, :, target], key, value),
+                ],
+                dim=1,
+            )
+
+        if position_embedding is not None:
+            output = position_embedding.restore(output.transpose(1, 2)).transpose(1, 2)
+        return self.proj(output.flatten(2))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, _ = attention_interface(self, query, key, value, attention_mask=None, scaling=self.scaling)
+        return output  # (batch, tokens, heads, head_dim)
+
+
+class MLP(nn.Module):
+    """Two linear layers with an (exact) GELU in between."""
+
+    def __init__(self, in_features: int, hidden_features: int, out_features: int):
+        super().__init__()
+        self.fc1 = nn.Linear(in_features, hidden_features)
+        self.fc2 = nn.Linear(hidden_features, out_features)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(hidden_states)))
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch."""
+
+    def __init__(self, hidden_size: int, initial_value: float):
+        super().__init__()
+        self.initial_value = initial_value
+        self.scale = nn.Parameter(torch.full((hidden_size,), initial_value))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states * self.scale
+
+
+class Block(GradientCheckpointingLayer):
+    """Pre-norm transformer block: attention and MLP, each added to the residual stream.
+
+    Args:
+        config (`PreTrainedConfig`): Names the attention implementation.
+        hidden_size (`int`): Channels of a token.
+        num_heads (`int`): Attention heads.
+        mlp_ratio (`float`): Width of the MLP relative to `hidden_size`.
+        qk_norm (`str`, *optional*): See `Attention`.
+        layer_scale_init (`float`, *optional*): Initial factor of both branches; none by default.
+        layer_norm_eps (`float`): Epsilon of the two pre-norms.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        hidden_size: int,
+        num_heads: int,
+        mlp_ratio: float,
+        qk_norm: Literal["layer_norm", "rms_norm"] | None,
+        layer_scale_init: float | None,
+        layer_norm_eps: float,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.attention = Attention(config, hidden_size, num_heads, qk_norm)
+        self.norm2 = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.mlp = MLP(hidden_size, int(hidden_size * mlp_ratio), hidden_size)
+        if layer_scale_init is None:
+            self.layer_scale1, self.layer_scale2 = nn.Identity(), nn.Identity()
+        else:
+            self.layer_scale1 = LayerScale(hidden_size, layer_scale_init)
+            self.layer_scale2 = LayerScale(hidden_size, layer_scale_init)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embedding: Rope2D | PRoPE | None = None,
+        num_context_tokens: int | None = None,
+    ) -> Tensor:
+        """See `Attention.forward`."""
+        attention_output = self.attention(self.norm1(hidden_states), position_embedding, num_context_tokens)
+        hidden_states = hidden_states + self.layer_scale1(attention_output)
+        return hidden_states + self.layer_scale2(self.mlp(self.norm2(hidden_states)))
