@@ -76,6 +76,9 @@ class Spa3RConfig(PreTrainedConfig):
         default.
     teacher_seed (`int`, *optional*, defaults to 0):
         Seed of the weights of teachers that have no checkpoint (tests and the quickstart).
+    teachers_included (`bool`, *optional*, defaults to `True`):
+        `False` in the checkpoints made during training, which hold what trains and name their teachers;
+        `from_pretrained` then fetches these.
     targets (`list[str]`, *optional*, defaults to `["geometry", "semantic"]`):
         What the decoder predicts: `"geometry"` (VGGT's last layer) and names of `teachers`.
     num_latents (`int`, *optional*, defaults to 256):
@@ -110,6 +113,7 @@ class Spa3RConfig(PreTrainedConfig):
     vggt_checkpoint: str | None = None
     teachers: dict[str, Any] | None = None
     teacher_seed: int = 0
+    teachers_included: bool = True
     targets: list[str] | tuple[str, ...] = ("geometry", "semantic")
     hidden_size: int = 768
     num_attention_heads: int = 12

@@ -4,26 +4,29 @@ Deviations from the official code, each chosen by configuration where both are o
 - Context views come first, so the asymmetric attention (paper Eq. 5) is two plain attention calls and needs no mask.
 - The loss is the paper's L1 + cosine over target views; the official code takes smooth-L1 over all views.
 - Teachers always run in eval mode; the official code leaves DINOv3 in train mode, which jitters its position encoding.
-- A constructor never downloads: teachers are built from configurations and get their weights from a checkpoint, or
-  from `set_teachers`.
+- A constructor never downloads: teachers are built from configurations and get their weights from a checkpoint, from
+  `load_teachers`, or from `set_teachers`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from ..configuration.configuration_spa3r import Spa3RConfig, Spa3RTeacherConfig
 from .geometry import PRoPE, camera_rays, plucker_rays, pose_encoding_to_cameras, relative_cameras
-from .layers import MLP, Block, Rope2D
+from .layers import MLP, Block, Rope2D, grid_positions
 from .modeling_vggt import VGGTCameraHead, VGGTDenseHead, VGGTForGeometry, VGGTModel
 
 __all__ = ["Spa3RForPreTraining", "Spa3RModel", "Spa3RPreTrainedModel"]
+
+logger = logging.get_logger(__name__)
 
 # A field of view of zero, which the camera head's ReLU can produce, would mean an infinite focal length.
 MIN_FIELD_OF_VIEW = 1e-3
@@ -138,6 +141,24 @@ class Spa3RTeacher(nn.Module):
         return features.flatten(2).transpose(1, 2).unflatten(0, (batch_size, num_views))
 
 
+def _untrained(build: Callable[[], nn.Module], name: str, seed: int) -> nn.Module:
+    """Build a module with weights that depend on the seed alone, and say that they mean nothing."""
+    logger.warning(f"No checkpoint is named for {name}: its weights are untrained, drawn from seed {seed}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def _check_same_architecture(name: str, given: nn.Module, expected: nn.Module):
+    given_shapes, shapes = ({k: v.shape for k, v in m.state_dict().items()} for m in (given, expected))
+    if given_shapes != shapes:
+        different = sorted(k for k in given_shapes | shapes if given_shapes.get(k) != shapes.get(k))
+        raise ValueError(
+            f"The weights given for `{name}` are of another architecture than the configuration's: "
+            f"{len(different)} parameters differ, first `{different[0]}`."
+        )
+
+
 class Spa3RPreTrainedModel(PreTrainedModel):
     config: Spa3RConfig
     base_model_prefix = "model"
@@ -147,6 +168,37 @@ class Spa3RPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["Block"]
     _supports_sdpa = True
     _supports_flash_attn = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Load a model; the teachers of a checkpoint made during training come from where it names them."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if not model.config.teachers_included:
+            model.load_teachers()
+            model.config.teachers_included = True
+        return loaded
+
+    def frozen_modules(self) -> dict[str, nn.Module]:
+        """The teachers, by their prefix in the state dict: what is never trained."""
+        raise NotImplementedError
+
+    def load_teachers(self):
+        """Give the teachers the weights that the configuration names; without a name, untrained ones from its seed."""
+        raise NotImplementedError
+
+    def post_init(self):
+        super().post_init()
+        if not self.config.teachers_included:
+            self._keys_to_ignore_on_load_missing |= {rf"^{name}\." for name in self.frozen_modules()}
+
+    def _load_vggt(self) -> VGGTForGeometry:
+        checkpoint, seed = self.config.vggt_checkpoint, self.config.teacher_seed
+        if checkpoint is not None:
+            vggt = VGGTForGeometry.from_pretrained(checkpoint)
+        else:
+            vggt = _untrained(lambda: VGGTForGeometry(self.config.vggt_config), "VGGT", seed)
+        return vggt.to(device=self.device, dtype=self.dtype)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -182,6 +234,12 @@ class Spa3RModel(Spa3RPreTrainedModel):
         self.encoder = Spa3RTransformer(config, config.num_encoder_layers)
         self.post_init()
 
+    def frozen_modules(self) -> dict[str, nn.Module]:
+        return {"vggt": self.vggt}
+
+    def load_teachers(self):
+        self.vggt = self._load_vggt().vggt
+
     def encode(self, features: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """Gather the VGGT features of all context views into latents.
 
@@ -198,9 +256,7 @@ class Spa3RModel(Spa3RPreTrainedModel):
         batch_size, num_views = features.shape[:2]
         context = self.projection(features.to(self.projection.weight.dtype)).flatten(1, 2)
         queries = self.latent_queries.expand(batch_size, -1, -1).to(context.dtype)
-        rows, columns = grid_size
-        axes = (torch.arange(1, size + 1, device=features.device) for size in (rows, columns))
-        patches = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
+        patches = grid_positions(grid_size, 0, features.device)
         num_special = self.config.num_register_tokens + self.config.num_latents
         positions = torch.cat([patches.new_zeros(num_special, 2), patches.repeat(num_views, 1)])
         head_dim = self.config.hidden_size // self.config.num_attention_heads
@@ -253,9 +309,20 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         self.post_init()
 
     def frozen_modules(self) -> dict[str, nn.Module]:
-        """The teachers, by their prefix in the state dict: what is never trained."""
         modules = {"model.vggt": self.model.vggt, "camera_head": self.camera_head, "depth_head": self.depth_head}
         return modules | {f"teachers.{name}": teacher for name, teacher in self.teachers.items()}
+
+    def load_teachers(self):
+        teachers = {}
+        for index, (name, teacher) in enumerate(self.teachers.items(), start=1):
+            checkpoint, vision_config = teacher.config.checkpoint, teacher.config.vision_config
+            if checkpoint is not None:
+                teachers[name] = AutoModel.from_pretrained(checkpoint, config=vision_config)
+            else:
+                build = partial(AutoModel.from_config, vision_config)
+                teachers[name] = _untrained(build, f"teacher `{name}`", self.config.teacher_seed + index)
+            teachers[name].to(device=self.device, dtype=self.dtype)
+        self.set_teachers(self._load_vggt(), **teachers)
 
     def freeze_teachers(self):
         """Turn off the gradients of the teachers; call it after loading, which turns all gradients on."""
@@ -277,23 +344,13 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             teachers (`PreTrainedModel`): Vision models by the names they have in `config.teachers`.
         """
         if vggt is not None:
-            self._check_same_architecture("vggt", vggt.vggt, self.model.vggt)
+            _check_same_architecture("vggt", vggt.vggt, self.model.vggt)
             self.model.vggt, self.camera_head, self.depth_head = vggt.vggt, vggt.camera_head, vggt.depth_head
         for name, teacher in teachers.items():
             if name not in self.teachers:
                 raise ValueError(f"The model has no teacher `{name}`; its teachers are {sorted(self.teachers)}.")
-            self._check_same_architecture(name, teacher, self.teachers[name].model)
+            _check_same_architecture(name, teacher, self.teachers[name].model)
             self.teachers[name].model = teacher
-
-    @staticmethod
-    def _check_same_architecture(name: str, given: nn.Module, expected: nn.Module):
-        given_shapes, shapes = ({k: v.shape for k, v in m.state_dict().items()} for m in (given, expected))
-        if given_shapes != shapes:
-            different = sorted(k for k in given_shapes | shapes if given_shapes.get(k) != shapes.get(k))
-            raise ValueError(
-                f"The weights given for `{name}` are of another architecture than the configuration's: "
-                f"{len(different)} parameters differ, first `{different[0]}`."
-            )
 
     def decode(
         self, latents: Tensor, extrinsics: Tensor, intrinsics: Tensor, image_size: tuple[int, int]
