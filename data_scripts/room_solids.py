@@ -144,7 +144,9 @@ def cylinder(
     return Solid("cylinder", np.array([x, y, bottom + height / 2]), size, _AXES[axis], material, taper)
 
 
-def ellipsoid(x: float, y: float, bottom: float, width: float, depth: float, height: float, material: Material) -> Solid:
+def ellipsoid(
+    x: float, y: float, bottom: float, width: float, depth: float, height: float, material: Material
+) -> Solid:
     """An upright ellipsoid; `bottom` is the height of its lowest point."""
     center = np.array([x, y, bottom + height / 2])
     return Solid("ellipsoid", center, np.array([width, depth, height]), np.eye(3), material)
