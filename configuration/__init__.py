@@ -1,1 +1,32 @@
 """Configurations, architecture presets and training recipes."""
+
+import json
+from pathlib import Path
+
+from .configuration_spa3r import Spa3RConfig, Spa3RTeacherConfig
+from .configuration_vggt import VGGTConfig
+
+__all__ = ["Spa3RConfig", "Spa3RTeacherConfig", "VGGTConfig", "load_preset"]
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def load_preset(name: str) -> dict:
+    """The settings of a named architecture, in which it differs from the defaults of its configuration class.
+
+    Args:
+        name (`str`): A preset's name such as `"spa3r-base"`, a JSON file, or a folder that holds a `config.json`.
+
+    Returns:
+        `dict`: Keyword arguments for the configuration class.
+
+    Raises:
+        ValueError: If there is no such preset or file.
+    """
+    path = Path(name)
+    candidates = (PRESETS / f"{name}.json", path, path / "config.json")
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if file is None:
+        known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.json")))
+        raise ValueError(f"There is no architecture preset `{name}`; known are {known}, or give a config.json.")
+    return json.loads(file.read_text())

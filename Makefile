@@ -1,0 +1,38 @@
+# `make quickstart` and `make test` each work alone on a fresh machine: they make .venv and install into it.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/quickstart
+
+.PHONY: quickstart test lint style bench install
+
+install: .venv/installed
+
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[test]"
+	touch $@
+
+# Rooms to learn from and, of another seed, rooms to be tested on; pre-training; the report; the latents of a scene.
+quickstart: install
+	$(BIN)/spa3r-rooms --scenes 160 --views 16 --size 224x168 --seed 0 --workers 2 --output $(RUN)/rooms
+	$(BIN)/spa3r-rooms --scenes 16 --views 16 --size 224x168 --seed 1 --workers 2 --output $(RUN)/held_out_rooms
+	$(BIN)/spa3r-pretrain --config rooms-cpu
+	$(BIN)/spa3r-inspect --model $(RUN)/model --scenes rooms $(RUN)/held_out_rooms --num-scenes 16 --cameras \
+		--image-width 112 --output $(RUN)/report --require-scene-specific
+	$(BIN)/python -c "import torch, spa3r.modeling_spa3r; from transformers import AutoModel; \
+		model = AutoModel.from_pretrained('$(RUN)/model'); \
+		print('latents of 4 views:', tuple(model(torch.rand(1, 4, 3, 84, 112)).latents.shape))"
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python tests/benchmarks/bench_spa3r.py --output runs/bench.json

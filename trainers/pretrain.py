@@ -1,0 +1,238 @@
+"""Pre-train Spa3R by Predictive Spatial Field Modeling.
+
+A recipe is a YAML file with any of the options below; options on the command line win. The same command, run again,
+continues from the last complete checkpoint of its output folder.
+"""
+
+import argparse
+import difflib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, set_seed
+from transformers.utils import logging
+
+from ..configuration import Spa3RConfig, VGGTConfig, load_preset
+from ..data_scripts.scenes import load_scene_sources, split_scenes
+from ..data_scripts.view_batches import SceneViews
+from ..modeling_spa3r.modeling_spa3r import Spa3RForPreTraining
+from .checkpointing import check_same_run, last_complete_checkpoint
+from .psfm_figures import PSFMFigureCallback
+from .psfm_trainer import Spa3RTrainer, Spa3RTrainingArguments
+
+__all__ = ["main"]
+
+logger = logging.get_logger(__name__)
+
+RECIPES = Path(__file__).resolve().parent.parent / "configuration" / "recipes"
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    preset: str = field(
+        default="spa3r-base", metadata={"help": "Architecture: a preset's name, a config.json, or its folder."}
+    )
+    overrides: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Changes to the architecture: KEY=VALUE with dots for nested keys; a mapping in a recipe."},
+    )
+    start_from: str | None = field(
+        default=None, metadata={"help": "Pre-trained Spa3R (folder or hub name) whose weights to start from."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    scenes: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Sources, KIND:FOLDER; kinds are scannet, scannetpp, rooms, folders, videos."},
+    )
+    exclude: str | None = field(
+        default=None, metadata={"help": "File with one scene id a line that must not be used (benchmark scenes)."}
+    )
+    held_out_scenes: int = field(default=8, metadata={"help": "Scenes kept for evaluation."})
+    image_width: int = field(default=518, metadata={"help": "Images are resized to this width."})
+    context_ratio: float = field(default=0.5, metadata={"help": "Share of a scene's views that the encoder sees."})
+    cameras: bool = field(default=False, metadata={"help": "Use the scenes' cameras instead of VGGT's estimates."})
+    depth: bool = field(default=False, metadata={"help": "Teach the depth probe the scenes' depth instead of VGGT's."})
+    figures: int = field(default=4, metadata={"help": "Held-out scenes drawn at each evaluation."})
+
+
+def read_recipe(name: str | None) -> dict[str, Any]:
+    """Read a recipe: a YAML file, or the name of one in configuration/recipes."""
+    if name is None:
+        return {}
+    file = next((path for path in (Path(name), RECIPES / f"{name}.yaml") if path.is_file()), None)
+    if file is None:
+        known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+        raise ValueError(f"There is no recipe `{name}`: give a YAML file or one of {known}.")
+    recipe = yaml.safe_load(file.read_text())
+    if not isinstance(recipe, dict):
+        raise ValueError(f"The recipe {file} must be a mapping of options to values.")
+    return recipe
+
+
+def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, Spa3RTrainingArguments]:
+    """Read the command line, over the recipe that it names, over the defaults.
+
+    Raises:
+        ValueError: For a recipe that does not exist or a key that no option has.
+    """
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--config")
+    named, rest = first.parse_known_args(sys.argv[1:] if argv is None else argv)
+    recipe = read_recipe(named.config)
+
+    parser = HfArgumentParser((ModelArguments, DataArguments, Spa3RTrainingArguments), description=__doc__)
+    options = {action.dest for action in parser._actions}
+    for key in recipe:
+        if key not in options:
+            close = difflib.get_close_matches(key, options, n=1)
+            hint = f"did you mean `{close.pop()}`?" if close else "--help lists the known ones."
+            raise ValueError(f"Unknown key `{key}` in the recipe `{named.config}`; {hint}")
+    parser.set_defaults(**recipe)
+    parser.add_argument("--config", help="Recipe: a YAML file, or the name of one in configuration/recipes.")
+    model_args, data_args, training_args, _ = parser.parse_args_into_dataclasses(rest)
+    return model_args, data_args, training_args
+
+
+def _nested(overrides: list[str] | dict[str, Any]) -> dict[str, Any]:
+    """Bring `a.b=value` to `{"a": {"b": value}}`; values are read as YAML."""
+    if isinstance(overrides, dict):
+        return overrides
+    nested: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"An override must read KEY=VALUE, got `{override}`.")
+        *parents, last = key.split(".")
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = yaml.safe_load(value)
+    return nested
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            value = _merge(merged[key], value)
+        merged[key] = value
+    return merged
+
+
+def build_config(args: ModelArguments) -> Spa3RConfig:
+    """The architecture of a run: a preset, or what `start_from` holds, with the overrides.
+
+    Raises:
+        ValueError: For an override of a key that the configuration does not have.
+    """
+    overrides = _nested(args.overrides)
+    for config_class, changes in ((Spa3RConfig, overrides), (VGGTConfig, overrides.get("vggt_config", {}))):
+        if unknown := sorted(set(changes) - set(config_class.__dataclass_fields__)):
+            raise ValueError(f"`{config_class.__name__}` has no settings {unknown}; check the overrides.")
+    if args.start_from is not None:
+        base = Spa3RConfig.from_pretrained(args.start_from).to_dict()
+    else:
+        base = load_preset(args.preset)
+    return Spa3RConfig.from_dict(_merge(base, overrides))
+
+
+def build_model(args: ModelArguments) -> Spa3RForPreTraining:
+    """The model of a run, with its teachers' weights."""
+    config = build_config(args)
+    if args.start_from is not None:
+        return Spa3RForPreTraining.from_pretrained(args.start_from, config=config)
+    model = Spa3RForPreTraining(config)
+    model.load_teachers()
+    return model
+
+
+def build_views(args: DataArguments, training_args: Spa3RTrainingArguments) -> tuple[SceneViews, SceneViews | None]:
+    """Views of the scenes to train on, and of the held-out ones."""
+    sources = []
+    for source in args.scenes:
+        kind, colon, root = source.partition(":")
+        if not colon:
+            raise ValueError(f"A source of scenes must read KIND:FOLDER, as in scannet:data/scannet; got `{source}`.")
+        sources.append({"kind": kind, "root": root})
+    if not sources:
+        raise ValueError("There are no scenes to train on: give `--scenes KIND:FOLDER`, such as rooms:data/rooms.")
+    scenes = load_scene_sources(sources, exclude=args.exclude)
+    train_scenes, held_out = split_scenes(scenes, args.held_out_scenes, seed=training_args.seed)
+    options = {
+        "image_width": args.image_width,
+        "context_ratio": args.context_ratio,
+        "seed": training_args.seed,
+        "cameras": args.cameras,
+        "depth": args.depth,
+    }
+    return SceneViews(train_scenes, **options), SceneViews(held_out, **options) if len(held_out) else None
+
+
+def settings_of_run(model: Spa3RForPreTraining, data_args: DataArguments, args: Spa3RTrainingArguments) -> dict:
+    """What decides the weights that a run ends with."""
+    names = (
+        "seed data_seed min_views max_views images_per_device max_steps learning_rate weight_decay lr_scheduler_type "
+        "lr_scheduler_kwargs warmup_steps gradient_accumulation_steps max_grad_norm optim bf16 fp16 world_size"
+    )
+    settings = {name: getattr(args, name) for name in names.split()}
+    settings |= {name: str(settings[name]) for name in ("lr_scheduler_type", "optim")}
+    names = "scenes exclude held_out_scenes image_width context_ratio cameras depth"
+    settings |= {name: getattr(data_args, name) for name in names.split()}
+    return settings | {"model": model.config.to_diff_dict()}
+
+
+def run(model_args: ModelArguments, data_args: DataArguments, args: Spa3RTrainingArguments) -> Spa3RTrainer:
+    """Train, save the self-contained model to `<output_dir>/model`, evaluate it, and push it where asked to."""
+    set_seed(args.seed)
+    train_views, held_out_views = build_views(data_args, args)
+    model = build_model(model_args)
+    if held_out_views is None and args.eval_strategy != "no":
+        raise ValueError("Evaluation needs held-out scenes: raise `held_out_scenes` or set `eval_strategy: no`.")
+    check_same_run(args.output_dir, settings_of_run(model, data_args, args), args.process_index == 0)
+    trainer = Spa3RTrainer(model, args, train_views, eval_dataset=held_out_views)
+    if held_out_views is not None and data_args.figures:
+        trainer.add_callback(PSFMFigureCallback(held_out_views, args.eval_views, data_args.figures))
+    checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(args.output_dir)
+    if checkpoint is not None:
+        logger.warning(f"Continuing from {checkpoint}.")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    final = Path(args.output_dir) / "model"
+    trainer.save_model(str(final))
+    if held_out_views is not None:
+        trainer.evaluate()
+    if trainer.is_world_process_zero():
+        if trainer.report is not None:
+            print(trainer.report.to_table())
+            (Path(args.output_dir) / "report.md").write_text(trainer.report.to_table() + "\n")
+        print(f"The model is in {final}: AutoModel.from_pretrained({str(final)!r})")
+        if args.push_to_hub:
+            repository = args.hub_model_id or Path(args.output_dir).name
+            trainer.accelerator.unwrap_model(trainer.model).push_to_hub(
+                repository, private=args.hub_private_repo, token=args.hub_token
+            )
+    return trainer
+
+
+def main(argv: list[str] | None = None):
+    """Entry point of `spa3r-pretrain`."""
+    logging.set_verbosity_info()
+    try:
+        arguments = parse_arguments(argv)
+    except ValueError as error:
+        raise SystemExit(f"spa3r-pretrain: {error}") from None
+    run(*arguments)
+
+
+if __name__ == "__main__":
+    main()
