@@ -1,0 +1,124 @@
+"""Configuration of VGGT, the frozen geometry backbone."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import Dinov2WithRegistersConfig, PreTrainedConfig
+
+__all__ = ["VGGTConfig"]
+
+
+@strict
+class VGGTConfig(PreTrainedConfig):
+    r"""
+    The defaults are VGGT-1B (Wang et al., "VGGT: Visual Geometry Grounded Transformer", CVPR 2025).
+
+    image_size (`int`, *optional*, defaults to 518):
+        Side of the square image that the patch embedding's position table was learnt for; other sizes resample it.
+    num_hidden_layers (`int`, *optional*, defaults to 24):
+        Pairs of one block within each view and one block across all views.
+    mlp_ratio (`float`, *optional*, defaults to 4.0):
+        Width of the MLPs in those blocks relative to `hidden_size`.
+    num_register_tokens (`int`, *optional*, defaults to 4):
+        Registers of each view, in the patch embedding and, learnt separately, in the blocks.
+    patch_embedding (`Literal["vit", "conv"]`, *optional*, defaults to `"vit"`):
+        A DINOv2 vision transformer with registers, or a single convolution.
+    patch_embedding_layers, patch_embedding_heads, patch_embedding_mlp_ratio (`int`, *optional*):
+        Size of the vision transformer, by default DINOv2's ViT-L.
+    global_qk_norm (`Literal["layer_norm", "rms_norm"]`, *optional*, defaults to `"layer_norm"`):
+        Norm of queries and keys in the blocks across views. The official Spa3R code replaces VGGT's layer norm by an
+        RMS norm without bias, and its weights were trained on the features that this gives.
+    rope_base (`float`, *optional*, defaults to 100.0):
+        Base of the frequencies of the 2-D rotary embedding.
+    camera_layers, camera_heads, camera_iterations (`int`, *optional*, default to 4, 16, 4):
+        Size of the camera head, and how often it refines its estimate.
+    dense_hidden_size (`int`, *optional*, defaults to 256):
+        Channels in which the dense (depth, point) heads fuse their four levels.
+    dense_channels (`list[int]`, *optional*, defaults to `[256, 512, 1024, 1024]`):
+        Channels of the four levels before fusion, from fine to coarse.
+    dense_layers (`list[int]`, *optional*, defaults to `[4, 11, 17, 23]`):
+        Layers that the four levels are made from.
+
+    Example:
+
+    ```python
+    >>> from spa3r.configuration import VGGTConfig
+    >>> from spa3r.modeling_spa3r import VGGTModel
+
+    >>> config = VGGTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, patch_embedding="conv")
+    >>> model = VGGTModel(config)
+    ```
+    """
+
+    model_type = "vggt"
+
+    image_size: int = 518
+    patch_size: int = 14
+    hidden_size: int = 1024
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    mlp_ratio: float = 4.0
+    num_register_tokens: int = 4
+    patch_embedding: Literal["vit", "conv"] = "vit"
+    patch_embedding_layers: int = 24
+    patch_embedding_heads: int = 16
+    patch_embedding_mlp_ratio: int = 4
+    global_qk_norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    rope_base: float = 100.0
+    camera_layers: int = 4
+    camera_heads: int = 16
+    camera_iterations: int = 4
+    dense_hidden_size: int = 256
+    dense_channels: list[int] | tuple[int, ...] = (256, 512, 1024, 1024)
+    dense_layers: list[int] | tuple[int, ...] = (4, 11, 17, 23)
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        # Lists, as JSON reads them back.
+        self.dense_channels, self.dense_layers = list(self.dense_channels), list(self.dense_layers)
+        super().__post_init__(**kwargs)
+
+    def vit_config(self) -> Dinov2WithRegistersConfig:
+        """Configuration of the vision transformer that embeds the patches."""
+        return Dinov2WithRegistersConfig(
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.patch_embedding_layers,
+            num_attention_heads=self.patch_embedding_heads,
+            mlp_ratio=self.patch_embedding_mlp_ratio,
+            num_register_tokens=self.num_register_tokens,
+            initializer_range=self.initializer_range,
+        )
+
+    def validate_architecture(self):
+        """Part of the `@strict` validation."""
+        if self.hidden_size % (4 * self.num_attention_heads):
+            raise ValueError(
+                "`hidden_size` / `num_attention_heads` must be a multiple of 4 (two axes, rotated in pairs), got "
+                f"{self.hidden_size} / {self.num_attention_heads}."
+            )
+        if self.patch_embedding == "vit" and self.hidden_size % self.patch_embedding_heads:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of `patch_embedding_heads`, got {self.hidden_size} and "
+                f"{self.patch_embedding_heads}."
+            )
+        if 2 * self.hidden_size % self.camera_heads:
+            raise ValueError(
+                f"Twice `hidden_size` must be a multiple of `camera_heads`, got {self.hidden_size} and "
+                f"{self.camera_heads}."
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"`image_size` must be a multiple of `patch_size`, got {self.image_size} and {self.patch_size}."
+            )
+        if len(self.dense_channels) != 4 or len(self.dense_layers) != 4:
+            raise ValueError(
+                "`dense_channels` and `dense_layers` must have one entry for each of the 4 levels of the dense heads, "
+                f"got {self.dense_channels} and {self.dense_layers}."
+            )
+        if any(channels % 4 for channels in self.dense_channels) or self.dense_hidden_size % 8:
+            raise ValueError(
+                "`dense_channels` must be multiples of 4 and `dense_hidden_size` of 8 (sine, cosine of two axes), "
+                f"got {self.dense_channels} and {self.dense_hidden_size}."
+            )
