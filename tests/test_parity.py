@@ -1,0 +1,263 @@
+"""Numerical parity with the official code: every output of every file in a directory of recorded tensors.
+
+A recording is a JSON file, which tells sizes, beside a safetensors file of inputs, outputs and weights under official
+names. `SPA3R_GOLDEN_DIR` names the directory.
+"""
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import DINOv3ViTConfig
+
+from spa3r.configuration.configuration_spa3r import Spa3RTeacherConfig
+from spa3r.configuration.configuration_vggt import VGGTConfig
+from spa3r.modeling_spa3r.convert_checkpoints import convert_dinov3_state_dict, convert_vggt_state_dict
+from spa3r.modeling_spa3r.geometry import cameras_to_pose_encoding, pose_encoding_to_cameras
+from spa3r.modeling_spa3r.layers import Rope2D, grid_positions
+from spa3r.modeling_spa3r.modeling_spa3r import Spa3RTeacher
+from spa3r.modeling_spa3r.modeling_vggt import VGGTCameraHead, VGGTDenseHead, VGGTModel, normalize_images
+
+GOLDEN = Path(os.environ.get("SPA3R_GOLDEN_DIR") or Path(__file__).resolve().parents[1] / "../shared/golden")
+FEATURE_TOLERANCE = 1e-4
+
+pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no recordings at {GOLDEN}")
+
+
+@dataclass
+class Recording:
+    """What was recorded of one piece of the official code; names have lost `inputs.`, `outputs.` or `weights.`."""
+
+    info: dict
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+    @property
+    def images(self) -> Tensor:
+        return self.inputs["images_u8"].float() / 255
+
+
+def starting_with(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start so, without that start."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def golden(name: str) -> Recording:
+    """Load a recording by its name."""
+    tensors = load_file(GOLDEN / f"{name}.safetensors")
+    return Recording(
+        json.loads((GOLDEN / f"{name}.json").read_text()),
+        *(starting_with(f"{kind}.", tensors) for kind in ("inputs", "outputs", "weights")),
+    )
+
+
+def recordings(pattern: str) -> list[str]:
+    """Names of the recordings that match a pattern."""
+    return sorted(path.stem for path in GOLDEN.glob(f"{pattern}.json"))
+
+
+def assert_every_output_matches(recording: Recording, computed: dict[str, Tensor]):
+    """Compare all outputs of a recording, neither more nor less, within 1e-4 (or, of large values, 1e-5 relative)."""
+    assert computed.keys() == recording.outputs.keys()
+    for name, expected in recording.outputs.items():
+        torch.testing.assert_close(
+            computed[name], expected, atol=FEATURE_TOLERANCE, rtol=1e-5, msg=lambda message, n=name: f"{n}: {message}"
+        )
+
+
+def vggt_config(sizes: dict, global_qk_norm: str = "rms_norm") -> VGGTConfig:
+    """Configuration by the `config` (or its part `vggt`) of a recording."""
+    return VGGTConfig(
+        image_size=sizes["img_size"],
+        patch_size=sizes["patch_size"],
+        hidden_size=sizes["embed_dim"],
+        num_hidden_layers=sizes["depth"],
+        num_attention_heads=sizes["num_heads"],
+        mlp_ratio=sizes["mlp_ratio"],
+        num_register_tokens=sizes["num_register_tokens"],
+        patch_embedding="conv" if sizes["patch_embed"] == "conv" else "vit",
+        patch_embedding_layers=sizes["vit_depth"],
+        patch_embedding_heads=sizes["vit_heads"],
+        global_qk_norm=global_qk_norm,
+        camera_layers=sizes["cam_trunk_depth"],
+        camera_heads=sizes["cam_heads"],
+        camera_iterations=sizes["cam_iters"],
+        dense_hidden_size=sizes["dpt_features"],
+        dense_channels=sizes["dpt_out_channels"],
+        dense_layers=sizes["dpt_layers"],
+    )
+
+
+def dinov3_config(sizes: dict, weights: dict[str, Tensor]) -> DINOv3ViTConfig:
+    """Configuration by the `config` (or its part `dino`) of a recording."""
+    return DINOv3ViTConfig(
+        hidden_size=sizes["embed_dim"],
+        intermediate_size=weights["blocks.0.mlp.fc1.weight"].shape[0],
+        num_hidden_layers=sizes["depth"],
+        num_attention_heads=sizes["num_heads"],
+        patch_size=sizes["patch_size"],
+        num_register_tokens=sizes["n_storage_tokens"],
+    )
+
+
+def context_first(view_mask: Tensor) -> tuple[Tensor, int]:
+    """The order of the views of a scene that brings context before target, and the number of context views.
+
+    Args:
+        view_mask (`torch.BoolTensor` of shape `(num_views,)`): `True` marks a target view.
+    """
+    return view_mask.int().argsort(stable=True), int((~view_mask).sum())
+
+
+def load_aggregator(recording: Recording, weights: dict[str, Tensor], global_qk_norm: str) -> VGGTModel:
+    model = VGGTModel(vggt_config(recording.info["config"], global_qk_norm)).eval()
+    converted, _ = convert_vggt_state_dict(weights)
+    model.load_state_dict(starting_with("vggt.", converted))
+    return model
+
+
+@torch.no_grad()
+def all_layers(model: VGGTModel, images: Tensor, num_context_views: int | None = None) -> list[Tensor]:
+    """All tokens of each layer, `(batch_size, num_views, num_tokens, 2 * hidden_size)`, taken from inside the model."""
+    frame_tokens, global_tokens = [], []
+    hooks = [b.register_forward_hook(lambda *call: frame_tokens.append(call[-1])) for b in model.frame_blocks]
+    hooks += [b.register_forward_hook(lambda *call: global_tokens.append(call[-1])) for b in model.global_blocks]
+    model(images, num_context_views)
+    for hook in hooks:
+        hook.remove()
+    shape = (*images.shape[:2], -1, model.config.hidden_size)
+    return [
+        torch.cat([f.view(shape), g.view(shape)], dim=-1) for f, g in zip(frame_tokens, global_tokens, strict=True)
+    ]
+
+
+def all_layers_masked(model: VGGTModel, images: Tensor, view_mask: Tensor) -> list[Tensor]:
+    """As `all_layers`, for scenes that each have their own target views among the context views."""
+    scenes = []
+    for scene, mask in zip(images, view_mask, strict=True):
+        order, num_context_views = context_first(mask)
+        layers = all_layers(model, scene[order][None], num_context_views)
+        scenes.append([tokens[:, order.argsort()] for tokens in layers])
+    return [torch.cat(tokens) for tokens in zip(*scenes, strict=True)]
+
+
+def views_attended_to(model: VGGTModel, num_tokens: int, view_mask: Tensor) -> Tensor:
+    """Which views (columns) influence which (rows) in a global block, found by differentiating it."""
+    order, num_context_views = context_first(view_mask)
+    num_views = len(order)
+    tokens = torch.randn(1, num_views, num_tokens, model.config.hidden_size, requires_grad=True)
+    output = model.global_blocks[0](tokens.flatten(1, 2), None, num_context_views * num_tokens)
+    rows = [
+        torch.autograd.grad(view.square().sum(), tokens, retain_graph=True)[0].abs().sum((0, 2, 3)) > 0
+        for view in output.unflatten(1, (num_views, num_tokens))[0]
+    ]
+    position = order.argsort()
+    return torch.stack(rows)[position][:, position]
+
+
+@pytest.mark.parametrize("name", recordings("aggregator*"))
+def test_aggregator_matches_official_code(name):
+    recording = golden(name)
+    upstream_only = starting_with("stock_vggt_extra.", recording.weights)
+    weights = {key: tensor for key, tensor in recording.weights.items() if key.startswith("aggregator.")}
+    images, view_mask = recording.images, recording.inputs["view_mask"]
+    model = load_aggregator(recording, weights, "rms_norm")
+    upstream = load_aggregator(
+        recording, weights | starting_with("stock_vggt_extra.", recording.weights), "layer_norm"
+    )
+
+    layers = {"nomask": all_layers(model, images), "masked": all_layers_masked(model, images, view_mask)}
+    computed = {"stock_vggt.last": all_layers(upstream, images)[-1]}
+    with torch.no_grad():
+        computed["patch_embed_tokens"] = model.patch_embedding(normalize_images(images.flatten(0, 1)))
+    for output in recording.outputs:
+        if match := re.fullmatch(r"(nomask|masked)\.layer(\d+)", output):
+            computed[output] = layers[match[1]][int(match[2])]
+        elif match := re.fullmatch(r"attention_mask\.sample(\d+)", output):
+            num_tokens = recording.info["patch_start_idx"] + 1
+            computed[output] = views_attended_to(model, num_tokens, view_mask[int(match[1])])
+    assert_every_output_matches(recording, computed)
+
+
+@pytest.mark.parametrize("name", recordings("rope2d*"))
+def test_rotary_embedding_matches_official_code(name):
+    recording = golden(name)
+    tokens, grid_size = recording.inputs["x"], recording.info["grid_hw"]
+    computed = {}
+    for output, expected in recording.outputs.items():
+        if match := re.fullmatch(r"rope_freq(\d+)", output):
+            rope = Rope2D(recording.inputs["positions_in"], recording.info["head_dim"], float(match[1]))
+            computed[output] = rope.rotate(tokens, tokens, tokens)[0]
+        elif output == "positions":  # the official code counts from 0 and adds 1 later
+            computed[output] = (grid_positions(grid_size, 0, "cpu") - 1).expand_as(expected)
+    assert_every_output_matches(recording, computed)
+
+
+@pytest.mark.parametrize("name", recordings("camera_head*"))
+@torch.no_grad()
+def test_camera_head_matches_official_code(name):
+    recording = golden(name)
+    image_size = tuple(recording.info["image_hw"])
+    head = VGGTCameraHead(vggt_config(recording.info["config"])).eval()
+    head.load_state_dict(starting_with("camera_head.", convert_vggt_state_dict(recording.weights)[0]))
+    pose_encodings = head(recording.inputs["aggregated_tokens_last"][:, :, 0])
+    computed = {f"pose_enc.iter{step}": encoding for step, encoding in enumerate(pose_encodings)}
+
+    extrinsics, intrinsics = pose_encoding_to_cameras(pose_encodings[-1], image_size)
+    computed |= {"extrinsics": extrinsics[..., :3, :], "intrinsics": intrinsics}
+    computed["roundtrip_pose_enc"] = cameras_to_pose_encoding(extrinsics, intrinsics, image_size)
+    extrinsics, intrinsics = pose_encoding_to_cameras(recording.inputs["pose_enc_random"], image_size)
+    computed |= {"extrinsics_random": extrinsics[..., :3, :], "intrinsics_random": intrinsics}
+    assert_every_output_matches(recording, computed)
+
+
+@pytest.mark.parametrize("name", recordings("dpt_heads*"))
+@torch.no_grad()
+def test_dense_heads_match_official_code(name):
+    recording = golden(name)
+    config = vggt_config(recording.info["config"])
+    first_patch = recording.info["patch_start_idx"]
+    tokens = [recording.inputs[f"tokens_layer{layer}"][:, :, first_patch:] for layer in config.dense_layers]
+    converted, _ = convert_vggt_state_dict(recording.weights)
+    computed = {}
+    for kind, num_outputs, activation in (("depth_head", 2, "exp"), ("point_head", 4, "inv_log")):
+        head = VGGTDenseHead(config, num_outputs, activation).eval()
+        head.load_state_dict(starting_with(f"{kind}.", converted))
+        computed[f"{kind}.pred"], computed[f"{kind}.conf"] = head(tokens, tuple(recording.info["image_hw"]))
+    assert_every_output_matches(recording, computed)
+
+
+@pytest.mark.parametrize("name", recordings("dino_target*"))
+@torch.no_grad()
+def test_semantic_targets_match_official_code(name):
+    recording = golden(name)
+    weights = starting_with("dino.", recording.weights)
+    config = dinov3_config(recording.info["config"], weights)
+    teacher = Spa3RTeacher(Spa3RTeacherConfig(vision_config=config)).eval()
+    teacher.model.load_state_dict(convert_dinov3_state_dict(weights)[0])
+    images = recording.images
+    # The recording tells the number of VGGT's patches, and they are square.
+    num_patches = recording.outputs["features_grid"].shape[2]
+    patch_size = math.isqrt(math.prod(recording.info["image_hw"]) // num_patches)
+    grid_size = tuple(side // patch_size for side in recording.info["image_hw"])
+
+    prepared = teacher.preprocess(images.flatten(0, 1))
+    rows, columns = recording.outputs["resized_normalized_crop"].shape[-2:]
+    tokens = teacher.model(prepared).last_hidden_state
+    patches = tokens[:, 1 + config.num_register_tokens :]
+    stride = math.ceil(patches.shape[1] / recording.outputs["patch_tokens_224"].shape[1])
+    computed = {
+        "resized_normalized_crop": prepared[..., :rows, :columns],
+        "patch_tokens_224": patches[:, ::stride],
+        "cls_token": tokens[:, 0],
+        "features_grid": teacher(images, grid_size),
+    }
+    assert_every_output_matches(recording, computed)
