@@ -15,6 +15,9 @@ EYE_HEIGHT = 1.5
 BODY_RADIUS = 0.3
 _CELL = 0.05
 _NUM_HEADINGS = 180
+_NUM_SPOTS = 48
+# How far behind the free spot the camera steps back at most.
+_MAX_REACH = 3.0
 
 
 def draw_walk(room: Room, num_views: int, rng: np.random.Generator) -> np.ndarray | None:
@@ -25,8 +28,8 @@ def draw_walk(room: Room, num_views: int, rng: np.random.Generator) -> np.ndarra
         num_views (`int`): Number of poses; 30 or so go once around the room.
 
     Returns:
-        `np.ndarray` of shape `(num_views, 4, 4)`: Camera-to-world, OpenCV axes (x right, y down, z forward), world z up;
-        `None` if the furniture leaves no room to walk.
+        `np.ndarray` of shape `(num_views, 4, 4)`: Camera-to-world, OpenCV axes (x right, y down, z forward), world z
+        up; `None` if the furniture leaves no room to walk.
     """
     free = _free_cells(room)
     spot, reach = _best_spot(free, rng)
@@ -49,9 +52,9 @@ def draw_walk(room: Room, num_views: int, rng: np.random.Generator) -> np.ndarra
         position = spot - distance * _directions(np.array([heading]))[0]
         height = EYE_HEIGHT + 0.04 * math.sin(0.9 * view + wander[1])
         poses.append(_look(np.array([*position, height]), heading, pitch + 0.03 * math.sin(0.5 * view + wander[2])))
-        # The camera lingers where there is more to see: 7 to 16 degrees from view to view.
+        # The camera lingers where there is more to see: 6 to 20 degrees from view to view.
         attention = np.interp(share, np.arange(_NUM_HEADINGS + 1), np.append(interest, interest[0]))
-        heading += turn * math.radians(16.0 - 9.0 * attention)
+        heading += turn * math.radians(20.0 - 14.0 * attention)
     return np.stack(poses)
 
 
@@ -91,20 +94,20 @@ def _near(obstacle: OrientedBox, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _best_spot(free: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
-    """The spot, of 60 drawn, that sees the most free floor, and how far the floor is free from it by direction."""
+    """The spot, of some drawn, that sees the most free floor, and how far the floor is free from it by direction."""
     rows, columns = np.nonzero(free)
     if len(rows) == 0:
         return np.zeros(2), None
-    chosen = rng.integers(len(rows), size=60)
-    spots = (np.stack([columns[chosen], rows[chosen]], axis=-1) + 0.5) * _CELL  # (60, 2)
+    chosen = rng.integers(len(rows), size=_NUM_SPOTS)
+    spots = (np.stack([columns[chosen], rows[chosen]], axis=-1) + 0.5) * _CELL  # (spots, 2)
     directions = _directions(np.arange(_NUM_HEADINGS) * 2 * math.pi / _NUM_HEADINGS)
-    steps = np.arange(1, int(8.0 / _CELL)) * _CELL
+    steps = np.arange(1, int(_MAX_REACH / _CELL) + 1) * _CELL
     points = spots[:, None, None] + directions[None, :, None] * steps[None, None, :, None]
     cells = np.floor(points / _CELL).astype(int)
     inside = (cells >= 0).all(axis=-1) & (cells[..., 0] < free.shape[1]) & (cells[..., 1] < free.shape[0])
     open_floor = inside & free[np.where(inside, cells[..., 1], 0), np.where(inside, cells[..., 0], 0)]
-    reach = np.minimum.accumulate(open_floor, axis=-1).sum(axis=-1) * _CELL  # (60, headings)
-    best = int(np.argmax(np.minimum(reach, 2.5).mean(axis=1)))
+    reach = np.minimum.accumulate(open_floor, axis=-1).sum(axis=-1) * _CELL  # (spots, headings)
+    best = int(np.argmax(reach.mean(axis=1)))
     return spots[best], reach[best]
 
 
@@ -115,7 +118,7 @@ def _smooth_below(reach: np.ndarray) -> np.ndarray:
     """
     window = _NUM_HEADINGS // 18
     shifted = np.stack([np.roll(reach, shift) for shift in range(-window, window + 1)])
-    lowest = np.minimum(shifted.min(axis=0), 2.5)
+    lowest = shifted.min(axis=0)
     return np.stack([np.roll(lowest, shift) for shift in range(-window, window + 1)]).mean(axis=0)
 
 

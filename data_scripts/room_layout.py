@@ -276,7 +276,7 @@ def _add_wall_objects(room: Room, rng: np.random.Generator) -> None:
                 color = str(rng.choice(["black", "brown", "white"]))
             placed = _on_wall(room, rng, size.round(2), round(bottom, 2))
             if placed is not None and not any(placed.grown(0.12).overlaps(other.box) for other in room.wall_objects):
-                solids = _build_wall_object(category, placed, color)
+                solids = _build_wall_object(category, placed, color, rng)
                 room.wall_objects.append(WallObject(-1, category, color, placed, solids))
                 break
 
@@ -291,7 +291,7 @@ def _on_wall(room: Room, rng: np.random.Generator, size: np.ndarray, bottom: flo
     return OrientedBox(np.array([x, y, bottom + size[2] / 2]), size, wall.yaw)
 
 
-def _build_wall_object(category: str, placed: OrientedBox, color: str) -> tuple[Solid, ...]:
+def _build_wall_object(category: str, placed: OrientedBox, color: str, rng: np.random.Generator) -> tuple[Solid, ...]:
     width, depth, height = placed.size
     paint = Material(COLORS[color])
     rim = 0.03 if category == "picture" else 0.07
@@ -309,9 +309,12 @@ def _build_wall_object(category: str, placed: OrientedBox, color: str) -> tuple[
         solids.append(ellipsoid(width / 2 - 0.2, 0.015, 0.995, 0.13, 0.02, 0.03, Material((0.75, 0.72, 0.6))))
     else:
         solids.append(box(0, 0, 0, width, depth, rim, paint))
-        picture = "landscape" if category == "window" else "painting"
-        glow = 0.95 if category == "window" else 0.0
-        solids.append(box(*inner, Material((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), picture, 0.0, glow)))
+        if category == "window":
+            view = Material((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), "landscape", period=0.0, glow=0.95)
+        else:
+            light, dark = rng.uniform(0.7, 1.0, 3), rng.uniform(0.0, 0.45, 3)
+            view = Material(tuple(light), tuple(dark), "painting", period=0.0)
+        solids.append(box(*inner, view))
     if category == "window":
         solids.append(box(0, 0, 0, 0.05, depth - 0.01, height, paint))
     underside = placed.center - [0.0, 0.0, height / 2]
@@ -334,8 +337,8 @@ class _Furnisher:
 
     def furnish(self) -> None:
         """Fill the room with a number of pieces drawn between `MIN_PIECES` and what its area bears."""
-        most = int(np.clip(3 + self.room.area / 2, MIN_PIECES + 1, MAX_PIECES))
-        wanted = int(self.rng.integers(MIN_PIECES, most + 1))
+        most = int(np.clip(5 + self.room.area / 2, MIN_PIECES + 1, MAX_PIECES))
+        wanted = int(self.rng.integers(max(MIN_PIECES, round(0.7 * most)), most + 1))
         certain, optional = ROOM_KINDS[self.room.kind]
         order = [optional[i] for i in self.rng.permutation(len(optional))]
         fillers = [_FILLERS[i] for i in self.rng.permutation(len(_FILLERS))]

@@ -1,10 +1,10 @@
 """A vectorized ray caster for boxes, cylinders and ellipsoids.
 
 Along a ray `origin + t * direction` the inverse distance `w = 1 / t` at which a plane is met is an affine function of
-the pixel, and for a cylinder or ellipsoid the root of a quadratic. A convex solid is hit where the nearest of its exits
-lies behind the farthest of its entries, that is where `min(entry w) > max(exit w)`. So each solid costs a few sums over
-the rectangle of pixels that it can cover, and the buffer of the largest `w` resolves visibility. With directions whose
-camera z is 1, `t` is the depth.
+the pixel, and for a cylinder or ellipsoid the root of a quadratic. A convex solid is hit where the nearest of its
+exits lies behind the farthest of its entries, that is where `min(entry w) > max(exit w)`. So each solid costs a few
+sums over the rectangle of pixels that it can cover, and the buffer of the largest `w` resolves visibility. With
+directions whose camera z is 1, `t` is the depth.
 
 Colors are computed afterwards, once per pixel.
 """
@@ -149,7 +149,7 @@ def _slab_interval(start, slope, u, v, num_axes) -> tuple[np.ndarray | np.float3
 
 
 def _quadric_interval(start, slope, u, v, radii) -> tuple[np.ndarray | np.float32, np.ndarray]:
-    """Inverse distances of entry and exit for a cone's mantle with `radii` at z = -1 and 1, or the unit sphere (None)."""
+    """Inverse distances of entry and exit: the unit sphere (no `radii`), or a mantle with `radii` at z = -1 and 1."""
     x, y, z = (slope[axis, 0] * u + (slope[axis, 1] * v + slope[axis, 2]) for axis in range(3))
     ox, oy, oz = (float(value) for value in start)
     if radii is None:
@@ -245,8 +245,10 @@ class RoomRenderer:
         v = np.append(self.v - step / 2, self.v[-1] + step / 2)
         chosen = np.arange(len(self.table.shape))
         corner_inverse, corner_rows = cast_rays(self.table, chosen, origin, basis, u, v)
-        mixed = np.zeros(rows.shape, bool)
         windows = [(slice(dy, dy + rows.shape[0]), slice(dx, dx + rows.shape[1])) for dy in (0, 1) for dx in (0, 1)]
+        # On one flat face the inverse depth at the center is the mean of that at the corners.
+        bend = sum(corner_inverse[window] for window in windows) - 4 * inverse
+        mixed = np.abs(bend) > 4e-4 * inverse
         for window in windows:
             mixed |= corner_rows[window] != rows
         needed = np.zeros(corner_rows.shape, bool)
@@ -342,15 +344,15 @@ class RoomRenderer:
             for axis, limit in ((0, lighting.floor_ambient.shape[1]), (1, lighting.floor_ambient.shape[0]))
         )
         closed[on_floor] *= lighting.floor_ambient[cell_y, cell_x]
-        # Surfaces that look up see the bright ceiling.
-        ambient = closed * (np.float32(0.92) + np.float32(0.14) * normal[2])
+        # Level surfaces see most of the bright ceiling or the lit floor.
+        ambient = closed * (np.float32(1.0) + np.float32(0.08) * np.abs(normal[2]))
         strengths = [ambient]
         for index in range(len(lighting.position)):
             towards = [np.float32(lighting.position[index, axis]) - point[axis] for axis in range(3)]
             square = sum(value * value for value in towards)
             lambert = sum(towards[axis] * normal[axis] for axis in range(3)) / np.sqrt(square)
             # Light bounces: it wraps a little around, and falls off more slowly than in the open.
-            strength = np.maximum(lambert * np.float32(0.85) + np.float32(0.15), 0) / (1 + square * np.float32(0.03))
+            strength = np.maximum(lambert * np.float32(0.75) + np.float32(0.25), 0) / (1 + square * np.float32(0.03))
             strength *= np.float32(0.5) + np.float32(0.5) * closed
             strength[on_floor] *= lighting.floor_light[index, cell_y, cell_x]
             strengths.append(strength)
@@ -429,7 +431,7 @@ def _draw_lighting(room: Room, table: SolidTable, rng: np.random.Generator) -> L
     warmth, balance = rng.uniform(0.0, 1.0), rng.uniform(0.35, 0.65)
     lamp_color = np.array([1.0, 1.0 - 0.1 * warmth, 1.0 - 0.28 * warmth]) * balance * rng.uniform(0.75, 1.0)
     day_color = np.array([0.92, 0.97, 1.0]) * (1 - balance) * rng.uniform(0.75, 1.0)
-    ambient = np.array([1.0, 0.99, 0.97]) * rng.uniform(0.46, 0.58)
+    ambient = np.array([1.0, 0.99, 0.97]) * rng.uniform(0.44, 0.54)
     pieces = np.flatnonzero((table.instance > 0) & (table.instance <= len(room.pieces)))
     floor_light = []
     for position, spread in ((lamp, 0.12), (daylight, 0.2)):

@@ -40,7 +40,8 @@ class Material:
 
     Args:
         color (`tuple[float, float, float]`): RGB in [0, 1] where the texture is 1.
-        second_color (`tuple[float, float, float]`, *optional*): RGB where the texture is 0; 55 % of `color` by default.
+        second_color (`tuple[float, float, float]`, *optional*): RGB where the texture is 0; by default 55 % of
+            `color`.
         texture (`str`): A name of `room_textures.TEXTURES`.
         period (`float`): Meters that one repeat of the texture covers; 0 stretches one repeat over each face.
         glow (`float`): Share of the color that is emitted whatever the light, in [0, 1].
@@ -138,7 +139,7 @@ def cylinder(
     axis: str = "z",
     depth: float | None = None,
 ) -> Solid:
-    """A cylinder along `axis`; `bottom` is the height of its lowest point, `depth` its second diameter if elliptical."""
+    """A cylinder along `axis`; `bottom` is the height of its lowest point, `depth` an ellipse's second diameter."""
     height = length if axis == "z" else diameter
     size = np.array([diameter, depth or diameter, length])
     return Solid("cylinder", np.array([x, y, bottom + height / 2]), size, _AXES[axis], material, taper)

@@ -6,13 +6,18 @@ Each scene is a folder `room_<number>`:
 
     color/<frame>.jpg                    RGB
     depth/<frame>.png                    depth along the optical axis, 16 bit, millimeters
-    pose/<frame>.txt                     camera-to-world 4x4, meters, OpenCV axes (x right, y down, z forward), world z up
+    pose/<frame>.txt                     camera-to-world 4x4, meters, OpenCV axes (x right, y down, z forward), z up
     intrinsic/intrinsic_{color,depth}.txt   4x4, pixels; pixel centers lie at half-integer coordinates
     intrinsic/extrinsic_{color,depth}.txt   identity, as color and depth share one camera
-    scene.json                           room outline, oriented boxes of everything, and what each frame shows
+    scene.json                           what there is, and what each frame shows of it
 
-Frame names are not zero-padded, as in ScanNet. The same seed gives the same bytes for any number of workers; a scene
-depends on the seed and its number alone, so that a folder can be extended by asking for more scenes.
+scene.json has the room's `kind`, `outline` (floor polygon, counter-clockwise), `height` and `area`; `furniture`, with
+`instance_id`, `category`, `color`, oriented box (`center`, `size` along its own axes, `yaw`; its front is its y axis)
+and `stands_on` (an instance id, 0 for the floor); `wall_objects` (doors, windows, pictures) alike; and for each of
+`frames` the number of `visible_pixels` by instance id. Lengths are meters, angles radians.
+
+Frame names are not zero-padded, as in ScanNet. The same seed gives the same bytes for any number of workers. A folder
+can be extended by asking for more scenes; those that are finished are kept.
 """
 
 import argparse
@@ -23,6 +28,8 @@ import os
 import re
 import shutil
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -69,17 +76,34 @@ def render_rooms(
     with tqdm(total=num_scenes, initial=num_scenes - len(missing), desc="Rendering rooms", unit="room") as progress:
         if len(missing) < num_scenes:
             progress.write(f"{num_scenes - len(missing)} of {num_scenes} rooms were finished before and are kept.")
-        if workers == 1 or len(missing) <= 1:
-            for index in missing:
-                render(index)
-                progress.update()
-        else:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
-                for future in as_completed([pool.submit(render, index) for index in missing]):
-                    future.result()
-                    progress.update()
+        for _ in _run(render, missing, workers):
+            progress.update()
     return scenes
+
+
+def _run(render: Callable[[int], None], indices: list[int], workers: int) -> Iterator[None]:
+    """Call `render` on every index, in this process or in several, and yield after each."""
+    if workers == 1 or len(indices) <= 1:
+        yield from map(render, indices)
+        return
+    # A forked child of a process that runs threads, as PyTorch's, may hang; a spawned one does not.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(indices)), mp_context=context, initializer=_exit_with_parent)
+    try:
+        for future in as_completed([pool.submit(render, index) for index in indices]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _exit_with_parent() -> None:
+    """End this worker when the main process is killed, which would leave it waiting for work forever."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _check_options(num_scenes: int, num_views: int, size: tuple[int, int], seed: int, workers: int) -> None:
@@ -109,18 +133,25 @@ def _claim_folder(output: Path, options: dict) -> None:
     temporary.replace(note)
 
 
-def _write_scene(index: int, output: Path, num_views: int, size: tuple[int, int], seed: int) -> None:
-    """Render scene `index` into a temporary folder and rename it when it is complete."""
+def draw_scene(
+    index: int, num_views: int, size: tuple[int, int], seed: int
+) -> tuple[Room, np.ndarray, float, RoomRenderer]:
+    """Draw scene `index`: its room, its poses (see `draw_walk`), the focal length in pixels, and its renderer."""
     rng = np.random.default_rng([seed, index])
     poses = None
     while poses is None:
         room = draw_room(rng)
         poses = draw_walk(room, num_views, rng)
-    focal_length = round(size[0] / 2 / math.tan(math.radians(rng.uniform(60, 70)) / 2), 3)
-    renderer = RoomRenderer(room, rng, size, focal_length)
+    field_of_view = math.radians(rng.uniform(60, 70))
+    focal_length = round(size[0] / 2 / math.tan(field_of_view / 2), 3)
+    return room, poses, focal_length, RoomRenderer(room, rng, size, focal_length)
 
+
+def _write_scene(index: int, output: Path, num_views: int, size: tuple[int, int], seed: int) -> None:
+    """Render scene `index` into a temporary folder and rename it when it is complete."""
+    room, poses, focal_length, renderer = draw_scene(index, num_views, size, seed)
     name = f"room_{index:06d}"
-    folder = output / f".{name}.partial"
+    folder = output / f".{name}.{os.getpid()}.partial"
     for part in ("color", "depth", "pose", "intrinsic"):
         (folder / part).mkdir(parents=True)
     intrinsics = np.eye(4)

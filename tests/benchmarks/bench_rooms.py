@@ -1,0 +1,55 @@
+"""Rooms rendered to disk: views per second of one core, at two image sizes.
+
+    python tests/benchmarks/bench_rooms.py --scenes 4 --views 32
+
+Everything counts: drawing the room, its shadows, rendering, JPEG and PNG. Processor time is what one core needs even
+on a machine that is busy with other work.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from spa3r.data_scripts.rooms import render_rooms
+
+SIZES = ((224, 168), (518, 392))
+
+
+def measure(size: tuple[int, int], scenes: int, views: int) -> dict:
+    """Render `scenes` rooms of `views` views in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        render_rooms(Path(folder) / "warm_up", 1, 1, size)
+        wall, processor = time.perf_counter(), time.process_time()
+        render_rooms(Path(folder) / "measured", scenes, views, size)
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    count = scenes * views
+    return {
+        "size": f"{size[0]}x{size[1]}",
+        "views": count,
+        "views_per_second_of_one_core": count / processor,
+        "views_per_second_of_wall_time": count / wall,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=4)
+    parser.add_argument("--views", type=int, default=32)
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    options = parser.parse_args()
+    results = [measure(size, options.scenes, options.views) for size in SIZES]
+    print(f"{'size':>9} {'views':>6} {'views/s of one core':>20} {'views/s of wall time':>21}")
+    for row in results:
+        print(
+            f"{row['size']:>9} {row['views']:>6} {row['views_per_second_of_one_core']:>20.1f} "
+            f"{row['views_per_second_of_wall_time']:>21.1f}"
+        )
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
