@@ -126,7 +126,7 @@ def load_aggregator(recording: Recording, weights: dict[str, Tensor], global_qk_
 
 @torch.no_grad()
 def all_layers(model: VGGTModel, images: Tensor, num_context_views: int | None = None) -> list[Tensor]:
-    """All tokens of each layer, `(batch_size, num_views, num_tokens, 2 * hidden_size)`, taken from inside the model."""
+    """All tokens of each layer, `(batch_size, num_views, num_tokens, 2 * hidden_size)`, caught inside the model."""
     frame_tokens, global_tokens = [], []
     hooks = [b.register_forward_hook(lambda *call: frame_tokens.append(call[-1])) for b in model.frame_blocks]
     hooks += [b.register_forward_hook(lambda *call: global_tokens.append(call[-1])) for b in model.global_blocks]
@@ -170,9 +170,7 @@ def test_aggregator_matches_official_code(name):
     weights = {key: tensor for key, tensor in recording.weights.items() if key.startswith("aggregator.")}
     images, view_mask = recording.images, recording.inputs["view_mask"]
     model = load_aggregator(recording, weights, "rms_norm")
-    upstream = load_aggregator(
-        recording, weights | starting_with("stock_vggt_extra.", recording.weights), "layer_norm"
-    )
+    upstream = load_aggregator(recording, weights | upstream_only, "layer_norm")
 
     layers = {"nomask": all_layers(model, images), "masked": all_layers_masked(model, images, view_mask)}
     computed = {"stock_vggt.last": all_layers(upstream, images)[-1]}
