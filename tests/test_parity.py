@@ -4,11 +4,12 @@ A recording is a JSON file, which tells sizes, beside a safetensors file of inpu
 names. `SPA3R_GOLDEN_DIR` names the directory.
 """
 
+import functools
 import json
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DINOv3ViTConfig
+from transformers.utils import ModelOutput
 
-from spa3r.configuration.configuration_spa3r import Spa3RTeacherConfig
+from spa3r.configuration.configuration_spa3r import Spa3RConfig, Spa3RTeacherConfig
 from spa3r.configuration.configuration_vggt import VGGTConfig
-from spa3r.modeling_spa3r.convert_checkpoints import convert_dinov3_state_dict, convert_vggt_state_dict
-from spa3r.modeling_spa3r.geometry import cameras_to_pose_encoding, pose_encoding_to_cameras
-from spa3r.modeling_spa3r.layers import Rope2D, grid_positions
-from spa3r.modeling_spa3r.modeling_spa3r import Spa3RTeacher
+from spa3r.modeling_spa3r.convert_checkpoints import (
+    convert_dinov3_state_dict,
+    convert_spa3r_state_dict,
+    convert_vggt_state_dict,
+)
+from spa3r.modeling_spa3r.geometry import PRoPE, camera_rays, cameras_to_pose_encoding, pose_encoding_to_cameras
+from spa3r.modeling_spa3r.layers import Attention, Rope2D, grid_positions
+from spa3r.modeling_spa3r.modeling_spa3r import Spa3RForPreTraining, Spa3RTeacher
 from spa3r.modeling_spa3r.modeling_vggt import VGGTCameraHead, VGGTDenseHead, VGGTModel, normalize_images
 
 GOLDEN = Path(os.environ.get("SPA3R_GOLDEN_DIR") or Path(__file__).resolve().parents[1] / "../shared/golden")
@@ -259,3 +265,236 @@ def test_semantic_targets_match_official_code(name):
         "features_grid": teacher(images, grid_size),
     }
     assert_every_output_matches(recording, computed)
+
+
+# --- Spa3R ---
+
+
+def attention_weights(recording: Recording) -> dict[str, Tensor]:
+    """Weights of a single official attention module, by their names here."""
+    prefix = "model.encoder.layers.0.attention."
+    return starting_with(prefix, convert_spa3r({f"encoder.blocks.0.{k}": v for k, v in recording.weights.items()}))
+
+
+def convert_spa3r(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names of `Spa3RForPreTraining`."""
+    return convert_spa3r_state_dict({f"model.{name}": weight for name, weight in weights.items()})[0]
+
+
+def spa3r_config(sizes: dict, **variant) -> Spa3RConfig:
+    """Configuration by the `config` of a recording; the official code's losses and qk-norm."""
+    dino = sizes["dino"]
+    return Spa3RConfig(
+        vggt_config=vggt_config(sizes["vggt"]),
+        teachers={
+            "semantic": {
+                "vision_config": {
+                    "model_type": "dinov3_vit",
+                    "hidden_size": dino["embed_dim"],
+                    "intermediate_size": 4 * dino["embed_dim"],
+                    "num_hidden_layers": dino["depth"],
+                    "num_attention_heads": dino["num_heads"],
+                    "num_register_tokens": dino["n_storage_tokens"],
+                    "patch_size": dino["patch_size"],
+                }
+            }
+        },
+        hidden_size=sizes["embed_dim"],
+        num_attention_heads=sizes["num_heads"],
+        num_latents=sizes["num_queries"],
+        num_encoder_layers=sizes["num_encoder_layers"],
+        num_decoder_layers=sizes["num_decoder_layers"],
+        num_register_tokens=sizes["num_register_tokens"],
+        regression_loss="smooth_l1",
+        predict_context_views=True,
+        **variant,
+    )
+
+
+def capture(module: torch.nn.Module, calls: list):
+    """Keep the inputs and the output of each call of a module."""
+    module.register_forward_hook(lambda _, inputs, output: calls.append((inputs, output)))
+
+
+@pytest.mark.parametrize("name", recordings("camera_rays"))
+def test_camera_rays(name):
+    recording = golden(name)
+    grid_size = tuple(recording.info["grid_hw"])
+    intrinsics, in_patches = recording.inputs["intrinsics_px"], recording.outputs["intrinsics_patch"]
+    patch_size = round((intrinsics[..., 0, 0] / in_patches[..., 0, 0]).mean().item())
+    rays = camera_rays(intrinsics, grid_size, patch_size)
+    in_units = intrinsics / intrinsics.new_tensor([patch_size, patch_size, 1])[:, None]
+    assert_every_output_matches(
+        recording, {"rays": rays.transpose(-1, -2).unflatten(-1, grid_size), "intrinsics_patch": in_units}
+    )
+
+
+def prope_of(case: dict, extrinsics: Tensor, intrinsics: Tensor | None, head_dim: int) -> PRoPE:
+    return PRoPE(
+        extrinsics,
+        intrinsics,
+        grid_size=(case["patches_y"], case["patches_x"]),
+        image_size=(case["image_height"], case["image_width"]),
+        head_dim=head_dim,
+        base=case["effective_freq_base"],
+        frequency_scale=case["effective_freq_scale"],
+    )
+
+
+@pytest.mark.parametrize("name", recordings("prope"))
+def test_prope(name):
+    recording = golden(name)
+    computed = {}
+    for label, case in recording.info["cases"].items():
+        inputs = starting_with(f"{label}.", recording.inputs)
+        spatial = inputs.get("spatial_mask", torch.ones(inputs["q"].shape[2], dtype=torch.bool))
+        # Attention does not mind the order of tokens; here those without a camera come first.
+        order = spatial.int().argsort(stable=True)
+        prope = prope_of(case, inputs["viewmats"], inputs.get("Ks"), case["head_dim"])
+        query, key, value = prope.rotate(*(inputs[tensor][:, :, order] for tensor in "qkv"))
+        output = prope.restore(torch.nn.functional.scaled_dot_product_attention(query, key, value))
+        for tensor, result in (("q_transformed", query), ("k_transformed", key), ("out", output)):
+            if f"{label}.{tensor}" in recording.outputs:
+                computed[f"{label}.{tensor}"] = result[:, :, order.argsort()]
+
+    if "module" in recording.info:
+        module, inputs = recording.info["module"], starting_with("module.", recording.inputs)
+        attention = Attention(
+            Spa3RConfig(attn_implementation="sdpa"), module["dim"], module["num_heads"], qk_norm="rms_norm"
+        )
+        attention.load_state_dict(attention_weights(recording))
+        some_case = next(iter(recording.info["cases"].values()))
+        patch_size = some_case["image_width"] // some_case["patches_x"]
+        case = {"patches_y": module["patches_y"], "patches_x": module["patches_x"]}
+        case |= {"image_height": patch_size * module["patches_y"], "image_width": patch_size * module["patches_x"]}
+        case |= {"effective_freq_base": 100.0, "effective_freq_scale": 1.0}
+        prope = prope_of(case, inputs["viewmats"], inputs["Ks"], module["dim"] // module["num_heads"])
+        computed["module.out"] = attention(inputs["x"], prope)
+    assert_every_output_matches(recording, computed)
+
+
+@pytest.mark.parametrize("name", recordings("transformers"))
+def test_encoder_and_decoder_stacks(name):
+    recording = golden(name)
+    sizes, inputs, grid_size = recording.info["config"], recording.inputs, tuple(recording.info["grid_hw"])
+    model = Spa3RForPreTraining(spa3r_config(sizes)).eval()
+    weights = convert_spa3r(recording.weights)
+    model.model.encoder.load_state_dict(starting_with("model.encoder.", weights))
+    model.decoder.load_state_dict(starting_with("decoder.", weights))
+    num_registers, head_dim = sizes["num_register_tokens"], sizes["embed_dim"] // sizes["num_heads"]
+
+    positions = inputs["encoder_pos"] + 1
+    positions = torch.cat([positions.new_zeros(positions.shape[0], num_registers, 2), positions], dim=1)
+    encoded = model.model.encoder(inputs["encoder_x"], Rope2D(positions, head_dim))
+
+    patch_size = sizes["vggt"]["patch_size"]
+    image_size = (patch_size * grid_size[0], patch_size * grid_size[1])
+    prope = PRoPE(inputs["viewmats"], inputs["Ks"], grid_size, image_size, head_dim)
+    decoded = model.decoder(inputs["decoder_x"], prope)
+    assert_every_output_matches(recording, {"encoder_out": encoded, "decoder_out": decoded})
+
+
+@pytest.mark.parametrize("name", recordings("spa3r_predict"))
+def test_latents_of_all_views(name):
+    recording = golden(name)
+    sizes, images = recording.info["config"], recording.images
+    model = Spa3RForPreTraining(spa3r_config(sizes)).eval()
+    model.load_state_dict(convert_spa3r(recording.weights))
+    encoder_calls = []
+    capture(model.model.encoder, encoder_calls)
+    latents = model.model(images).latents
+
+    batch_size, num_views = images.shape[:2]
+    patches = grid_positions(model.model.vggt.grid_size(images), 0, "cpu").repeat(num_views, 1)
+    positions = torch.cat([patches.new_zeros(sizes["num_queries"], 2), patches]) - 1
+    (inputs, _), *_ = encoder_calls
+    computed = {"latents": latents, "encoder_input": inputs[0], "encoder_pos": positions.expand(batch_size, -1, -1)}
+    assert_every_output_matches(recording, computed)
+
+
+@dataclass
+class PreTrainingCalls:
+    """One pre-training step on a recording, with what went in and out of its parts."""
+
+    model: Spa3RForPreTraining
+    output: ModelOutput
+    order: Tensor
+    decoded: Tensor
+    pose_encoding: Tensor
+
+
+@functools.cache
+def pretraining_step(name: str) -> PreTrainingCalls:
+    recording = golden(name)
+    asymmetric = recording.info["config"]["asymmetric_masking"]
+    config = spa3r_config(recording.info["config"], view_aggregation="asymmetric" if asymmetric else "separate")
+    model = Spa3RForPreTraining(config)
+    model.load_state_dict(convert_spa3r(recording.weights))
+    model.freeze_teachers()
+    model.eval()
+    decoder_calls, camera_calls = [], []
+    capture(model.decoder, decoder_calls)
+    capture(model.camera_head, camera_calls)
+
+    orders, counts = zip(*map(context_first, recording.inputs["view_mask"]), strict=True)
+    num_context_views, order = counts[0], torch.stack(orders)
+    images = torch.stack([scene[views] for scene, views in zip(recording.images, order, strict=True)])
+    output = model(images, num_context_views)
+    output.loss.backward()
+    return PreTrainingCalls(model, output, order, decoder_calls[-1][1], camera_calls[-1][1][-1])
+
+
+@pytest.mark.parametrize("name", recordings("spa3r_loss_*"))
+def test_pretraining_features_and_losses(name):
+    recording, step = golden(name), pretraining_step(name)
+    output, views = step.output, step.order.shape
+
+    def in_recorded_order(tensor: Tensor) -> Tensor:
+        return torch.stack([scene[order.argsort()] for scene, order in zip(tensor, step.order, strict=True)])
+
+    grid_size = tuple(size // step.model.config.vggt_config.patch_size for size in recording.info["image_hw"])
+    rays = camera_rays(output.intrinsics, grid_size, step.model.config.vggt_config.patch_size)
+    computed = {
+        "latents": output.latents,
+        "pose_enc": in_recorded_order(step.pose_encoding),
+        "viewmats": in_recorded_order(output.extrinsics).flatten(0, 1)[:, None],
+        "Ks": in_recorded_order(output.intrinsics).flatten(0, 1)[:, None],
+        "camera_rays": in_recorded_order(rays).flatten(0, 1),
+        "decoder_out": in_recorded_order(step.decoded.unflatten(0, views)).flatten(0, 1),
+        "pred_geo": in_recorded_order(output.predicted_features["geometry"]),
+        "pred_sem": in_recorded_order(output.predicted_features["semantic"]),
+        "target_geo": in_recorded_order(output.target_features["geometry"]),
+        "target_sem": in_recorded_order(output.target_features["semantic"]),
+        "depth_probe": in_recorded_order(output.probe_depth)[..., None],
+        "depth_gt_grid": in_recorded_order(output.target_depth)[..., None],
+    }
+    losses = {OFFICIAL_LOSSES[name]: loss for name, loss in output.losses.items()} | {"loss.total": output.loss}
+    for loss, value in losses.items():
+        torch.testing.assert_close(value, recording.outputs[loss], rtol=1e-5, atol=0)
+    outputs = {name: tensor for name, tensor in recording.outputs.items() if not name.startswith("grad.")}
+    assert_every_output_matches(replace(recording, outputs=outputs), computed | losses)
+
+
+OFFICIAL_LOSSES = {
+    "geometry_l1": "loss.geo_l1",
+    "geometry_cosine": "loss.geo_cos",
+    "semantic_l1": "loss.sem_l1",
+    "semantic_cosine": "loss.sem_cos",
+    "depth_probe": "loss.depth_prob",
+}
+
+
+@pytest.mark.parametrize("name", recordings("spa3r_loss_*"))
+def test_pretraining_gradients(name):
+    recording, step = golden(name), pretraining_step(name)
+    parameters = dict(step.model.named_parameters())
+    expected = convert_spa3r(starting_with("grad.", recording.outputs))
+    assert expected
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(parameters[parameter].grad, gradient, atol=FEATURE_TOLERANCE, rtol=1e-4)
+
+    norms = convert_spa3r({key: torch.tensor(norm) for key, norm in recording.info["grad_norms"].items()})
+    with_gradient = {key for key, parameter in parameters.items() if parameter.grad is not None}
+    assert with_gradient == norms.keys()
+    for parameter, norm in norms.items():
+        torch.testing.assert_close(parameters[parameter].grad.norm(), norm, rtol=1e-3, atol=1e-6)
