@@ -179,14 +179,6 @@ class Spa3RPreTrainedModel(PreTrainedModel):
             model.config.teachers_included = True
         return loaded
 
-    def frozen_modules(self) -> dict[str, nn.Module]:
-        """The teachers, by their prefix in the state dict: what is never trained."""
-        raise NotImplementedError
-
-    def load_teachers(self):
-        """Give the teachers the weights that the configuration names; without a name, untrained ones from its seed."""
-        raise NotImplementedError
-
     def post_init(self):
         super().post_init()
         if not self.config.teachers_included:
@@ -235,9 +227,11 @@ class Spa3RModel(Spa3RPreTrainedModel):
         self.post_init()
 
     def frozen_modules(self) -> dict[str, nn.Module]:
+        """The teachers, by their prefix in the state dict: what is never trained."""
         return {"vggt": self.vggt}
 
     def load_teachers(self):
+        """Give VGGT the weights that the configuration names; without a name, untrained ones from its seed."""
         self.vggt = self._load_vggt().vggt
 
     def encode(self, features: Tensor, grid_size: tuple[int, int]) -> Tensor:
@@ -309,10 +303,12 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         self.post_init()
 
     def frozen_modules(self) -> dict[str, nn.Module]:
+        """The teachers, by their prefix in the state dict: what is never trained."""
         modules = {"model.vggt": self.model.vggt, "camera_head": self.camera_head, "depth_head": self.depth_head}
         return modules | {f"teachers.{name}": teacher for name, teacher in self.teachers.items()}
 
     def load_teachers(self):
+        """Give all teachers the weights that the configuration names; without a name, untrained ones from its seed."""
         teachers = {}
         for index, (name, teacher) in enumerate(self.teachers.items(), start=1):
             checkpoint, vision_config = teacher.config.checkpoint, teacher.config.vision_config
