@@ -350,13 +350,15 @@ def _dinov3_head_dim(state: State, prefix: str) -> int:
 
 
 @contextlib.contextmanager
-def _incomplete_is_an_error():
+def _clear_inference_errors():
     try:
         yield
     except KeyError as error:
         raise ValueError(
             f"The checkpoint is incomplete: there is no tensor for {error}, which tells a size of the architecture."
         ) from error
+    except IndexError as error:
+        raise ValueError("The checkpoint is of another architecture: a tensor has too few dimensions.") from error
 
 
 def _filled(model_class: type[PreTrainedModel], config: PreTrainedConfig, state: State) -> PreTrainedModel:
@@ -391,7 +393,7 @@ def vggt_from_official(state: State, **config) -> tuple[VGGTForGeometry, dict[st
         `tuple[VGGTForGeometry, dict[str, str]]`: The model, and why tensors were left out, by their official names.
     """
     converted, reasons = convert_vggt_state_dict(state)
-    with _incomplete_is_an_error():
+    with _clear_inference_errors():
         vggt_config = _vggt_config(converted, "vggt.", config)
     return _filled(VGGTForGeometry, vggt_config, converted), reasons
 
@@ -405,7 +407,7 @@ def spa3r_from_official(state: State, **config) -> tuple[Spa3RForPreTraining, di
             Fields of `Spa3RConfig` that shapes do not tell; `vggt_config` (`dict`) as for `vggt_from_official`.
     """
     converted, reasons = convert_spa3r_state_dict(state)
-    with _incomplete_is_an_error():
+    with _clear_inference_errors():
         spa3r_config = _spa3r_config(converted, _dinov3_head_dim(state, "model.dino."), config)
     return _filled(Spa3RForPreTraining, spa3r_config, converted), reasons
 
@@ -413,7 +415,7 @@ def spa3r_from_official(state: State, **config) -> tuple[Spa3RForPreTraining, di
 def dinov3_from_official(state: State, **config) -> tuple[DINOv3ViTModel, dict[str, str]]:
     """Build transformers' `DINOv3ViTModel` from an official checkpoint; see `vggt_from_official`."""
     converted, reasons = convert_dinov3_state_dict(state)
-    with _incomplete_is_an_error():
+    with _clear_inference_errors():
         dinov3_config = _dinov3_config(converted, "", _dinov3_head_dim(state, ""), config)
     return _filled(DINOv3ViTModel, dinov3_config, converted), reasons
 
