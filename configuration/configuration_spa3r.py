@@ -175,11 +175,11 @@ class Spa3RConfig(PreTrainedConfig):
                 "`hidden_size` / `num_attention_heads` must be a multiple of 8 (PRoPE acts on blocks of 8 channels), "
                 f"got {self.hidden_size} / {self.num_attention_heads}."
             )
+        if "geometry" in self.teachers:
+            raise ValueError("The name `geometry` belongs to VGGT's features; give the teacher another name.")
         unknown = set(self.targets) - {"geometry", *self.teachers}
         if unknown or not self.targets or len(set(self.targets)) != len(self.targets):
             raise ValueError(
                 f"`targets` must name, once each, `geometry` or one of the teachers {sorted(self.teachers)}, got "
                 f"{list(self.targets)}."
             )
-        if "geometry" in self.teachers:
-            raise ValueError("The name `geometry` belongs to VGGT's features; give the teacher another name.")

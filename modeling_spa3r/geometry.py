@@ -5,6 +5,9 @@ camera coordinates (`x_camera = R @ x_world + t`), as homogeneous matrices; `int
 at the top-left corner of the top-left pixel, so that pixel centres lie at half-integers.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +24,18 @@ __all__ = [
 ]
 
 
+def without_autocast(function: Callable) -> Callable:
+    """Keep a function's products in the precision of its tensors: camera poses do not survive bfloat16."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        device = next(arg.device for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor))
+        with torch.autocast(device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
 def homogeneous(matrices: Tensor) -> Tensor:
     """Append the row `(0, 0, 0, 1)` to rigid transforms.
 
@@ -34,6 +49,7 @@ def homogeneous(matrices: Tensor) -> Tensor:
     return torch.cat([matrices, bottom], dim=-2)
 
 
+@without_autocast
 def invert_rigid(transforms: Tensor) -> Tensor:
     """Invert rigid transforms analytically.
 
@@ -148,6 +164,7 @@ def cameras_to_pose_encoding(extrinsics: Tensor, intrinsics: Tensor, image_size:
     return torch.cat([extrinsics[..., :3, 3], quaternions, field_of_view], dim=-1).float()
 
 
+@without_autocast
 def relative_cameras(extrinsics: Tensor) -> tuple[Tensor, Tensor]:
     """Express the cameras of a scene in the frame of its first view, in units of their mean distance from it.
 
@@ -195,6 +212,7 @@ def camera_rays(intrinsics: Tensor, grid_size: tuple[int, int], patch_size: int)
     return F.normalize(torch.stack([ray_x, ray_y, torch.ones_like(ray_x)], dim=-1), dim=-1)
 
 
+@without_autocast
 def plucker_rays(extrinsics: Tensor, rays: Tensor) -> Tensor:
     """Plücker coordinates, in the world frame, of rays given in the camera frame.
 
@@ -253,6 +271,7 @@ class PRoPE:
         frequency_scale (`float`, *optional*, defaults to 1.0): Factor on the rotary frequencies.
     """
 
+    @without_autocast
     def __init__(
         self,
         extrinsics: Tensor,
@@ -305,15 +324,14 @@ class PRoPE:
         """Bring the attention output, of the shape of the queries, back into each patch's own frame."""
         return self._apply(output, self.output_matrix, self.sin)
 
+    @without_autocast
     def _apply(self, hidden_states: Tensor, matrix: Tensor, sin: Tensor) -> Tensor:
         batch_size, num_heads, num_tokens, head_dim = hidden_states.shape
         prefix, patches = hidden_states.split([num_tokens - self.num_patches, self.num_patches], dim=2)
-        # Poses do not survive bfloat16: the small products below stay in float32 also under autocast.
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            projective, rotary = patches.float().chunk(2, dim=-1)
-            grouped = projective.reshape(batch_size, num_heads, self.num_cameras, -1, 4)
-            projective = (grouped @ matrix).view(projective.shape)
-            first, second = rotary.unflatten(-1, (2, 2, head_dim // 8)).unbind(-2)
-            rotary = torch.stack([first * self.cos - second * sin, first * sin + second * self.cos], dim=-2)
-            patches = torch.cat([projective, rotary.flatten(-3)], dim=-1)
+        projective, rotary = patches.float().chunk(2, dim=-1)
+        grouped = projective.reshape(batch_size, num_heads, self.num_cameras, -1, 4)
+        projective = (grouped @ matrix).view(projective.shape)
+        first, second = rotary.unflatten(-1, (2, 2, head_dim // 8)).unbind(-2)
+        rotary = torch.stack([first * self.cos - second * sin, first * sin + second * self.cos], dim=-2)
+        patches = torch.cat([projective, rotary.flatten(-3)], dim=-1)
         return torch.cat([prefix, patches.to(hidden_states.dtype)], dim=2)

@@ -449,7 +449,9 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         }
 
     def _estimate_cameras(self, camera_tokens: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        pose_encoding = self.camera_head(camera_tokens)[-1].float()
+        # Like VGGT's own code, in full precision also under autocast.
+        with torch.autocast(camera_tokens.device.type, enabled=False):
+            pose_encoding = self.camera_head(camera_tokens.to(self.dtype))[-1].float()
         field_of_view = pose_encoding[..., 7:].clamp(min=MIN_FIELD_OF_VIEW)
         return pose_encoding_to_cameras(torch.cat([pose_encoding[..., :7], field_of_view], dim=-1), image_size)
 
