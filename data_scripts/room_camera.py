@@ -29,17 +29,19 @@ def draw_walk(room: Room, num_views: int, rng: np.random.Generator) -> np.ndarra
 
     Returns:
         `np.ndarray` of shape `(num_views, 4, 4)`: Camera-to-world, OpenCV axes (x right, y down, z forward), world z
-        up; `None` if the furniture leaves no room to walk.
+        up; `None` if the furniture leaves no room to walk, or too much of the walk would show bare walls.
     """
-    free = _free_cells(room)
-    spot, reach = _best_spot(free, rng)
+    spot, reach = _best_spot(_free_cells(room), rng)
     if reach is None or reach.mean() < 0.35:
         return None
     reach = _smooth_below(reach)
     headings = np.arange(_NUM_HEADINGS) * 2 * math.pi / _NUM_HEADINGS
     back = np.roll(reach, -_NUM_HEADINGS // 2)  # reach behind the camera, by heading
     positions = spot + _directions(headings) * -back[:, None]
-    interest = _interest(room, positions, headings)
+    count = _count_pieces_ahead(room, positions, headings)
+    if np.mean(count < 2) > 0.3:
+        return None
+    interest = count / count.max()
 
     turn = 1 if rng.random() < 0.5 else -1
     start = int(rng.choice(np.flatnonzero(interest >= np.quantile(interest, 0.8))))
@@ -122,12 +124,11 @@ def _smooth_below(reach: np.ndarray) -> np.ndarray:
     return np.stack([np.roll(lowest, shift) for shift in range(-window, window + 1)]).mean(axis=0)
 
 
-def _interest(room: Room, positions: np.ndarray, headings: np.ndarray) -> np.ndarray:
-    """How many pieces stand before the camera, by heading, over the most for any heading: `(headings,)` in [0, 1]."""
+def _count_pieces_ahead(room: Room, positions: np.ndarray, headings: np.ndarray) -> np.ndarray:
+    """How many pieces stand before the camera, for each position `(headings, 2)` and heading."""
     centers = np.stack([piece.box.center[:2] for piece in room.pieces])
     offsets = centers[None] - positions[:, None]  # (headings, pieces, 2)
     distance = np.hypot(offsets[..., 0], offsets[..., 1])
     ahead = (offsets * _directions(headings)[:, None]).sum(axis=-1)
     seen = (ahead > distance * math.cos(math.radians(28))) & (distance > 0.8)
-    count = seen.sum(axis=1)
-    return count / max(1, count.max())
+    return seen.sum(axis=1)

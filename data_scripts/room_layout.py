@@ -215,13 +215,13 @@ ROOM_KINDS = {
 _FILLERS = ("plant", "box", "stool", "ball", "trash can", "chair")
 
 
-def draw_room(rng: np.random.Generator) -> Room:
-    """Draw an empty room's outline and then its doors, windows, pictures and furniture.
+def draw_room(kind: str, rng: np.random.Generator) -> Room:
+    """Draw the outline of a room of a `kind` of `ROOM_KINDS`, then its doors, windows, pictures and furniture.
 
     Drawn again from the start, with the same generator, until at least `MIN_PIECES` pieces have found a place.
     """
     while True:
-        room = _draw_outline(rng)
+        room = _draw_outline(kind, rng)
         _add_wall_objects(room, rng)
         _Furnisher(room, rng).furnish()
         if len(room.pieces) >= MIN_PIECES:
@@ -230,8 +230,7 @@ def draw_room(rng: np.random.Generator) -> Room:
             return room
 
 
-def _draw_outline(rng: np.random.Generator) -> Room:
-    kind = str(rng.choice(list(ROOM_KINDS)))
+def _draw_outline(kind: str, rng: np.random.Generator) -> Room:
     longest = 5.0 if kind == "bathroom" else 8.0
     width, depth = (round(float(rng.uniform(3.0, longest)), 2) for _ in range(2))
     height = round(float(rng.uniform(2.4, 3.0)), 2)

@@ -39,7 +39,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .room_camera import draw_walk
-from .room_layout import Room, draw_room
+from .room_layout import ROOM_KINDS, Room, draw_room
 from .room_rendering import RoomRenderer
 
 OPTIONS_FILE = "rooms.json"
@@ -138,9 +138,11 @@ def draw_scene(
 ) -> tuple[Room, np.ndarray, float, RoomRenderer]:
     """Draw scene `index`: its room, its poses (see `draw_walk`), the focal length in pixels, and its renderer."""
     rng = np.random.default_rng([seed, index])
+    # Drawn once: rooms that are drawn again for want of a good walk would be rarer otherwise.
+    kind = str(rng.choice(list(ROOM_KINDS)))
     poses = None
     while poses is None:
-        room = draw_room(rng)
+        room = draw_room(kind, rng)
         poses = draw_walk(room, num_views, rng)
     field_of_view = math.radians(rng.uniform(60, 70))
     focal_length = round(size[0] / 2 / math.tan(field_of_view / 2), 3)
