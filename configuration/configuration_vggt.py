@@ -57,7 +57,7 @@ class VGGTConfig(PreTrainedConfig):
     hidden_size: int = 1024
     num_hidden_layers: int = 24
     num_attention_heads: int = 16
-    mlp_ratio: float = 4.0
+    mlp_ratio: float | int = 4.0
     num_register_tokens: int = 4
     patch_embedding: Literal["vit", "conv"] = "vit"
     patch_embedding_layers: int = 24
@@ -102,11 +102,6 @@ class VGGTConfig(PreTrainedConfig):
             raise ValueError(
                 f"`hidden_size` must be a multiple of `patch_embedding_heads`, got {self.hidden_size} and "
                 f"{self.patch_embedding_heads}."
-            )
-        if 2 * self.hidden_size % self.camera_heads:
-            raise ValueError(
-                f"Twice `hidden_size` must be a multiple of `camera_heads`, got {self.hidden_size} and "
-                f"{self.camera_heads}."
             )
         if self.image_size % self.patch_size:
             raise ValueError(

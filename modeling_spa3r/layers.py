@@ -112,6 +112,8 @@ class Attention(nn.Module):
         qk_norm: Literal["layer_norm", "rms_norm"] | None = None,
     ):
         super().__init__()
+        if hidden_size % num_heads:
+            raise ValueError(f"{hidden_size} channels cannot be divided among {num_heads} attention heads.")
         self.config = config
         self.num_heads = num_heads
         self.head_dim = hidden_size // num_heads

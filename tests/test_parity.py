@@ -79,7 +79,7 @@ def assert_every_output_matches(recording: Recording, computed: dict[str, Tensor
         )
 
 
-def vggt_config(sizes: dict, global_qk_norm: str = "rms_norm") -> VGGTConfig:
+def vggt_config(sizes: dict, global_qk_norm: str = "rms_norm", vit_mlp_ratio: int = 4) -> VGGTConfig:
     """Configuration by the `config` (or its part `vggt`) of a recording."""
     return VGGTConfig(
         image_size=sizes["img_size"],
@@ -92,6 +92,7 @@ def vggt_config(sizes: dict, global_qk_norm: str = "rms_norm") -> VGGTConfig:
         patch_embedding="conv" if sizes["patch_embed"] == "conv" else "vit",
         patch_embedding_layers=sizes["vit_depth"],
         patch_embedding_heads=sizes["vit_heads"],
+        patch_embedding_mlp_ratio=vit_mlp_ratio,
         global_qk_norm=global_qk_norm,
         camera_layers=sizes["cam_trunk_depth"],
         camera_heads=sizes["cam_heads"],
@@ -124,7 +125,9 @@ def context_first(view_mask: Tensor) -> tuple[Tensor, int]:
 
 
 def load_aggregator(recording: Recording, weights: dict[str, Tensor], global_qk_norm: str) -> VGGTModel:
-    model = VGGTModel(vggt_config(recording.info["config"], global_qk_norm)).eval()
+    vit_mlp = weights.get("aggregator.patch_embed.blocks.0.mlp.fc1.weight", torch.empty(4, 1))
+    vit_mlp_ratio = vit_mlp.shape[0] // vit_mlp.shape[1]
+    model = VGGTModel(vggt_config(recording.info["config"], global_qk_norm, vit_mlp_ratio)).eval()
     converted, _ = convert_vggt_state_dict(weights)
     model.load_state_dict(starting_with("vggt.", converted))
     return model
