@@ -58,10 +58,11 @@ class Piece:
     box: OrientedBox
     stands_on: int
 
-    def solids(self) -> list[Solid]:
+    @property
+    def solids(self) -> tuple[Solid, ...]:
         """The solids in the world frame."""
         underside = self.box.center - [0.0, 0.0, self.box.size[2] / 2]
-        return [solid.placed(underside, self.box.yaw) for solid in self.furniture.solids]
+        return tuple(solid.placed(underside, self.box.yaw) for solid in self.furniture.solids)
 
 
 @dataclass(frozen=True)

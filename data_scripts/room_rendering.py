@@ -107,7 +107,9 @@ def cast_rays(
     return inverse, hit_rows
 
 
-def _covered_rectangles(table, chosen, origin, basis, u, v) -> np.ndarray:
+def _covered_rectangles(
+    table: SolidTable, chosen: np.ndarray, origin: np.ndarray, basis: np.ndarray, u: np.ndarray, v: np.ndarray
+) -> np.ndarray:
     """Pixel rectangles (left, right, top, bottom) around the solids' boxes, `(P, 4)`, empty for those out of sight."""
     signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
     reach = signs[None] * table.half_size[chosen][:, None]  # (P, 8, 3)
@@ -127,7 +129,9 @@ def _covered_rectangles(table, chosen, origin, basis, u, v) -> np.ndarray:
     return np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=-1)
 
 
-def _slab_interval(start, slope, u, v, num_axes) -> tuple[np.ndarray | np.float32, np.ndarray]:
+def _slab_interval(
+    start: np.ndarray, slope: np.ndarray, u: np.ndarray, v: np.ndarray, num_axes: int
+) -> tuple[np.ndarray | np.float32, np.ndarray]:
     """Inverse distances of entry and exit for the unit cube (`num_axes` 3), or for its z slab alone (1)."""
     entry, leave = np.float32(np.inf), None
     for axis in range(3 - num_axes, 3):
@@ -148,7 +152,9 @@ def _slab_interval(start, slope, u, v, num_axes) -> tuple[np.ndarray | np.float3
     return entry, leave
 
 
-def _quadric_interval(start, slope, u, v, radii) -> tuple[np.ndarray | np.float32, np.ndarray]:
+def _quadric_interval(
+    start: np.ndarray, slope: np.ndarray, u: np.ndarray, v: np.ndarray, radii: np.ndarray | None
+) -> tuple[np.ndarray | np.float32, np.ndarray]:
     """Inverse distances of entry and exit: the unit sphere (no `radii`), or a mantle with `radii` at z = -1 and 1."""
     x, y, z = (slope[axis, 0] * u + (slope[axis, 1] * v + slope[axis, 2]) for axis in range(3))
     ox, oy, oz = (float(value) for value in start)
@@ -212,8 +218,7 @@ class RoomRenderer:
         shell = _build_shell(room, rng)
         solids = [(0, solid) for solid in shell]
         for item in (*room.pieces, *room.wall_objects):
-            members = item.solids() if callable(item.solids) else item.solids
-            solids += [(item.instance_id, solid) for solid in members]
+            solids += [(item.instance_id, solid) for solid in item.solids]
         self.table = SolidTable.build(solids)
         self.num_shell = len(shell)
         self.u = (np.arange(width) + 0.5 - width / 2) / focal_length
@@ -233,12 +238,15 @@ class RoomRenderer:
         origin, basis = pose[:3, 3], pose[:3, :3]
         chosen = np.arange(len(self.table.shape))
         inverse, rows = cast_rays(self.table, chosen, origin, basis, self.u, self.v)
-        colors = self._shade(rows, inverse, self.u, self.v, origin, basis)
+        grid_u, grid_v = (grid.ravel() for grid in np.broadcast_arrays(self.u[None, :], self.v[:, None]))
+        colors = self._shade(rows.ravel(), inverse.ravel(), grid_u, grid_v, origin, basis).reshape(*rows.shape, 3)
         self._smooth_edges(colors, rows, inverse, origin, basis)
         image = (np.clip(colors, 0, 1) * 255 + 0.5).astype(np.uint8)
         return image, 1 / inverse, self.table.instance[rows]
 
-    def _smooth_edges(self, colors, rows, inverse, origin, basis) -> None:
+    def _smooth_edges(
+        self, colors: np.ndarray, rows: np.ndarray, inverse: np.ndarray, origin: np.ndarray, basis: np.ndarray
+    ) -> None:
         """Blend in place, where solids meet, the color of a pixel with those at its four corners."""
         step = 1 / self.focal_length
         u = np.append(self.u - step / 2, self.u[-1] + step / 2)
@@ -256,20 +264,21 @@ class RoomRenderer:
             needed[window] |= mixed
         corner_colors = np.zeros((*corner_rows.shape, 3), np.float32)
         picked = np.nonzero(needed)
-        corner_colors[picked] = self._shade_samples(
+        corner_colors[picked] = self._shade(
             corner_rows[picked], corner_inverse[picked], u[picked[1]], v[picked[0]], origin, basis
         )
         blend = sum(np.minimum(corner_colors[window][mixed], 1) for window in windows) / 8
         colors[mixed] = np.minimum(colors[mixed], 1) / 2 + blend
 
-    def _shade(self, rows, inverse, u, v, origin, basis) -> np.ndarray:
-        grid_u = np.broadcast_to(u[None, :], rows.shape).ravel()
-        grid_v = np.broadcast_to(v[:, None], rows.shape).ravel()
-        return self._shade_samples(rows.ravel(), inverse.ravel(), grid_u, grid_v, origin, basis).reshape(
-            *rows.shape, 3
-        )
-
-    def _shade_samples(self, rows, inverse, u, v, origin, basis) -> np.ndarray:
+    def _shade(
+        self,
+        rows: np.ndarray,
+        inverse: np.ndarray,
+        u: np.ndarray,
+        v: np.ndarray,
+        origin: np.ndarray,
+        basis: np.ndarray,
+    ) -> np.ndarray:
         """Colors `(samples, 3)` of the hits at depth `1 / inverse` along `(u, v, 1)`."""
         table = self.table
         u, v, depth = u.astype(np.float32), v.astype(np.float32), 1 / inverse
@@ -290,7 +299,7 @@ class RoomRenderer:
         glow = table.glow[rows][:, None]
         return albedo * (light * (1 - glow) + glow)
 
-    def _surface(self, rows, point) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    def _surface(self, rows: np.ndarray, point: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """World normals (three arrays) and texture coordinates at the points."""
         table = self.table
         center = table.center.astype(np.float32)[rows]
@@ -315,7 +324,9 @@ class RoomRenderer:
         world = [sum(rotation[:, 3 * row + axis] * normal[axis] for axis in range(3)) for row in range(3)]
         return world, texture_u, texture_v
 
-    def _curve(self, normal, unit, half, rows, curved) -> None:
+    def _curve(
+        self, normal: list[np.ndarray], unit: list[np.ndarray], half: np.ndarray, rows: np.ndarray, curved: np.ndarray
+    ) -> None:
         """Replace the cube's normals by those of cylinders and ellipsoids, in place."""
         picked = rows[curved]
         x, y, z = (unit[axis][curved] for axis in range(3))
@@ -330,7 +341,7 @@ class RoomRenderer:
         for axis in range(3):
             normal[axis][curved] = np.where(end, flat[axis], gradient[axis] / length)
 
-    def _light(self, rows, point, normal) -> np.ndarray:
+    def _light(self, rows: np.ndarray, point: list[np.ndarray], normal: list[np.ndarray]) -> np.ndarray:
         """Light `(samples, 3)` that falls on the points: ambient, darker in corners, and two Lambertian lights."""
         lighting, size = self.lighting, self.room.size
         closed = np.ones_like(point[0])

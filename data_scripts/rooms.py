@@ -39,7 +39,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .room_camera import draw_walk
-from .room_layout import ROOM_KINDS, Room, draw_room
+from .room_layout import ROOM_KINDS, Piece, Room, WallObject, draw_room
 from .room_rendering import RoomRenderer
 
 OPTIONS_FILE = "rooms.json"
@@ -191,7 +191,7 @@ def _write_matrix(path: Path, matrix: np.ndarray) -> None:
 def _describe(room: Room) -> dict:
     """What `scene.json` says of the room; lengths in meters, yaw in radians about z."""
 
-    def describe(item, category: str, color: str) -> dict:
+    def describe(item: Piece | WallObject, category: str, color: str) -> dict:
         return {
             "instance_id": item.instance_id,
             "category": category,
