@@ -15,6 +15,7 @@ import os
 import pickle
 import re
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DINOv3ViTConfig, DINOv3ViTModel, PreTrainedConfig, PreTrainedModel
@@ -432,15 +434,17 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"The folder `{path}` holds no `.safetensors` file; name the checkpoint file itself.")
-    if files[0].suffix == ".safetensors":
-        return {name: tensor for file in files for name, tensor in load_file(file).items()}
     try:
+        if files[0].suffix == ".safetensors":
+            return {name: tensor for file in files for name, tensor in load_file(file).items()}
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"`{path}` holds Python objects besides tensors, which could run code and are not loaded; where you trust "
-            "its origin, save its `state_dict` alone, best as safetensors."
+            f"`{path}` is damaged, or holds Python objects besides tensors: those could run code and are not loaded; "
+            "where you trust its origin, save its `state_dict` alone, best as safetensors."
         ) from error
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"`{path}` is damaged or no checkpoint ({error}); download it again.") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise ValueError(f"`{path}` is not a checkpoint: tensors by name, or a `state_dict` of them, were expected.")
@@ -482,6 +486,13 @@ def main(arguments: Sequence[str] | None = None):
     parser.add_argument("--config", type=Path, help="JSON file of configuration fields that shapes do not tell")
     options = parser.parse_args(arguments)
 
+    try:
+        _run(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"spa3r-convert: {error}")
+
+
+def _run(options: argparse.Namespace):
     check_output(options.output)
     config = json.loads(options.config.read_text()) if options.config else {}
     model, reasons = SOURCES[options.source](read_tensors(options.input), **config)

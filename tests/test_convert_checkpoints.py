@@ -258,6 +258,19 @@ def test_a_file_without_tensors_is_refused(tmp_path):
         read_tensors(tmp_path / "empty.pt")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "model.ckpt"])
+def test_a_damaged_file_is_refused(tmp_path, name):
+    torch.save({"weight": torch.zeros(100)}, tmp_path / "whole.pt")
+    (tmp_path / name).write_bytes((tmp_path / "whole.pt").read_bytes()[:300])
+    with pytest.raises(ValueError, match="is damaged"):
+        read_tensors(tmp_path / name)
+
+
+def test_command_line_says_in_one_line_what_is_wrong(tmp_path):
+    with pytest.raises(SystemExit, match=r"^spa3r-convert: There is no checkpoint at `\S+nowhere.pt`\.$"):
+        main(["vggt", str(tmp_path / "nowhere.pt"), str(tmp_path / "result")])
+
+
 @pytest.mark.parametrize("name", ["nowhere.ckpt", "."])
 def test_an_absent_checkpoint_is_an_error(tmp_path, name):
     with pytest.raises(FileNotFoundError, match="no checkpoint at|no `.safetensors` file"):
