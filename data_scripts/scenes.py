@@ -55,7 +55,7 @@ FRAME_FILES = {
     "rooms": SCANNET_FILES,
     "scannetpp": {"transforms": "nerfstudio/transforms_undistorted.json"},
 }
-# How far the determinant of a rotation read from text may be from 1.
+# How far the axes of a rotation read from text may be from orthonormal.
 RIGID_TOLERANCE = 1e-2
 
 FEATURES = Features(
@@ -260,7 +260,8 @@ def read_camera(scene: Mapping[str, Any], frame: int, size: tuple[int, int]) -> 
         intrinsics = _read_matrix(_beside(scene, "intrinsics", frame))[:3, :3]
     if camera_to_world.shape != (4, 4) or not np.isfinite(camera_to_world).all():
         raise UnreadableFrame(f"{path}: its pose is not a 4 x 4 matrix of finite values")
-    if abs(np.linalg.det(camera_to_world[:3, :3]) - 1) > RIGID_TOLERANCE:
+    rotation = camera_to_world[:3, :3]
+    if np.linalg.det(rotation) < 0 or not np.allclose(rotation @ rotation.T, np.eye(3), atol=RIGID_TOLERANCE):
         raise UnreadableFrame(f"{path}: its pose is not a rigid motion")
     height, width = size
     if not (0 < intrinsics[0, 2] < width and 0 < intrinsics[1, 2] < height):

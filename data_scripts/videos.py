@@ -23,7 +23,7 @@ def index_video(path: str | os.PathLike) -> tuple[list[int], list[int]]:
 
     Returns:
         `tuple[list[int], list[int]]`: Timestamps of all frames in display order, in the stream's time base, and those
-        of the key frames that reading can start from.
+        of the key frames.
 
     Raises:
         UnreadableFrame: If no frame can be decoded, or the timestamps do not tell frames apart.
@@ -35,12 +35,9 @@ def index_video(path: str | os.PathLike) -> tuple[list[int], list[int]]:
             timestamps.append(frame.pts)
             if frame.key_frame:
                 key_frames.append(frame.pts)
-        # AVI stores no display times, and those derived after a seek can differ: it is read from its beginning.
-        if container.format.name == "avi":
-            del key_frames[1:]
     if not key_frames:
         raise UnreadableFrame(f"{path}: no frame can be decoded")
-    if None in timestamps or any(b <= a for a, b in zip(timestamps, timestamps[1:], strict=False)):
+    if any(b <= a for a, b in zip(timestamps, timestamps[1:], strict=False)):
         raise UnreadableFrame(f"{path}: frames have no ascending timestamps; re-encode the video, for example to MP4")
     return timestamps, key_frames
 
@@ -65,8 +62,13 @@ def read_video_frames(
             key_frame = key_frames[max(bisect.bisect_right(key_frames, wanted) - 1, 0)]
             if frame is None or key_frame > frame.pts:
                 container.seek(key_frame, stream=stream)
-                frames = (frame for frame in _decode(container, stream) if frame.pts is not None)
+                frames = _decode(container, stream)
                 frame = next(frames, None)
+                if frame is None or frame.pts > wanted:
+                    # Some containers find key frames by decoding time, and so the next one instead.
+                    container.seek(0)
+                    frames = _decode(container, stream)
+                    frame = next(frames, None)
             while frame is not None and frame.pts < wanted:
                 frame = next(frames, None)
             if frame is not None and frame.pts == wanted:
@@ -77,18 +79,16 @@ def read_video_frames(
 @contextmanager
 def _open_stream(path: str | os.PathLike):
     try:
-        # Some containers, such as AVI, store decoding times only; display times follow from them.
-        container = av.open(os.fspath(path), options={"fflags": "+genpts"})
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                raise UnreadableFrame(f"{path}: has no video stream")
+            yield container, container.streams.video[0]
     except (av.FFmpegError, OSError) as error:
         raise UnreadableFrame(f"{path}: {error}") from error
-    with container:
-        if not container.streams.video:
-            raise UnreadableFrame(f"{path}: has no video stream")
-        yield container, container.streams.video[0]
 
 
 def _decode(container, stream) -> Iterator:
-    """Frames from the current place on; packets that cannot be decoded are passed over."""
+    """Frames from the current place on; those that cannot be decoded or have no timestamp are passed over."""
     packets = container.demux(stream)
     while True:
         try:
@@ -96,6 +96,6 @@ def _decode(container, stream) -> Iterator:
         except (StopIteration, av.FFmpegError):
             return
         try:
-            yield from packet.decode()
+            yield from (frame for frame in packet.decode() if frame.pts is not None)
         except av.FFmpegError:
             continue
