@@ -10,7 +10,7 @@ from PIL import Image
 from spa3r.configuration import Spa3RConfig, load_preset
 from spa3r.data_scripts.rooms import render_rooms
 from spa3r.modeling_spa3r import Spa3RForPreTraining
-from spa3r.trainers.inspect_checkpoint import PhotoScene, main
+from spa3r.trainers.inspect_checkpoint import PhotoScene, main, parse_arguments, read_video
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_photos_are_one_scene_with_a_figure(checkpoint, photos, tmp_path, capsys
 
 
 def test_photos_keep_their_order_and_are_cropped_to_the_lowest(photos):
-    scene = PhotoScene("photos", {path: path for path in photos}, num_context_views=2, image_width=56)
+    scene = PhotoScene("photos", dict(enumerate(photos)), num_context_views=2, image_width=56)
     pixel_values = scene[0, 0, 4]["pixel_values"]
     assert pixel_values.shape == (4, 3, 42, 56)
     for index in (0, 2, 3):
@@ -88,8 +88,10 @@ def test_a_video_is_one_scene_with_targets_between_the_context_views(checkpoint,
             image = rng.integers(0, 256, (42, 56, 3), dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
-    options = ["--image-width", "56", "--num-views", "4", "--output", str(tmp_path / "report")]
-    assert main(["--model", checkpoint, "--video", str(tmp_path / "walk.mp4"), *options]) == 0
+    options = ["--video", str(tmp_path / "walk.mp4"), "--image-width", "56", "--num-views", "4"]
+    _, args = parse_arguments(["--model", checkpoint, *options])
+    assert read_video(args)[0, 0, 4]["frame_indices"] == [0, 7, 3, 11]
+    assert main(["--model", checkpoint, *options, "--output", str(tmp_path / "report")]) == 0
     assert "figures/walk.png" in names(tmp_path / "report")
 
 

@@ -99,7 +99,7 @@ def test_each_view_feature_and_depth_has_a_panel(model, views):
     assert len(panels) == num_context + num_targets * (1 + 2 * 2 + 2)
     labels = [axes.get_ylabel().replace("\n", " ") for axes in figure.axes if axes.get_ylabel()]
     assert labels == [
-        *["context views", "target views", "geometry target", "geometry predicted"],
+        *["context views", "target views, ° to nearest", "geometry target", "geometry predicted"],
         *["semantic target", "semantic predicted", "depth measured", "depth probe", "metres"],
     ]
 

@@ -35,13 +35,13 @@ class PhotoScene(Dataset):
 
     Args:
         scene_id (`str`): Name of the scene.
-        images (`dict[str, PIL.Image.Image | np.ndarray | Path]`):
-            Images by name, context views first; see `load_frame`. Where heights differ they are cropped to the least.
+        images (`dict[int, Path | np.ndarray]`):
+            Images by number, context views first, as for `load_frame`; all are cropped to the least height.
         num_context_views (`int`): How many of them the encoder sees.
         image_width (`int`): Images are resized to this width.
     """
 
-    def __init__(self, scene_id: str, images: dict[str, Any], num_context_views: int, image_width: int):
+    def __init__(self, scene_id: str, images: dict[int, Path | np.ndarray], num_context_views: int, image_width: int):
         pixel_values, _ = crop_to_common([load_frame(image, image_width)[0] for image in images.values()])
         self.item = {
             "pixel_values": pixel_values,
@@ -61,9 +61,9 @@ class PhotoScene(Dataset):
 
 def read_photos(args: argparse.Namespace) -> PhotoScene:
     """The scene of `--images`: context views are the first ones."""
-    images = {path.name: path for path in args.images}
-    if len(images) < 2:
-        raise ValueError("`--images` takes at least 2 photos of different names: one to see and one to predict.")
+    if len(args.images) < 2:
+        raise ValueError("`--images` takes at least 2 photos, one to see and one to predict, got 1.")
+    images = dict(enumerate(args.images, start=1))
     return PhotoScene("photos", images, max(1, int(len(images) * args.context_ratio)), args.image_width)
 
 
@@ -78,7 +78,7 @@ def read_video(args: argparse.Namespace) -> PhotoScene:
     num_context_views = max(1, int(len(times) * args.context_ratio))
     context = [times[i * len(times) // num_context_views] for i in range(num_context_views)]
     ordered = context + [time for time in times if time not in context]
-    frames = {str(wanted[time]): images[time] for time in ordered}
+    frames = {wanted[time]: images[time] for time in ordered}
     return PhotoScene(args.video.stem, frames, num_context_views, args.image_width)
 
 

@@ -133,7 +133,7 @@ class PSFMReport:
         return f"{table}\n\n{self._caption()}"
 
     def _caption(self) -> str:
-        scenes = "1 held-out scene" if self.num_scenes == 1 else f"{self.num_scenes} held-out scenes"
+        scenes = "1 scene" if self.num_scenes == 1 else f"{self.num_scenes} scenes"
         cameras = "given" if self.given_cameras else "estimated"
         caption = (
             f"{scenes}, {cameras} cameras. ↓ lower is better, ↑ higher is better; angle to the nearest context view. "

@@ -105,14 +105,14 @@ def predict_scene(model: Spa3RForPreTraining, item: dict[str, Any]) -> Predicted
     model.train(was_training)
 
     def grids(patches: Tensor) -> Tensor:
-        return patches.squeeze(0).float().unflatten(1, grid_size).cpu()
+        return patches.squeeze(0).float().unflatten(1, grid_size)
 
     is_metric = "depth" in inputs
     unit = relative_cameras(inputs["extrinsics"])[1] if is_metric else 1.0
     return PredictedScene(
         images=torch.as_tensor(item["pixel_values"]).permute(0, 2, 3, 1),
         names=[str(index) for index in item["frame_indices"]],
-        angles=nearest_context_views(extrinsics, num_context)[0].squeeze(0).cpu(),
+        angles=nearest_context_views(extrinsics, num_context)[0].squeeze(0),
         features={name: (grids(target), grids(predictions[name])) for name, target in observed["targets"].items()},
         depth=(grids(observed["depth"] * unit), grids(predictions["depth"] * unit)),
         is_metric=is_metric,
@@ -124,7 +124,7 @@ def draw_scene_figure(model: Spa3RForPreTraining, item: dict[str, Any]) -> Figur
 
     Features are coloured by their first three principal components, fitted to the target features of the scene and
     applied to the predicted ones too. Depth is as the probe sees it, one value per patch, true and probed in the same
-    colours, grey where unknown.
+    colours, grey where unknown. Each target view is marked with the angle to its nearest context view.
 
     Args:
         model (`Spa3RForPreTraining`): Runs on its device and in its dtype.
@@ -153,7 +153,7 @@ def draw_scene_figure(model: Spa3RForPreTraining, item: dict[str, Any]) -> Figur
     _draw_row(axes[0], "context\nviews", scene.images[:num_context], context_names, CONTEXT_COLOR)
     names = zip(scene.names[num_context:], scene.angles.tolist(), strict=True)
     target_names = [f"view {name} · {angle:.0f}°" for name, angle in names]
-    _draw_row(axes[1], "target\nviews", scene.images[num_context:], target_names, TARGET_COLOR)
+    _draw_row(axes[1], "target\nviews,\n° to nearest", scene.images[num_context:], target_names, TARGET_COLOR)
     for row, (name, (target, predicted)) in enumerate(scene.features.items()):
         colors = PCAColors.fit(target)
         similarities = F.cosine_similarity(target, predicted, dim=-1).mean((1, 2)).tolist()
@@ -162,7 +162,7 @@ def draw_scene_figure(model: Spa3RForPreTraining, item: dict[str, Any]) -> Figur
             axes[3 + 2 * row], f"{name}\npredicted", colors(predicted), [f"cosine {s:.2f}" for s in similarities]
         )
     _draw_depth(figure, axes[-2:], scene)
-    figure.suptitle(f"{item['scene_id']}: target views with their angle to the nearest context view", fontsize=10)
+    figure.suptitle(item["scene_id"], fontsize=10)
     return figure
 
 
@@ -170,7 +170,7 @@ def _draw_row(axes: np.ndarray, label: str, images: Tensor, titles: list[str] | 
     """Draw images of shape `(num_images, rows, columns[, 3])` into the first panels of a row."""
     axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     for index, (panel, image) in enumerate(zip(axes, images, strict=False)):
-        panel.imshow(image.numpy(), interpolation="nearest")
+        panel.imshow(image.cpu().numpy(), interpolation="nearest")
         if titles is not None:
             panel.set_title(titles[index], fontsize=8, pad=2)
         if color is not None:
@@ -179,7 +179,7 @@ def _draw_row(axes: np.ndarray, label: str, images: Tensor, titles: list[str] | 
 
 def _draw_depth(figure: Figure, axes: np.ndarray, scene: PredictedScene):
     """Draw true and probed depth in two rows of panels, with one colour bar."""
-    true, probed = scene.depth
+    true, probed = (depth.cpu() for depth in scene.depth)
     known = true[true > 0] if (true > 0).any() else probed
     low, high = torch.quantile(known, torch.tensor([0.02, 0.98])).tolist()
     labels = ("depth\nmeasured" if scene.is_metric else "depth\nVGGT", "depth\nprobe")
