@@ -154,6 +154,14 @@ class PSFMReport:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
+def _read(loader: DataLoader, description: str, show_progress: bool) -> Iterator[Mapping[str, Any]]:
+    """Batches of one scene each, as image sizes may differ between scenes."""
+    for batch in tqdm(loader, desc=description, unit="scene", disable=not show_progress):
+        # In place of an unreadable scene comes the next, which has a turn of its own.
+        if not batch["dropped_scenes"]:
+            yield batch
+
+
 def model_inputs(batch: Mapping[str, Any], model: Spa3RForPreTraining) -> dict[str, Any]:
     """Arguments of `model.observe` from a batch of `collate_views`: on the model's device, images in [0, 1]."""
     inputs = {
@@ -376,29 +384,21 @@ def evaluate_psfm(
     num_scenes = len(views) if num_scenes is None else min(num_scenes, len(views))
     if num_scenes < 1:
         raise ValueError("There is no held-out scene to evaluate on; hold out at least 2.")
+    # A generator of its own: starting a loader draws a number, which must not come from the training's generator.
     loader = DataLoader(
         views,
-        # One scene at a time, as image sizes may differ.
         sampler=[(0, scene, num_views) for scene in range(num_scenes)],
         collate_fn=collate_views,
         num_workers=num_workers,
-        # A generator of its own: starting a loader draws a number, which must not come from the training's generator.
         generator=torch.Generator(),
     )
-
-    def batches(description: str) -> Iterator[Mapping[str, Any]]:
-        for batch in tqdm(loader, desc=description, unit="scene", disable=not show_progress):
-            # In place of an unreadable scene comes the next, which has a turn of its own.
-            if not batch["dropped_scenes"]:
-                yield batch
-
     was_training = model.training
     model.eval()
     try:
-        latents, means = _survey_scenes(model, batches("Encoding held-out scenes"))
+        latents, means = _survey_scenes(model, _read(loader, "Encoding scenes", show_progress))
         several = len(latents) > 1
         tally, start = BinnedMeans(ANGLE_BINS), 0
-        for batch in batches("Predicting target views"):
+        for batch in _read(loader, "Predicting target views", show_progress):
             inputs = model_inputs(batch, model)
             scenes = slice(start, start + len(inputs["pixel_values"]))
             other_latents = latents.roll(-1, dims=0)[scenes] if several else None
