@@ -6,7 +6,7 @@
     folders     <root>/<scene>/*.jpg
     videos      <root>/*.mp4, each video a scene
 
-A row names files and opens none, so that a data set of a million frames takes some ten megabytes.
+A row names files and opens none, so that a data set of a million frames takes some twenty megabytes.
 """
 
 import functools
@@ -27,6 +27,8 @@ from PIL import Image
 from torch import Tensor
 
 from .frames import UnreadableFrame, load_depth, open_image
+
+# `videos` is imported where it is used: PyAV is installed only by those who read videos.
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ SCANNET_FILES = {
 }
 UNDISTORTED_FOLDERS = ("undistorted_images", "resized_undistorted_images")
 SCANNETPP_SPLIT = "nvs_sem_train"
+MIN_FRAMES = 2
 MAX_NAMED = 5
 FRAME_FILES = {
     "scannet": SCANNET_FILES,
@@ -85,7 +88,7 @@ def load_scenes(
     exclude: str | os.PathLike | Iterable[str] | None = None,
     interval: Sequence[int] | None = None,
 ) -> Dataset:
-    """Index the scenes of one folder.
+    """Index the scenes of one folder. Those of fewer than 2 frames, which hold nothing to predict, are dropped.
 
     Args:
         kind (`str`): Layout: `scannet`, `scannetpp`, `rooms`, `folders` or `videos`.
@@ -100,7 +103,7 @@ def load_scenes(
         `datasets.Dataset`: A row for each scene, in natural order of their ids.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no scene with frames in it.
+        FileNotFoundError: If there is no such folder, or no scene left in it.
         ValueError: If `kind` or `interval` is none that is known.
     """
     if kind not in PATTERNS:
@@ -116,16 +119,19 @@ def load_scenes(
     kept = {scene_id: folder for scene_id, folder in folders.items() if scene_id not in excluded}
     scenes = _index_videos(kept) if kind == "videos" and kept else _index_folders(kept, kind)
     scenes = scenes.add_column("interval", [interval] * len(scenes), feature=List(Value("int64"), length=2))
-    filled = [row for row, num_frames in enumerate(scenes["num_frames"]) if num_frames]
-    empty = sorted(set(kept) - set(scenes.select(filled)["scene_id"]), key=natural_key)
+    filled = [row for row, num_frames in enumerate(scenes["num_frames"]) if num_frames >= MIN_FRAMES]
+    short = sorted(set(kept) - set(scenes.select(filled)["scene_id"]), key=natural_key)
     if not filled:
         raise FileNotFoundError(
-            f"There are no {kind} scenes with frames in `{root}`: looked for `{PATTERNS[kind]}`, found {len(folders)} "
-            f"scenes, of which {len(excluded)} are excluded and {len(empty)} have no frames."
+            f"There are no {kind} scenes in `{root}`: looked for `{PATTERNS[kind]}`, found {len(folders)} scenes, of "
+            f"which {len(excluded)} are excluded and {len(short)} have fewer than {MIN_FRAMES} frames."
         )
-    if empty:
-        named = ", ".join(empty[:MAX_NAMED]) + (", ..." if len(empty) > MAX_NAMED else "")
-        logger.warning(f"{len(empty)} scenes in {root} have no frames and are dropped: {named}.")
+    if short:
+        named = ", ".join(short[:MAX_NAMED]) + (", ..." if len(short) > MAX_NAMED else "")
+        logger.warning(
+            f"{len(short)} of {len(folders)} scenes in {root} have fewer than {MIN_FRAMES} frames and are dropped: "
+            f"{named}."
+        )
     return scenes.select(filled)
 
 
@@ -217,7 +223,6 @@ def read_images(
             yield frame, error
 
 
-# The functions below import `videos` when called: PyAV is installed only where videos are read.
 def _read_video(scene: Mapping[str, Any], frames: Sequence[int]) -> Iterator[tuple[int, np.ndarray | UnreadableFrame]]:
     from .videos import read_video_frames
 

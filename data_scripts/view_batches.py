@@ -202,6 +202,8 @@ class SceneViews(torch.utils.data.Dataset):
                 "`context_ratio` must lie between 0 and 1, so that there are context views to see and target views "
                 f"to predict, got {context_ratio}."
             )
+        if image_width < 14:
+            raise ValueError(f"`image_width` must be at least 14, the width of a patch, got {image_width}.")
         _check_files(scenes, cameras, depth)
         self.scenes = scenes
         self.image_width = image_width
@@ -209,7 +211,7 @@ class SceneViews(torch.utils.data.Dataset):
         self.seed = seed
         self.cameras = cameras
         self.depth = depth
-        self._unreadable_scenes: set[int] = set()
+        self._unreadable_scenes: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -233,9 +235,10 @@ class SceneViews(torch.utils.data.Dataset):
                         "dropped_scenes": dropped,
                     }
                 logger.warning(f"No frame of scene {scene['scene_id']} is readable; it is dropped: {unreadable[0]}")
-                self._unreadable_scenes.add(index)
+                self._unreadable_scenes[index] = unreadable[0]
             dropped.append(scene["scene_id"])
-        raise ValueError(f"None of the {len(self.scenes)} scenes has a readable frame, such as {dropped[0]}.")
+        reason = self._unreadable_scenes[scene_index]
+        raise ValueError(f"None of the {len(self.scenes)} scenes has a readable frame, for example {reason}.")
 
     def _read_scene(self, scene: dict[str, Any], frames: list[int]) -> tuple[list[dict[str, Any]], list[str]]:
         """The wanted frames or their stand-ins as views, and why frames were not readable; no views if none was."""

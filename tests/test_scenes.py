@@ -112,7 +112,7 @@ def test_folders_of_images_are_scenes(tmp_path):
 
 def test_excluded_scenes_are_left_out_and_counted(tmp_path, caplog):
     for number in range(4):
-        write_images(tmp_path / "data" / f"room {number}", ["0.jpg"])
+        write_images(tmp_path / "data" / f"room {number}", ["0.jpg", "1.jpg"])
     (tmp_path / "benchmark.txt").write_text("room 1\n\nroom 3\nanother\n")
     with caplog.at_level(logging.WARNING):
         scenes = load_scenes("folders", tmp_path / "data", exclude=tmp_path / "benchmark.txt")
@@ -121,23 +121,24 @@ def test_excluded_scenes_are_left_out_and_counted(tmp_path, caplog):
 
 
 def test_a_missing_exclude_file_is_an_error(tmp_path):
-    write_images(tmp_path / "scene", ["0.jpg"])
+    write_images(tmp_path / "scene", ["0.jpg", "1.jpg"])
     with pytest.raises(FileNotFoundError, match="typo.txt"):
         load_scenes("folders", tmp_path, exclude=str(tmp_path / "typo.txt"))
 
 
-def test_scenes_without_frames_are_dropped_and_named(tmp_path, caplog):
-    write_images(tmp_path / "full", ["0.jpg"])
+def test_scenes_of_fewer_than_two_frames_are_dropped_and_named(tmp_path, caplog):
+    write_images(tmp_path / "full", ["0.jpg", "1.jpg"])
+    write_images(tmp_path / "single", ["0.jpg"])
     (tmp_path / "bare").mkdir()
     with caplog.at_level(logging.WARNING):
         scenes = load_scenes("folders", tmp_path)
     assert scenes["scene_id"][:] == ["full"]
-    assert "1 scenes" in caplog.text and "bare" in caplog.text
+    assert "2 of 3 scenes" in caplog.text and "dropped: bare, single" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["scannet", "rooms", "folders", "videos"])
 def test_no_scenes_at_all_is_one_clear_error(tmp_path, kind):
-    with pytest.raises(FileNotFoundError, match=f"no {kind} scenes with frames in `{tmp_path}`: looked for"):
+    with pytest.raises(FileNotFoundError, match=f"no {kind} scenes in `{tmp_path}`: looked for"):
         load_scenes(kind, tmp_path)
 
 
@@ -158,7 +159,7 @@ def test_unknown_kinds_and_keys_are_refused(tmp_path):
 def test_sources_mix_into_one_data_set(tmp_path):
     write_scannet(tmp_path / "scannet", "scene0000_00")
     write_scannet(tmp_path / "scannet", "scene0001_00")
-    write_images(tmp_path / "photos" / "garden", ["0.jpg"])
+    write_images(tmp_path / "photos" / "garden", ["0.jpg", "1.jpg"])
     sources = [
         {"kind": "scannet", "root": tmp_path / "scannet", "exclude": ["scene0001_00"]},
         {"kind": "folders", "root": tmp_path / "photos", "interval": [2, 3]},
@@ -172,7 +173,7 @@ def test_sources_mix_into_one_data_set(tmp_path):
 
 def test_held_out_scenes_do_not_depend_on_the_order_of_the_scenes(tmp_path):
     for number in range(12):
-        write_images(tmp_path / f"room{number}", ["0.jpg"])
+        write_images(tmp_path / f"room{number}", ["0.jpg", "1.jpg"])
     scenes = load_scenes("folders", tmp_path)
     train, held_out = split_scenes(scenes, 3, seed=1)
     assert len(held_out) == 3 and sorted([*train["scene_id"], *held_out["scene_id"]]) == sorted(scenes["scene_id"])
@@ -184,7 +185,7 @@ def test_held_out_scenes_do_not_depend_on_the_order_of_the_scenes(tmp_path):
 
 def test_held_out_scenes_can_be_listed(tmp_path):
     for name in ("hall", "attic", "cellar"):
-        write_images(tmp_path / "scenes" / name, ["0.jpg"])
+        write_images(tmp_path / "scenes" / name, ["0.jpg", "1.jpg"])
     (tmp_path / "val.txt").write_text("hall\n")
     scenes = load_scenes("folders", tmp_path / "scenes")
     train, held_out = split_scenes(scenes, tmp_path / "val.txt")
@@ -192,7 +193,7 @@ def test_held_out_scenes_can_be_listed(tmp_path):
 
 
 def test_holding_out_all_scenes_is_refused(tmp_path):
-    write_images(tmp_path / "hall", ["0.jpg"])
+    write_images(tmp_path / "hall", ["0.jpg", "1.jpg"])
     with pytest.raises(ValueError, match="leaves none to train on"):
         split_scenes(load_scenes("folders", tmp_path), 1)
 
@@ -333,7 +334,7 @@ def test_a_changed_video_is_indexed_anew(tmp_path, monkeypatch):
 
 def test_only_videos_need_pyav(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    write_images(tmp_path / "hall", ["0.jpg"])
+    write_images(tmp_path / "hall", ["0.jpg", "1.jpg"])
     (tmp_path / "walk.mp4").touch()
     assert load_scenes("folders", tmp_path)["scene_id"][:] == ["hall"]
     with pytest.raises(ImportError, match="Reading videos takes PyAV"):

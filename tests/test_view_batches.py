@@ -1,6 +1,6 @@
 import logging
 import shutil
-from itertools import chain, islice
+from itertools import chain, islice, permutations
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from accelerate.data_loader import prepare_data_loader
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from spa3r.data_scripts.rooms import render_rooms
 from spa3r.data_scripts.scenes import load_scenes
 from spa3r.data_scripts.view_batches import SceneViews, ViewBatchSampler, collate_views, partition_views
 
@@ -153,6 +154,7 @@ def test_skipping_batches_resumes_the_plan_in_the_middle_of_an_epoch(root):
     assert resumed == whole[2:] and len(whole) == 4
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_batches_do_not_depend_on_the_number_of_workers(root, num_workers):
     views = views_of(root, cameras=True, depth=True)
@@ -203,6 +205,11 @@ def test_context_ratio_sets_the_number_of_context_views(root):
 def test_a_context_ratio_that_leaves_nothing_to_see_or_predict_is_refused(root, context_ratio):
     with pytest.raises(ValueError, match=f"`context_ratio` must lie between 0 and 1, .* got {context_ratio}"):
         views_of(root, context_ratio=context_ratio)
+
+
+def test_images_narrower_than_a_patch_are_refused(root):
+    with pytest.raises(ValueError, match="`image_width` must be at least 14.*got 13"):
+        SceneViews(load_scenes("rooms", root), image_width=13)
 
 
 def test_a_single_view_is_refused(root):
@@ -270,7 +277,7 @@ def test_no_readable_scene_at_all_is_an_error(scratch):
     views = views_of(scratch)
     for scene in scratch.glob("room*"):
         shutil.rmtree(scene / "color")
-    with pytest.raises(ValueError, match="None of the 5 scenes has a readable frame"):
+    with pytest.raises(ValueError, match="None of the 5 scenes has a readable frame.*no such file"):
         views[0, 0, 4]
 
 
@@ -296,6 +303,27 @@ def test_intrinsics_and_depth_follow_the_crop_to_the_common_size(tmp_path):
     torch.testing.assert_close(batch["intrinsics"][0, :, 1, 2], torch.full((4,), 42 * 0.75 - 3 - 14))
     torch.testing.assert_close(batch["intrinsics"][1], items[1]["intrinsics"])
     torch.testing.assert_close(items[0]["intrinsics"][:, 1, 2], torch.full((4,), 42 * 0.75 - 3))
+
+
+def test_views_of_a_room_agree_on_where_its_surfaces_are(tmp_path):
+    render_rooms(tmp_path, num_scenes=1, num_views=4, size=(140, 112))
+    item = SceneViews(load_scenes("rooms", tmp_path), image_width=84, cameras=True, depth=True)[0, 0, 4]
+    intrinsics, extrinsics, depth = (item[name].double() for name in ("intrinsics", "extrinsics", "depth"))
+    height, width = depth.shape[1:]
+    rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    pixels = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1).double()
+    errors = []
+    for one, other in permutations(range(4), 2):
+        points = pixels @ intrinsics[one].inverse().T * depth[one, ..., None]
+        motion = extrinsics[other] @ extrinsics[one].inverse()
+        points = points @ motion[:3, :3].T + motion[:3, 3]
+        seen = points @ intrinsics[other].T
+        seen = seen[..., :2] / seen[..., 2:]
+        inside = (points[..., 2] > 0.1) & (seen >= 0).all(-1) & (seen < torch.tensor([width, height])).all(-1)
+        column, row = seen[inside].long().unbind(-1)
+        errors.append((depth[other, row, column] / points[inside][:, 2] - 1).abs())
+    # What is hidden in one of the two views does not agree.
+    assert (torch.cat(errors) < 0.02).double().mean() > 0.9
 
 
 def test_images_of_different_sizes_in_a_scene_are_cropped_to_a_common_size(scratch):
