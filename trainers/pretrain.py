@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
 
@@ -191,47 +192,54 @@ def settings_of_run(model: Spa3RForPreTraining, data_args: DataArguments, args: 
     return settings | {"model": model.config.to_diff_dict()}
 
 
-def run(model_args: ModelArguments, data_args: DataArguments, args: Spa3RTrainingArguments) -> Spa3RTrainer:
-    """Train, save the self-contained model to `<output_dir>/model`, evaluate it, and push it where asked to."""
+def build_trainer(
+    model_args: ModelArguments, data_args: DataArguments, args: Spa3RTrainingArguments
+) -> tuple[Spa3RTrainer, Path | None]:
+    """Everything that can be refused before training begins: the trainer, and the checkpoint to continue from."""
     set_seed(args.seed)
     train_views, held_out_views = build_views(data_args, args)
-    model = build_model(model_args)
     if held_out_views is None and args.eval_strategy != "no":
         raise ValueError("Evaluation needs held-out scenes: raise `held_out_scenes` or set `eval_strategy: no`.")
+    model = build_model(model_args)
     check_same_run(args.output_dir, settings_of_run(model, data_args, args), args.process_index == 0)
     trainer = Spa3RTrainer(model, args, train_views, eval_dataset=held_out_views)
     if held_out_views is not None and data_args.figures:
         trainer.add_callback(PSFMFigureCallback(held_out_views, args.eval_views, data_args.figures))
     checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(args.output_dir)
+    return trainer, checkpoint
+
+
+def run(trainer: Spa3RTrainer, checkpoint: str | Path | None):
+    """Train, save the self-contained model to `<output_dir>/model`, evaluate it, and push it where asked to."""
+    args = trainer.args
     if checkpoint is not None:
         logger.warning(f"Continuing from {checkpoint}.")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     final = Path(args.output_dir) / "model"
     trainer.save_model(str(final))
-    if held_out_views is not None:
+    if trainer.eval_dataset is not None:
         trainer.evaluate()
-    if trainer.is_world_process_zero():
-        if trainer.report is not None:
-            print(trainer.report.to_table())
-            (Path(args.output_dir) / "report.md").write_text(trainer.report.to_table() + "\n")
-        print(f"The model is in {final}: AutoModel.from_pretrained({str(final)!r})")
-        if args.push_to_hub:
-            repository = args.hub_model_id or Path(args.output_dir).name
-            trainer.accelerator.unwrap_model(trainer.model).push_to_hub(
-                repository, private=args.hub_private_repo, token=args.hub_token
-            )
-    return trainer
+    if not trainer.is_world_process_zero():
+        return
+    if trainer.report is not None:
+        print(trainer.report.to_table())
+        (Path(args.output_dir) / "report.md").write_text(trainer.report.to_table() + "\n")
+    print(f"The model is in {final}: AutoModel.from_pretrained({str(final)!r})")
+    if args.push_to_hub:
+        repository = args.hub_model_id or Path(args.output_dir).name
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        model.push_to_hub(repository, private=args.hub_private_repo, token=args.hub_token)
 
 
 def main(argv: list[str] | None = None):
     """Entry point of `spa3r-pretrain`."""
     logging.set_verbosity_info()
     try:
-        arguments = parse_arguments(argv)
-    except ValueError as error:
+        trainer, checkpoint = build_trainer(*parse_arguments(argv))
+    except (ValueError, FileNotFoundError, StrictDataclassError) as error:
         raise SystemExit(f"spa3r-pretrain: {error}") from None
-    run(*arguments)
+    run(trainer, checkpoint)
 
 
 if __name__ == "__main__":

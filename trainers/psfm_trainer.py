@@ -1,5 +1,6 @@
 """Pre-training of Spa3R: transformers' Trainer fed with scenes of varying view counts."""
 
+import multiprocessing
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -106,14 +107,23 @@ class Spa3RTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of a common number of views; the plan is the batch sampler's."""
+        workers = {}
+        if self.args.dataloader_num_workers:
+            # A process with threads (a progress bar, NCCL) can deadlock in a fork: workers come from a clean server,
+            # once a run. The server imports what they need before it makes the first.
+            multiprocessing.set_forkserver_preload([__name__])
+            workers = {
+                "num_workers": self.args.dataloader_num_workers,
+                "multiprocessing_context": self.args.dataloader_multiprocessing_context or "forkserver",
+                "persistent_workers": True,
+                "prefetch_factor": self.args.dataloader_prefetch_factor,
+            }
         loader = DataLoader(
             self.train_dataset,
             batch_sampler=self.batch_sampler,
             collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
+            **workers,
         )
         return self.accelerator.prepare(loader)
 
