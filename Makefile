@@ -17,7 +17,7 @@ quickstart: install
 	$(BIN)/spa3r-rooms --scenes 160 --views 16 --size 224x168 --seed 0 --workers 2 --output $(RUN)/rooms
 	$(BIN)/spa3r-rooms --scenes 16 --views 16 --size 224x168 --seed 1 --workers 2 --output $(RUN)/held_out_rooms
 	$(BIN)/spa3r-pretrain --config rooms-cpu
-	$(BIN)/spa3r-inspect --model $(RUN)/model --scenes rooms $(RUN)/held_out_rooms --num-scenes 16 --cameras \
+	$(BIN)/spa3r-inspect --model $(RUN)/model --scenes rooms:$(RUN)/held_out_rooms --num-scenes 16 --cameras \
 		--image-width 112 --output $(RUN)/report --require-scene-specific
 	$(BIN)/python -c "import torch, spa3r.modeling_spa3r; from transformers import AutoModel; \
 		model = AutoModel.from_pretrained('$(RUN)/model'); \

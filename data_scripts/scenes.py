@@ -135,6 +135,25 @@ def load_scenes(
     return scenes.select(filled)
 
 
+def parse_source(source: str) -> dict[str, Any]:
+    """Read a source of scenes as command lines and recipes give it.
+
+    Args:
+        source (`str`): `KIND:FOLDER`, and where the kind's usual frame interval does not suit, `KIND:FOLDER@LOW-HIGH`.
+
+    Returns:
+        `dict[str, Any]`: Arguments of `load_scenes`.
+    """
+    match = re.fullmatch(r"([^:]+):(.+?)(?:@(\d+)-(\d+))?", source)
+    if match is None:
+        raise ValueError(
+            "A source of scenes must read KIND:FOLDER or KIND:FOLDER@LOW-HIGH, as in scannet:data/scannet@2-6; "
+            f"got `{source}`."
+        )
+    kind, root, low, high = match.groups()
+    return {"kind": kind, "root": root} | ({} if low is None else {"interval": [int(low), int(high)]})
+
+
 def load_scene_sources(
     sources: Sequence[Mapping[str, Any]], exclude: str | os.PathLike | Iterable[str] | None = None
 ) -> Dataset:

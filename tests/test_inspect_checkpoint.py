@@ -44,7 +44,7 @@ def names(folder):
 
 def test_scenes_give_a_table_a_report_and_figures(checkpoint, rooms, tmp_path, capsys):
     options = ["--num-views", "4", "--image-width", "56", "--cameras", "--num-figures", "2"]
-    status = main(["--model", checkpoint, "--scenes", "rooms", rooms, *options, "--output", str(tmp_path)])
+    status = main(["--model", checkpoint, "--scenes", f"rooms:{rooms}", *options, "--output", str(tmp_path)])
     printed = capsys.readouterr().out
     assert status == 0
     assert names(tmp_path) == [
@@ -58,7 +58,7 @@ def test_scenes_give_a_table_a_report_and_figures(checkpoint, rooms, tmp_path, c
 
 def test_held_out_scenes_of_a_training_run_can_be_chosen(checkpoint, rooms, tmp_path):
     options = ["--num-views", "4", "--image-width", "56", "--held-out-scenes", "2", "--num-figures", "0"]
-    main(["--model", checkpoint, "--scenes", "rooms", rooms, *options, "--output", str(tmp_path)])
+    main(["--model", checkpoint, "--scenes", f"rooms:{rooms}", *options, "--output", str(tmp_path)])
     assert json.loads((tmp_path / "report.json").read_text())["num_scenes"] == 2
 
 
@@ -97,7 +97,7 @@ def test_a_video_is_one_scene_with_targets_between_the_context_views(checkpoint,
 
 def test_latents_that_do_not_tell_scenes_apart_fail_the_requirement(checkpoint, rooms, tmp_path, capsys):
     options = ["--num-views", "4", "--image-width", "56", "--num-figures", "0", "--require-scene-specific"]
-    status = main(["--model", checkpoint, "--scenes", "rooms", rooms, *options, "--output", str(tmp_path)])
+    status = main(["--model", checkpoint, "--scenes", f"rooms:{rooms}", *options, "--output", str(tmp_path)])
     assert status == 1
     assert "own latents do not predict its views better" in capsys.readouterr().err
 
@@ -115,8 +115,8 @@ def test_the_requirement_takes_two_scenes(checkpoint, photos, tmp_path, capsys):
         (["--model", "{model}", "--images", "{photo}"], "at least 2 photos"),
         (["--model", "{model}", "--images", "{photo}", "missing.jpg"], "missing.jpg: no such file"),
         (["--model", "missing", "--images", "{photo}", "{photo2}", "--image-width", "56"], "load `missing`"),
-        (["--model", "{model}", "--scenes", "rooms", "missing"], "no folder"),
-        (["--model", "{model}", "--scenes", "castles", "."], "castles"),
+        (["--model", "{model}", "--scenes", "rooms:missing"], "no folder"),
+        (["--model", "{model}", "--scenes", "castles:."], "castles"),
         (["--model", "{model}", "--images", "{photo}", "{photo2}", "--cameras"], "photos and videos have no cameras"),
         (["--model", "{model}", "--images", "{photo}", "{photo2}", "--context-ratio", "1"], "between 0 and 1"),
         (["--model", "{model}", "--images", "{photo}", "{photo2}", "--num-views", "1"], "at least 2"),

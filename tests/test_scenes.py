@@ -13,6 +13,7 @@ from spa3r.data_scripts.scenes import (
     load_scene_sources,
     load_scenes,
     natural_key,
+    parse_source,
     read_camera,
     read_depth,
     read_images,
@@ -339,3 +340,17 @@ def test_only_videos_need_pyav(tmp_path, monkeypatch):
     assert load_scenes("folders", tmp_path)["scene_id"][:] == ["hall"]
     with pytest.raises(ImportError, match="Reading videos takes PyAV"):
         load_scenes("videos", tmp_path)
+
+
+def test_a_source_names_its_kind_its_folder_and_where_wanted_its_interval():
+    assert parse_source("scannet:data/scannet") == {"kind": "scannet", "root": "data/scannet"}
+    assert parse_source("videos:data/my:videos@5-9") == {
+        "kind": "videos",
+        "root": "data/my:videos",
+        "interval": [5, 9],
+    }
+
+
+def test_a_source_without_a_kind_is_refused():
+    with pytest.raises(ValueError, match="must read KIND:FOLDER .*got `data/scannet`"):
+        parse_source("data/scannet")

@@ -1,6 +1,6 @@
 """See what a Spa3R checkpoint has learnt, on scenes or on photos of your own.
 
-    spa3r-inspect --model runs/quickstart/model --scenes rooms runs/quickstart/held_out_rooms --cameras
+    spa3r-inspect --model runs/quickstart/model --scenes rooms:runs/quickstart/held_out_rooms --cameras
     spa3r-inspect --model runs/quickstart/model --images sofa.jpg window.jpg door.jpg table.jpg
 
 Writes report.md and report.json, which compare the model's predictions of views that it has not seen with those of
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..data_scripts.frames import crop_to_common, load_frame
-from ..data_scripts.scenes import load_scene_sources, split_scenes
+from ..data_scripts.scenes import load_scene_sources, parse_source, split_scenes
 from ..data_scripts.videos import index_video, read_video_frames
 from ..data_scripts.view_batches import SceneViews
 from ..modeling_spa3r.modeling_spa3r import Spa3RForPreTraining
@@ -84,8 +84,7 @@ def read_video(args: argparse.Namespace) -> PhotoScene:
 
 def read_scenes(args: argparse.Namespace) -> SceneViews:
     """The scenes of `--scenes`, all or those that a training run has held out."""
-    kind, root = args.scenes
-    scenes = load_scene_sources([{"kind": kind, "root": root}])
+    scenes = load_scene_sources([parse_source(args.scenes)])
     if args.held_out_scenes is not None:
         scenes = split_scenes(scenes, args.held_out_scenes, seed=args.seed)[1]
     return SceneViews(
@@ -123,8 +122,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, ar
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--scenes",
-        nargs=2,
-        metavar=("KIND", "FOLDER"),
+        metavar="KIND:FOLDER",
         help="scenes on disk; kinds are scannet, scannetpp, rooms, folders (of images) and videos",
     )
     source.add_argument(

@@ -17,7 +17,7 @@ from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
 
 from ..configuration import Spa3RConfig, VGGTConfig, load_preset
-from ..data_scripts.scenes import load_scene_sources, split_scenes
+from ..data_scripts.scenes import load_scene_sources, parse_source, split_scenes
 from ..data_scripts.view_batches import SceneViews
 from ..modeling_spa3r.modeling_spa3r import Spa3RForPreTraining
 from .checkpointing import check_same_run, last_complete_checkpoint
@@ -53,7 +53,10 @@ class DataArguments:
 
     scenes: list[str] = field(
         default_factory=list,
-        metadata={"help": "Sources, KIND:FOLDER; kinds are scannet, scannetpp, rooms, folders, videos."},
+        metadata={
+            "help": "Sources, KIND:FOLDER, or KIND:FOLDER@LOW-HIGH to set the interval of frames; "
+            "kinds are scannet, scannetpp, rooms, folders (of images), videos."
+        },
     )
     exclude: str | None = field(
         default=None, metadata={"help": "File with one scene id a line that must not be used (benchmark scenes)."}
@@ -159,15 +162,9 @@ def build_model(args: ModelArguments) -> Spa3RForPreTraining:
 
 def build_views(args: DataArguments, training_args: Spa3RTrainingArguments) -> tuple[SceneViews, SceneViews | None]:
     """Views of the scenes to train on, and of the held-out ones."""
-    sources = []
-    for source in args.scenes:
-        kind, colon, root = source.partition(":")
-        if not colon:
-            raise ValueError(f"A source of scenes must read KIND:FOLDER, as in scannet:data/scannet; got `{source}`.")
-        sources.append({"kind": kind, "root": root})
-    if not sources:
+    if not args.scenes:
         raise ValueError("There are no scenes to train on: give `--scenes KIND:FOLDER`, such as rooms:data/rooms.")
-    scenes = load_scene_sources(sources, exclude=args.exclude)
+    scenes = load_scene_sources([parse_source(source) for source in args.scenes], exclude=args.exclude)
     train_scenes, held_out = split_scenes(scenes, args.held_out_scenes, seed=training_args.seed)
     options = {
         "image_width": args.image_width,
