@@ -342,6 +342,10 @@ def _spa3r_config(state: State, dinov3_head_dim: int, given: Mapping[str, Any]) 
         "mlp_ratio": state["model.encoder.layers.0.mlp.fc1.weight"].shape[0] / size,
         "num_latents": state["model.latent_queries"].shape[0],
         "num_register_tokens": state["model.encoder.register_tokens"].shape[1],
+        # How the official code trained these weights; no shape tells.
+        "regression_loss": "smooth_l1",
+        "predict_context_views": True,
+        "view_aggregation": "separate",
     }
     return Spa3RConfig(**(inferred | given))
 
