@@ -12,6 +12,9 @@ install: .venv/installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[test]"
 	touch $@
 
+# Tensors are tiny: one thread is as fast as two, and does not stall when another program wants the second core.
+quickstart: export OMP_NUM_THREADS := 1
+
 # Rooms to learn from and, of another seed, rooms to be tested on; pre-training; the report; the latents of a scene.
 quickstart: install
 	$(BIN)/spa3r-rooms --scenes 160 --views 16 --size 224x168 --seed 0 --workers 2 --output $(RUN)/rooms

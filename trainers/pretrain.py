@@ -1,13 +1,17 @@
 """Pre-train Spa3R by Predictive Spatial Field Modeling.
 
-A recipe is a YAML file with any of the options below; options on the command line win. The same command, run again,
-continues from the last complete checkpoint of its output folder.
+    spa3r-pretrain --config rooms-cpu
+    accelerate launch --config_file configuration/accelerate/ddp.yaml pretrain.py --config spa3r-paper \\
+        --scenes scannet:data/scannet scannetpp:data/scannetpp --output_dir runs/spa3r
+
+A recipe is a YAML file with any of the options; options on the command line win. The same command, run again,
+continues from the last complete checkpoint of its output folder. The final model is in <output_dir>/model.
 """
 
 import argparse
 import difflib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,13 @@ __all__ = ["main"]
 logger = logging.get_logger(__name__)
 
 RECIPES = Path(__file__).resolve().parent.parent / "configuration" / "recipes"
+
+
+COMMON_OPTIONS = set(
+    "output_dir gradient_accumulation_steps warmup_steps bf16 gradient_checkpointing logging_steps eval_strategy "
+    "eval_steps save_steps seed dataloader_num_workers report_to use_cpu push_to_hub hub_model_id "
+    "resume_from_checkpoint".split()
+)
 
 
 @dataclass
@@ -94,7 +105,16 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     named, rest = first.parse_known_args(sys.argv[1:] if argv is None else argv)
     recipe = read_recipe(named.config)
 
-    parser = HfArgumentParser((ModelArguments, DataArguments, Spa3RTrainingArguments), description=__doc__)
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, Spa3RTrainingArguments),
+        prog="spa3r-pretrain",
+        usage="spa3r-pretrain [--config RECIPE] [--OPTION VALUE ...]",
+        description=__doc__,
+        epilog="Every other option of transformers.TrainingArguments is understood as well.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", help="Recipe: a YAML file, or the name of one in configuration/recipes.")
+    _hide_rare_options(parser)
     options = {action.dest for action in parser._actions}
     for key in recipe:
         if key not in options:
@@ -102,9 +122,17 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
             hint = f"did you mean `{close.pop()}`?" if close else "--help lists the known ones."
             raise ValueError(f"Unknown key `{key}` in the recipe `{named.config}`; {hint}")
     parser.set_defaults(**recipe)
-    parser.add_argument("--config", help="Recipe: a YAML file, or the name of one in configuration/recipes.")
     model_args, data_args, training_args, _ = parser.parse_args_into_dataclasses(rest)
     return model_args, data_args, training_args
+
+
+def _hide_rare_options(parser: argparse.ArgumentParser):
+    """Leave out of --help what transformers.TrainingArguments has and its own documentation describes."""
+    ours = {option.name for arguments in (ModelArguments, DataArguments) for option in fields(arguments)}
+    ours |= set(Spa3RTrainingArguments.__annotations__) | {"config", "help"}
+    for action in parser._actions:
+        if action.dest not in ours | COMMON_OPTIONS:
+            action.help = argparse.SUPPRESS
 
 
 def _nested(overrides: list[str] | dict[str, Any]) -> dict[str, Any]:
