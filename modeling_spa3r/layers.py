@@ -237,6 +237,8 @@ class Block(GradientCheckpointingLayer):
         num_context_tokens: int | None = None,
     ) -> Tensor:
         """See `Attention.forward`."""
-        attention_output = self.attention(self.norm1(hidden_states), position_embedding, num_context_tokens)
-        hidden_states = hidden_states + self.layer_scale1(attention_output)
+        # Nothing but the residual stream is bound to a name while the MLP, the widest part, runs.
+        hidden_states = hidden_states + self.layer_scale1(
+            self.attention(self.norm1(hidden_states), position_embedding, num_context_tokens)
+        )
         return hidden_states + self.layer_scale2(self.mlp(self.norm2(hidden_states)))

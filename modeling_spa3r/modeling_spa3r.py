@@ -181,6 +181,11 @@ class Spa3RPreTrainedModel(PreTrainedModel):
 
     def post_init(self):
         super().post_init()
+        # FSDP wraps, and `device_map` keeps whole, the layers of the teachers too; the library asks direct children only,
+        # and FSDP refuses classes that the model does not have (a vision tower names those of its text tower).
+        modules = list(self.modules())
+        layers = {name for module in modules for name in getattr(module, "_no_split_modules", None) or ()}
+        self._no_split_modules = layers & {type(module).__name__ for module in modules}
         if not self.config.teachers_included:
             self._keys_to_ignore_on_load_missing |= {rf"^{name}\." for name in self.frozen_modules()}
 
@@ -233,6 +238,10 @@ class Spa3RModel(Spa3RPreTrainedModel):
     def load_teachers(self):
         """Give VGGT the weights that the configuration names; without a name, untrained ones from its seed."""
         self.vggt = self._load_vggt().vggt
+
+    def get_input_embeddings(self) -> nn.Module:
+        """What makes tokens of images."""
+        return self.vggt.get_input_embeddings()
 
     def encode(self, features: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """Gather the VGGT features of all context views into latents.

@@ -126,6 +126,7 @@ class VGGTPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
+    _input_embed_layer = "patch_embedding"
     _supports_sdpa = True
     _supports_flash_attn = True
 
@@ -226,9 +227,10 @@ class VGGTModel(VGGTPreTrainedModel):
         last_layer = self.config.num_hidden_layers - 1
         outputs = dict.fromkeys([*output_layers, last_layer])
         for layer, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks, strict=True)):
-            frame_tokens = frame_block(hidden_states.flatten(0, 1), frame_rope)  # (B * V, P, C)
-            frame_tokens = frame_tokens.unflatten(0, (batch_size, num_views))
-            hidden_states = global_block(frame_tokens.flatten(1, 2), global_rope, num_context_tokens)  # (B, V * P, C)
+            hidden_states = frame_block(hidden_states.flatten(0, 1), frame_rope)  # (B * V, P, C)
+            hidden_states = hidden_states.unflatten(0, (batch_size, num_views))
+            frame_tokens = hidden_states if layer in outputs else None
+            hidden_states = global_block(hidden_states.flatten(1, 2), global_rope, num_context_tokens)  # (B, V * P, C)
             hidden_states = hidden_states.unflatten(1, (num_views, num_tokens))
             if layer in outputs:
                 outputs[layer] = torch.cat([frame_tokens, hidden_states], dim=-1)
