@@ -181,8 +181,8 @@ class Spa3RPreTrainedModel(PreTrainedModel):
 
     def post_init(self):
         super().post_init()
-        # FSDP wraps, and `device_map` keeps whole, the layers of the teachers too; the library asks direct children only,
-        # and FSDP refuses classes that the model does not have (a vision tower names those of its text tower).
+        # FSDP shards, and `device_map` keeps whole, the teachers' layers too: the library asks direct children only.
+        # FSDP refuses classes that the model does not have; a vision tower names those of its text tower.
         modules = list(self.modules())
         layers = {name for module in modules for name in getattr(module, "_no_split_modules", None) or ()}
         self._no_split_modules = layers & {type(module).__name__ for module in modules}

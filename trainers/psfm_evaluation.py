@@ -9,13 +9,15 @@ is binned by the angle between the two views, for close to a context view there 
 import json
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial, wraps
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
@@ -353,6 +355,26 @@ def _compare_scenes(
                 tally.add((name, metric, source), per_view, angles, known.any(-1))
 
 
+def with_gathered_weights(function: Callable) -> Callable:
+    """Make a function of a model, which calls the model's parts by themselves, work on a model that FSDP has sharded.
+
+    FSDP gathers weights around the model's forward and around methods that are registered with it, so such a method
+    runs the function. All processes must call it together.
+    """
+
+    @wraps(function)
+    def wrapped(model, *args, **kwargs):
+        if not isinstance(model, FSDPModule):
+            return function(model, *args, **kwargs)
+        if not hasattr(model, "call_function"):
+            model.call_function = lambda function: function()
+            register_fsdp_forward_method(model, "call_function")
+        return model.call_function(partial(function, model, *args, **kwargs))
+
+    return wrapped
+
+
+@with_gathered_weights
 @torch.no_grad()
 def evaluate_psfm(
     model: Spa3RForPreTraining,
@@ -366,8 +388,8 @@ def evaluate_psfm(
 
     Each target view weighs the same. Cameras are those of the data, or else VGGT's estimates. The data is read twice,
     so that memory holds no more than the latents of the scenes and one running sum of features. Results depend on the
-    weights and the data alone: every process of a distributed run that calls this gets the same report, and where
-    weights are replicated (DDP) a single process may call it.
+    weights and the data alone: every process of a distributed run that calls this gets the same report. Where weights
+    are replicated (DDP, ZeRO-2) a single process may call it, where they are sharded (FSDP) all must.
 
     Args:
         model (`Spa3RForPreTraining`): Runs on its device, in its dtype or under the caller's autocast.

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from ..data_scripts.view_batches import SceneViews, collate_views
 from ..modeling_spa3r.geometry import relative_cameras
 from ..modeling_spa3r.modeling_spa3r import Spa3RForPreTraining
-from .psfm_evaluation import model_inputs, nearest_context_views
+from .psfm_evaluation import model_inputs, nearest_context_views, with_gathered_weights
 
 __all__ = ["PCAColors", "PSFMFigureCallback", "draw_scene_figure", "save_figure"]
 
@@ -90,6 +90,7 @@ class PredictedScene:
     is_metric: bool
 
 
+@with_gathered_weights
 @torch.no_grad()
 def predict_scene(model: Spa3RForPreTraining, item: dict[str, Any]) -> PredictedScene:
     """Run a model on one scene, as `SceneViews` gives it."""
@@ -203,8 +204,8 @@ def save_figure(figure: Figure, path: Path):
 
 class PSFMFigureCallback(TrainerCallback):
     """
-    Draws held-out scenes at each evaluation, on the main process: to `<output_dir>/figures/step_<step>/<scene>.png`
-    and, where TensorBoard is among `report_to`, as images of a run `figures` beside the numbers.
+    Draws held-out scenes at each evaluation: to `<output_dir>/figures/step_<step>/<scene>.png` and, where TensorBoard
+    is among `report_to`, as images of a run `figures` beside the numbers. The main process writes.
 
     Args:
         views (`SceneViews`): Held-out scenes, read at epoch 0 as the evaluation does.
@@ -218,16 +219,17 @@ class PSFMFigureCallback(TrainerCallback):
         self.num_scenes = min(num_scenes, len(views))
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
-        if not state.is_world_process_zero:
-            return
         model = extract_model_from_parallel(model)
         folder = Path(args.output_dir) / "figures"
+        is_main = state.is_world_process_zero
         # A folder of its own, as TensorBoard reads one file of events in each.
-        writer = SummaryWriter(folder) if "tensorboard" in args.report_to else None
+        writer = SummaryWriter(folder) if is_main and "tensorboard" in args.report_to else None
         for scene in range(self.num_scenes):
             item = self.views[0, scene, self.num_views]
+            # On every process, as each may hold a part of the weights.
             figure = draw_scene_figure(model, item)
-            save_figure(figure, folder / f"step_{state.global_step:06d}" / f"{item['scene_id']}.png")
+            if is_main:
+                save_figure(figure, folder / f"step_{state.global_step:06d}" / f"{item['scene_id']}.png")
             if writer is not None:
                 figure.canvas.draw()
                 image = np.asarray(figure.canvas.buffer_rgba())[..., :3]

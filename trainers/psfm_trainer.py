@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from accelerate.utils import gather_object
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
@@ -104,6 +105,17 @@ class Spa3RTrainer(Trainer):
         self._num_losses = 0
         self.add_callback(_FollowEpochs(self.batch_sampler, args.world_size * args.gradient_accumulation_steps))
         self.add_callback(MarkCompleteCheckpoints(self.accelerator))
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled:
+            # FSDP's own mixed precision rounds all inputs to bfloat16, cameras and depth among them. Weights stay in
+            # float32 and autocast computes, as under DDP.
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True):
+        """Autocast for all that is computed; accelerate wraps only the forward, and not FSDP's."""
+        return self.accelerator.autocast()
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of a common number of views; the plan is the batch sampler's."""
