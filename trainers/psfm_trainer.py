@@ -3,12 +3,16 @@
 import multiprocessing
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from huggingface_hub import CommitInfo, upload_folder
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging
 
 from ..data_scripts.view_batches import SceneViews, ViewBatchSampler, collate_views
@@ -72,6 +76,10 @@ class Spa3RTrainingArguments(TrainingArguments):
                 "while it saves has nothing to resume from."
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The Trainer pickles its arguments beside each checkpoint and publishes them with `push_to_hub`.
+        return self.__dict__ | {"hub_token": None}
+
 
 class Spa3RTrainer(Trainer):
     """
@@ -90,6 +98,10 @@ class Spa3RTrainer(Trainer):
 
     def __init__(self, model: Spa3RForPreTraining, args: Spa3RTrainingArguments, train_dataset: SceneViews, **kwargs):
         model.freeze_teachers()
+        frozen = tuple(f"{name}." for name in model.frozen_modules())
+        # What checkpoints leave out; by this attribute the Trainer knows, when it resumes, that it is not missing.
+        self._frozen_names = {name for name in model.state_dict() if name.startswith(frozen)}
+        model._keys_to_ignore_on_save = self._frozen_names
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collate_views, **kwargs)
         self.batch_sampler = ViewBatchSampler(
             len(train_dataset.scenes),
@@ -188,11 +200,68 @@ class Spa3RTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Write the model: what trains for a checkpoint, everything for the final, self-contained model."""
         model = self.accelerator.unwrap_model(self.model)
-        frozen = tuple(f"{name}." for name in model.frozen_modules())
-        only_trained = {name for name in model.state_dict() if name.startswith(frozen)} if _internal_call else set()
-        model._keys_to_ignore_on_save, model.config.teachers_included = only_trained, not _internal_call
-        super().save_model(output_dir, _internal_call=_internal_call)
-        model.config.teachers_included = True
+        model.config.teachers_included = not _internal_call
+        model._keys_to_ignore_on_save = self._frozen_names if _internal_call else set()
+        # The parent would push the whole folder of the run at once; see `push_to_hub()`.
+        super().save_model(output_dir, _internal_call=True)
+        if not _internal_call and self.args.should_save:
+            # A pickle, which has no place in a model that is passed on.
+            (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        model.config.teachers_included, model._keys_to_ignore_on_save = True, self._frozen_names
+
+    @property
+    def final_folder(self) -> Path:
+        """Where the final, self-contained model of the run belongs."""
+        return Path(self.args.output_dir) / "model"
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None):
+        """Make the repository to push to, before anything is trained.
+
+        Raises:
+            ValueError: If that fails, for whatever reason.
+        """
+        try:
+            super().init_hf_repo(token, private)
+        # Without a network there are errors of the HTTP library below huggingface_hub, too.
+        except Exception as error:
+            raise ValueError(
+                f"`push_to_hub` cannot make the repository `{self.args.hub_model_id or self.args.output_dir}` "
+                f"({first_line(error)}): log in with `hf auth login`, choose another `--hub_model_id`, or train without "
+                "`--push_to_hub` and upload the model later."
+            ) from error
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> CommitInfo | None:
+        """Upload `final_folder`, as `save_model()` has written it, to the top of the repository.
+
+        It takes the place of what `hub_strategy` pushed there during training, which holds only what trains; logs and
+        figures stay, and with `hub_strategy="checkpoint"` the folder `last-checkpoint` to resume from. Arguments and
+        result are the parent's; processes but the main one get `None`.
+        """
+        if not self.is_world_process_zero():
+            return None
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        return upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=self.final_folder,
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            run_as_future=not blocking,
+            delete_patterns=["model*.safetensors*", TRAINING_ARGS_NAME],
+        )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the pages of help that errors of the Hub add."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class _FollowEpochs(TrainerCallback):
