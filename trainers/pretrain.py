@@ -10,6 +10,7 @@ continues from the last complete checkpoint of its output folder. The final mode
 
 import argparse
 import difflib
+import shlex
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,8 +26,9 @@ from ..data_scripts.scenes import load_scene_sources, parse_source, split_scenes
 from ..data_scripts.view_batches import SceneViews
 from ..modeling_spa3r.modeling_spa3r import Spa3RForPreTraining
 from .checkpointing import check_same_run, last_complete_checkpoint
+from .model_card import pretraining_card
 from .psfm_figures import PSFMFigureCallback
-from .psfm_trainer import Spa3RTrainer, Spa3RTrainingArguments
+from .psfm_trainer import Spa3RTrainer, Spa3RTrainingArguments, first_line
 
 __all__ = ["main"]
 
@@ -241,7 +243,7 @@ def run(trainer: Spa3RTrainer, checkpoint: str | Path | None):
         logger.warning(f"Continuing from {checkpoint}.")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
-    final = Path(args.output_dir) / "model"
+    final = trainer.final_folder
     trainer.save_model(str(final))
     if trainer.eval_dataset is not None:
         trainer.evaluate()
@@ -250,11 +252,25 @@ def run(trainer: Spa3RTrainer, checkpoint: str | Path | None):
     if trainer.report is not None:
         print(trainer.report.to_table())
         (Path(args.output_dir) / "report.md").write_text(trainer.report.to_table() + "\n")
+    name = trainer.hub_model_id or str(final)
+    pretraining_card(name, trainer).save(final / "README.md")
     print(f"The model is in {final}: AutoModel.from_pretrained({str(final)!r})")
     if args.push_to_hub:
-        repository = args.hub_model_id or Path(args.output_dir).name
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        model.push_to_hub(repository, private=args.hub_private_repo, token=args.hub_token)
+        push(trainer)
+
+
+def push(trainer: Spa3RTrainer):
+    """Upload the final model; where that fails, say where it lies and how to upload it later."""
+    try:
+        trainer.push_to_hub()
+    # Whatever it is (the Hub, the network, the token): the model is safe, and the user must learn how to go on.
+    except Exception as error:
+        repository, folder = trainer.hub_model_id, trainer.final_folder
+        raise SystemExit(
+            f"spa3r-pretrain: the model is trained and lies in {folder}, but uploading it failed "
+            f"({first_line(error)}); do it later with: hf upload {repository} {shlex.quote(str(folder))} ."
+        ) from error
+    print(f"It is on the Hub, too: AutoModel.from_pretrained({trainer.hub_model_id!r})")
 
 
 def main(argv: list[str] | None = None):

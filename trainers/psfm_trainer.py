@@ -226,8 +226,8 @@ class Spa3RTrainer(Trainer):
         except Exception as error:
             raise ValueError(
                 f"`push_to_hub` cannot make the repository `{self.args.hub_model_id or self.args.output_dir}` "
-                f"({first_line(error)}): log in with `hf auth login`, choose another `--hub_model_id`, or train without "
-                "`--push_to_hub` and upload the model later."
+                f"({first_line(error)}): log in with `hf auth login`, choose another `--hub_model_id`, or train "
+                "without `--push_to_hub` and upload the model later."
             ) from error
 
     def push_to_hub(
