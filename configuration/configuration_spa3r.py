@@ -1,12 +1,13 @@
 """Configuration of Spa3R and of its frozen teachers."""
 
+import os
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_vggt import VGGTConfig
+from .configuration_vggt import VGGTConfig, check_model_type, refuse_unknown
 
 __all__ = ["Spa3RConfig", "Spa3RTeacherConfig"]
 
@@ -131,6 +132,7 @@ class Spa3RConfig(PreTrainedConfig):
     predict_context_views: bool = False
 
     def __post_init__(self, **kwargs):
+        refuse_unknown(Spa3RConfig, kwargs)
         if self.teachers is None:
             self.teachers = {"semantic": {}}
         # Kept as plain dicts, complete with defaults, so that a configuration equals its JSON.
@@ -158,14 +160,9 @@ class Spa3RConfig(PreTrainedConfig):
         return Spa3RTeacherConfig(**self.teachers[name])
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        model_type = config_dict.get("model_type", cls.model_type)
-        if model_type != cls.model_type:
-            raise ValueError(
-                f"This checkpoint holds a `{model_type}` model, not `{cls.model_type}`; load it with its own class, "
-                "or convert it with `spa3r-convert`."
-            )
-        return super().from_dict(config_dict, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        check_model_type(cls, pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def validate_architecture(self):
         """Part of the `@strict` validation."""

@@ -1,11 +1,42 @@
 """Configuration of VGGT, the frozen geometry backbone."""
 
-from typing import Literal
+import os
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import Dinov2WithRegistersConfig, PreTrainedConfig
 
-__all__ = ["VGGTConfig"]
+__all__ = ["VGGTConfig", "check_model_type", "refuse_unknown"]
+
+
+def check_model_type(config_class: type[PreTrainedConfig], checkpoint: str | os.PathLike, **kwargs):
+    """Refuse a checkpoint of another model; the library takes a part of it or warns, and fills in random weights."""
+    model_type = config_class.get_config_dict(checkpoint, **kwargs)[0].get("model_type", config_class.model_type)
+    if model_type != config_class.model_type:
+        raise ValueError(
+            f"`{checkpoint}` holds a `{model_type}` model, not `{config_class.model_type}`; load it with its own "
+            "class, or convert it with `spa3r-convert`."
+        )
+
+
+def refuse_unknown(config_class: type[PreTrainedConfig], settings: dict[str, Any]):
+    """Refuse settings that are neither of a class nor of the library; the library itself accepts and keeps any."""
+    unknown = sorted(name for name in settings if name not in LIBRARY_SETTINGS and not name.startswith("_"))
+    if unknown:
+        raise ValueError(f"`{config_class.__name__}` has no settings {unknown}; check the spelling.")
+
+
+# What transformers itself writes into a configuration file or hands on beside the fields of `PreTrainedConfig`.
+LIBRARY_SETTINGS = {
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "output_attentions",
+    "torch_dtype",
+    "transformers_version",
+}
 
 
 @strict
@@ -74,9 +105,15 @@ class VGGTConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        refuse_unknown(VGGTConfig, kwargs)
         # Lists, as JSON reads them back.
         self.dense_channels, self.dense_layers = list(self.dense_channels), list(self.dense_layers)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        check_model_type(cls, pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def vit_config(self) -> Dinov2WithRegistersConfig:
         """Configuration of the vision transformer that embeds the patches."""

@@ -5,6 +5,7 @@ camera coordinates (`x_camera = R @ x_world + t`), as homogeneous matrices; `int
 at the top-left corner of the top-left pixel, so that pixel centres lie at half-integers.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -29,8 +30,10 @@ def without_autocast(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
-        device = next(arg.device for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor))
-        with torch.autocast(device.type, enabled=False):
+        device = next(arg.device.type for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor))
+        if not torch.amp.is_autocast_available(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
             return function(*args, **kwargs)
 
     return wrapped
@@ -306,6 +309,12 @@ class PRoPE:
         )
         angles = torch.stack([x.flatten(), y.flatten()], dim=-1)[..., None] * frequencies  # (rows * columns, 2, d / 8)
         self.cos, self.sin = (table.repeat(self.num_cameras, 1, 1) for table in (angles.cos(), angles.sin()))
+
+    def to(self, device: torch.device, **kwargs) -> "PRoPE":
+        """Move to another device; a model that is spread over devices asks for this between its layers."""
+        moved = copy.copy(self)
+        moved.__dict__ |= {k: v.to(device, **kwargs) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return moved
 
     def rotate(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode queries, keys and values.

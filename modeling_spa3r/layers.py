@@ -1,5 +1,6 @@
 """Transformer blocks shared by VGGT and Spa3R, and the two-dimensional rotary embedding."""
 
+import copy
 from collections.abc import Callable
 from typing import Literal
 
@@ -51,6 +52,12 @@ class Rope2D:
         angles = positions[..., None].float() * base**-exponents
         angles = angles.unsqueeze(-4)  # (..., heads = 1, tokens, 2, head_dim / 4)
         self.cos, self.sin = angles.cos(), angles.sin()
+
+    def to(self, device: torch.device, **kwargs) -> "Rope2D":
+        """Move to another device; a model that is spread over devices asks for this between its layers."""
+        moved = copy.copy(self)
+        moved.cos, moved.sin = self.cos.to(device, **kwargs), self.sin.to(device, **kwargs)
+        return moved
 
     def rotate(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode queries and keys, each of shape `(batch_size, num_heads, num_tokens, head_dim)`."""
@@ -165,9 +172,11 @@ class Attention(nn.Module):
         return self.proj(output.flatten(2))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        implementation = self.config._attn_implementation
+        if query.dtype is torch.float32 and "flash" in implementation:
+            # Flash kernels take half precision; the camera head computes in full.
+            implementation = "sdpa"
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, _ = attention_interface(self, query, key, value, attention_mask=None, scaling=self.scaling)
         return output  # (batch, tokens, heads, head_dim)
 

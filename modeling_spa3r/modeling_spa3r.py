@@ -15,14 +15,22 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from ..configuration.configuration_spa3r import Spa3RConfig, Spa3RTeacherConfig
+from ..configuration.configuration_vggt import VGGTConfig
 from .geometry import PRoPE, camera_rays, plucker_rays, pose_encoding_to_cameras, relative_cameras
 from .layers import MLP, Block, Rope2D, grid_positions
-from .modeling_vggt import VGGTCameraHead, VGGTDenseHead, VGGTForGeometry, VGGTModel
+from .modeling_vggt import (
+    VGGTCameraHead,
+    VGGTDenseHead,
+    VGGTForGeometry,
+    VGGTModel,
+    check_pixel_range,
+    normalize_images,
+)
 
 __all__ = ["Spa3RForPreTraining", "Spa3RModel", "Spa3RPreTrainedModel"]
 
@@ -36,7 +44,7 @@ MIN_FIELD_OF_VIEW = 1e-3
 class Spa3RModelOutput(ModelOutput):
     """
     latents (`torch.FloatTensor` of shape `(batch_size, num_latents, hidden_size)`):
-        The scene, independent of the order and number of its views but for the first, the reference frame.
+        The scene, whatever the number of its views; their order does not matter, but for the first, the reference.
     """
 
     latents: torch.FloatTensor | None = None
@@ -60,7 +68,8 @@ class Spa3RForPreTrainingOutput(ModelOutput):
     intrinsics (`torch.FloatTensor` of shape `(batch_size, num_views, 3, 3)`):
         In pixels.
     probe_depth, target_depth (`torch.FloatTensor` of shape `(batch_size, num_predicted_views, num_patches)`):
-        Depth at the top-left pixel of each patch, in the scale of `extrinsics`; a target of 0 is unknown.
+        Depth at the top-left pixel of each patch, in the scale of `extrinsics` where the depth, or neither it nor the
+        cameras, was given, else in VGGT's; a target of 0 is unknown.
     """
 
     loss: torch.FloatTensor | None = None
@@ -96,7 +105,7 @@ class Spa3RTransformer(nn.Module):
 
     def forward(self, hidden_states: Tensor, position_embedding: Rope2D | PRoPE | None) -> Tensor:
         """Map `(batch_size, num_tokens, hidden_size)` to the same shape; the registers come and go inside."""
-        registers = self.register_tokens.expand(hidden_states.shape[0], -1, -1)
+        registers = self.register_tokens.expand(hidden_states.shape[0], -1, -1).to(hidden_states)
         hidden_states = torch.cat([registers, hidden_states], dim=1)
         for layer in self.layers:
             hidden_states = layer(hidden_states, position_embedding)
@@ -110,8 +119,6 @@ class Spa3RTeacher(nn.Module):
         super().__init__()
         self.config = config
         self.model = AutoModel.from_config(config.vision_config, attn_implementation=attn_implementation)
-        self.register_buffer("image_mean", torch.tensor(config.image_mean)[:, None, None], persistent=False)
-        self.register_buffer("image_std", torch.tensor(config.image_std)[:, None, None], persistent=False)
 
     @property
     def feature_size(self) -> int:
@@ -122,7 +129,7 @@ class Spa3RTeacher(nn.Module):
         """Resize images in [0, 1] to the model's square, whatever their aspect, and normalise them."""
         size = (self.config.image_size, self.config.image_size)
         resized = F.interpolate(pixel_values.float(), size, mode="bilinear", align_corners=False)
-        return ((resized - self.image_mean) / self.image_std).to(self.model.dtype)
+        return normalize_images(resized, self.config.image_mean, self.config.image_std).to(self.model.dtype)
 
     def forward(self, pixel_values: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """
@@ -144,13 +151,27 @@ class Spa3RTeacher(nn.Module):
 def _untrained(build: Callable[[], nn.Module], name: str, seed: int) -> nn.Module:
     """Build a module with weights that depend on the seed alone, and say that they mean nothing."""
     logger.warning(f"No checkpoint is named for {name}: its weights are untrained, drawn from seed {seed}.")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return build()
 
 
+def _pretrained(model_class, checkpoint: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """Load a teacher, all of it: the library would fill in random weights for what it does not find."""
+    teacher, info = model_class.from_pretrained(checkpoint, config=config, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"`{checkpoint}` lacks {len(missing)} tensors of `{type(teacher).__name__}`, the first is `{missing[0]}`; "
+            "convert official weights with `spa3r-convert`."
+        )
+    return teacher
+
+
 def _check_same_architecture(name: str, given: nn.Module, expected: nn.Module):
-    given_shapes, shapes = ({k: v.shape for k, v in m.state_dict().items()} for m in (given, expected))
+    # DeepSpeed ZeRO-3 keeps the whole shape of a parameter that it has partitioned as `ds_shape`.
+    given_shapes, shapes = (
+        {k: tuple(getattr(p, "ds_shape", p.shape)) for k, p in m.named_parameters()} for m in (given, expected)
+    )
     if given_shapes != shapes:
         different = sorted(k for k in given_shapes | shapes if given_shapes.get(k) != shapes.get(k))
         raise ValueError(
@@ -190,11 +211,18 @@ class Spa3RPreTrainedModel(PreTrainedModel):
             self._keys_to_ignore_on_load_missing |= {rf"^{name}\." for name in self.frozen_modules()}
 
     def _load_vggt(self) -> VGGTForGeometry:
-        checkpoint, seed = self.config.vggt_checkpoint, self.config.teacher_seed
-        if checkpoint is not None:
-            vggt = VGGTForGeometry.from_pretrained(checkpoint)
+        checkpoint, config = self.config.vggt_checkpoint, self.config.vggt_config
+        if checkpoint is None:
+            vggt = _untrained(lambda: VGGTForGeometry(config), "VGGT", self.config.teacher_seed)
         else:
-            vggt = _untrained(lambda: VGGTForGeometry(self.config.vggt_config), "VGGT", seed)
+            given = VGGTConfig.from_pretrained(checkpoint)
+            for name in set(VGGTConfig.__annotations__) - {"global_qk_norm", "initializer_range", "model_type"}:
+                if getattr(given, name) != getattr(config, name):
+                    raise ValueError(
+                        f"The VGGT in `{checkpoint}` has `{name}` {getattr(given, name)}, but the configuration "
+                        f"{getattr(config, name)}: they must be of one architecture."
+                    )
+            vggt = _pretrained(VGGTForGeometry, checkpoint, config)
         return vggt.to(device=self.device, dtype=self.dtype)
 
     @torch.no_grad()
@@ -204,9 +232,6 @@ class Spa3RPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.latent_queries, std=std)
         elif isinstance(module, Spa3RTransformer):
             init.normal_(module.register_tokens, std=1e-6)
-        elif isinstance(module, Spa3RTeacher):
-            init.copy_(module.image_mean, torch.tensor(module.config.image_mean)[:, None, None])
-            init.copy_(module.image_std, torch.tensor(module.config.image_std)[:, None, None])
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
@@ -258,7 +283,7 @@ class Spa3RModel(Spa3RPreTrainedModel):
         """
         batch_size, num_views = features.shape[:2]
         context = self.projection(features.to(self.projection.weight.dtype)).flatten(1, 2)
-        queries = self.latent_queries.expand(batch_size, -1, -1).to(context.dtype)
+        queries = self.latent_queries.expand(batch_size, -1, -1).to(context)
         patches = grid_positions(grid_size, 0, features.device)
         num_special = self.config.num_register_tokens + self.config.num_latents
         positions = torch.cat([patches.new_zeros(num_special, 2), patches.repeat(num_views, 1)])
@@ -267,7 +292,8 @@ class Spa3RModel(Spa3RPreTrainedModel):
         hidden_states = self.encoder(torch.cat([queries, context], dim=1), rope)
         return hidden_states[:, : self.config.num_latents]
 
-    def forward(self, pixel_values: Tensor, **kwargs) -> Spa3RModelOutput:
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor) -> Spa3RModelOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`):
             RGB in [0, 1], sides multiples of VGGT's patch size; all views are context, the first is the reference.
@@ -283,6 +309,8 @@ class Spa3RModel(Spa3RPreTrainedModel):
         >>> latents = model(torch.rand(1, 4, 3, 84, 112)).latents
         ```
         """
+        if pixel_values.device.type != "cpu":
+            check_pixel_range(pixel_values)
         with torch.no_grad():
             features = self.vggt(pixel_values).patch_tokens
         return Spa3RModelOutput(latents=self.encode(features, self.vggt.grid_size(pixel_values)))
@@ -322,7 +350,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         for index, (name, teacher) in enumerate(self.teachers.items(), start=1):
             checkpoint, vision_config = teacher.config.checkpoint, teacher.config.vision_config
             if checkpoint is not None:
-                teachers[name] = AutoModel.from_pretrained(checkpoint, config=vision_config)
+                teachers[name] = _pretrained(AutoModel, checkpoint, vision_config)
             else:
                 build = partial(AutoModel.from_config, vision_config)
                 teachers[name] = _untrained(build, f"teacher `{name}`", self.config.teacher_seed + index)
@@ -488,7 +516,6 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         extrinsics: Tensor | None = None,
         intrinsics: Tensor | None = None,
         depth: Tensor | None = None,
-        **kwargs,
     ) -> Spa3RForPreTrainingOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`):
@@ -547,3 +574,6 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
                 raise ValueError(
                     f"`{name}` must have shape {(batch_size, num_views, *size)}, got {tuple(given.shape)}."
                 )
+            # Training must not stall an accelerator; its data is checked where it is read.
+            if given is not None and given.device.type == "cpu" and not given.isfinite().all():
+                raise ValueError(f"`{name}` holds NaN or infinite values; leave such views out.")

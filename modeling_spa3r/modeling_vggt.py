@@ -81,11 +81,24 @@ class VGGTForGeometryOutput(ModelOutput):
     points_confidence: torch.FloatTensor | None = None
 
 
-def normalize_images(pixel_values: Tensor) -> Tensor:
-    """Subtract ImageNet's mean and divide by its deviation, in float32; channels are the third dimension from last."""
+def normalize_images(
+    pixel_values: Tensor, means: Sequence[float] = IMAGENET_MEAN, deviations: Sequence[float] = IMAGENET_STD
+) -> Tensor:
+    """Subtract means (by default ImageNet's) and divide by deviations, in float32; channels are third from last."""
     channels = pixel_values.float().unbind(-3)
-    return torch.stack(
-        [(c - mean) / std for c, mean, std in zip(channels, IMAGENET_MEAN, IMAGENET_STD, strict=True)], dim=-3
+    return torch.stack([(c - mean) / std for c, mean, std in zip(channels, means, deviations, strict=True)], dim=-3)
+
+
+def check_pixel_range(pixel_values: Tensor):
+    """Refuse images outside [0, 1]. This reads values, for which an accelerator must be waited for."""
+    if pixel_values.is_meta:
+        return
+    torch_compilable_check(
+        (pixel_values >= 0) & (pixel_values <= 1),
+        lambda: (
+            f"`pixel_values` must lie in [0, 1], got {pixel_values.min():.4g} to {pixel_values.max():.4g}; "
+            "images are not to be normalised beforehand, and bytes are to be divided by 255."
+        ),
     )
 
 
@@ -126,6 +139,8 @@ class VGGTPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
+    # An RMS norm has no bias: with `global_qk_norm="rms_norm"` those of upstream VGGT are left out, as officially.
+    _keys_to_ignore_on_load_unexpected = [r"global_blocks\.\d+\.attention\.[qk]_norm\.bias$"]
     _input_embed_layer = "patch_embedding"
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -146,7 +161,10 @@ class VGGTModel(VGGTPreTrainedModel):
     """The aggregator: blocks within each view alternate with blocks across all views of a scene."""
 
     # A checkpoint with heads is welcome: the features do not depend on them.
-    _keys_to_ignore_on_load_unexpected = [r"^(camera_head|depth_head|point_head)\."]
+    _keys_to_ignore_on_load_unexpected = [
+        *VGGTPreTrainedModel._keys_to_ignore_on_load_unexpected,
+        r"^(camera_head|depth_head|point_head)\.",
+    ]
 
     def __init__(self, config: VGGTConfig):
         super().__init__(config)
@@ -256,15 +274,9 @@ class VGGTModel(VGGTPreTrainedModel):
             raise ValueError(
                 f"`pixel_values` must be floating point in [0, 1], got {pixel_values.dtype}; divide bytes by 255."
             )
-        # On an accelerator, reading values would stall it.
+        # Training must not stall an accelerator: there, only the models that users call look at the values.
         if pixel_values.device.type == "cpu":
-            torch_compilable_check(
-                (pixel_values >= 0) & (pixel_values <= 1),
-                lambda: (
-                    f"`pixel_values` must lie in [0, 1], got {pixel_values.min():.4g} to {pixel_values.max():.4g}; "
-                    "images are not to be normalised beforehand, and bytes are to be divided by 255."
-                ),
-            )
+            check_pixel_range(pixel_values)
         if num_context_views is not None and not 0 < num_context_views <= num_views:
             raise ValueError(
                 f"`num_context_views` must be in [1, num_views], got {num_context_views} of {num_views} views."
@@ -475,7 +487,7 @@ class VGGTForGeometry(VGGTPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, num_context_views: int | None = None, **kwargs) -> VGGTForGeometryOutput:
+    def forward(self, pixel_values: Tensor, num_context_views: int | None = None) -> VGGTForGeometryOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`):
             See `VGGTModel.forward`.
@@ -492,6 +504,8 @@ class VGGTForGeometry(VGGTPreTrainedModel):
         >>> depth = model(torch.rand(1, 2, 3, 392, 518)).depth
         ```
         """
+        if pixel_values.device.type != "cpu":
+            check_pixel_range(pixel_values)
         image_size = tuple(pixel_values.shape[-2:])
         features = self.vggt(pixel_values, num_context_views, output_layers=self.config.dense_layers)
         pose_encodings = self.camera_head(features.camera_tokens)

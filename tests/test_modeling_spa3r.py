@@ -4,12 +4,14 @@ import socket
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, CLIPVisionConfig, SiglipVisionConfig
 from transformers.utils import logging
 
 from spa3r.configuration import Spa3RConfig, load_preset
 from spa3r.modeling_spa3r import Spa3RForPreTraining, Spa3RModel, VGGTForGeometry
-from spa3r.modeling_spa3r.geometry import quaternion_to_rotation
+from spa3r.modeling_spa3r.geometry import PRoPE, quaternion_to_rotation
+from spa3r.modeling_spa3r.layers import Rope2D
 from spa3r.modeling_spa3r.modeling_spa3r import Spa3RTeacher
 
 VARIANTS = {
@@ -329,6 +331,59 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
         Spa3RModel.from_pretrained(tmp_path)
 
 
+def save_vggt(folder, **changes):
+    """A VGGT of the tiny preset's architecture, with changes."""
+    settings = load_preset("spa3r-tiny")["vggt_config"] | changes
+    vggt = VGGTForGeometry(tiny_config(vggt_config=settings).vggt_config)
+    vggt.save_pretrained(folder)
+    return vggt
+
+
+def test_upstream_vggt_weights_run_with_the_official_norm(tmp_path):
+    vggt = save_vggt(tmp_path, global_qk_norm="layer_norm")
+    settings = load_preset("spa3r-tiny")["vggt_config"] | {"global_qk_norm": "rms_norm"}
+    for model_class in (Spa3RForPreTraining, Spa3RModel):
+        model = model_class(tiny_config(vggt_config=settings, vggt_checkpoint=str(tmp_path)))
+        model.load_teachers()
+        loaded = next(iter(model.frozen_modules().values()))
+        norm = loaded.global_blocks[0].attention.q_norm
+        assert isinstance(norm, torch.nn.RMSNorm)
+        assert torch.equal(norm.weight, vggt.vggt.global_blocks[0].attention.q_norm.weight)
+
+
+def test_a_vggt_checkpoint_of_other_settings_is_refused(tmp_path):
+    save_vggt(tmp_path, camera_iterations=3)
+    model = Spa3RModel(tiny_config(vggt_checkpoint=str(tmp_path)))
+    with pytest.raises(ValueError, match="has `camera_iterations` 3, but the configuration 2"):
+        model.load_teachers()
+
+
+def test_a_vggt_checkpoint_with_official_names_is_refused(tmp_path):
+    vggt = save_vggt(tmp_path)
+    official = {name.replace("vggt.", "aggregator."): tensor for name, tensor in vggt.state_dict().items()}
+    save_file(official, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = Spa3RModel(tiny_config(vggt_checkpoint=str(tmp_path)))
+    with pytest.raises(ValueError, match="lacks .* tensors of `VGGTForGeometry`.*spa3r-convert"):
+        model.load_teachers()
+
+
+def test_vggt_refuses_a_spa3r_checkpoint(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a `spa3r` model, not `vggt`"):
+        VGGTForGeometry.from_pretrained(tmp_path)
+
+
+def test_position_embeddings_move_between_devices():
+    cameras = random_cameras(1, 1)
+    prope = PRoPE(cameras["extrinsics"], cameras["intrinsics"], (2, 3), (28, 42), head_dim=16)
+    rope = Rope2D(torch.zeros(4, 2, dtype=torch.long), head_dim=16)
+    for embedding in (prope, rope):
+        moved = embedding.to("meta")
+        assert moved.cos.is_meta and moved.sin.is_meta
+        assert not embedding.cos.is_meta
+    assert prope.to("meta").query_matrix.is_meta
+
+
 def test_config_survives_a_round_trip(tmp_path):
     config = tiny_config(camera_embedding="plucker", targets=["semantic"], vggt_checkpoint="somewhere")
     config.save_pretrained(tmp_path)
@@ -346,11 +401,25 @@ def test_config_survives_a_round_trip(tmp_path):
         ({"targets": []}, "`targets` must name"),
         ({"teachers": {"geometry": {}}}, "belongs to VGGT"),
         ({"teachers": {"semantic": {"size": 3}}}, r"Unknown keys \['size'\]"),
+        ({"num_latent": 3}, r"`Spa3RConfig` has no settings \['num_latent'\]"),
+        ({"vggt_config": {"hiden_size": 3}}, r"`VGGTConfig` has no settings \['hiden_size'\]"),
     ],
 )
 def test_a_wrong_configuration_is_refused(changes, message):
     with pytest.raises(Exception, match=message):
         tiny_config(**changes)
+
+
+def test_cameras_that_are_not_finite_are_refused(model):
+    cameras = random_cameras()
+    cameras["extrinsics"][1, 2, 0, 3] = float("inf")
+    with pytest.raises(ValueError, match="`extrinsics` holds NaN or infinite values"):
+        model(random_views(), 2, **cameras)
+
+
+def test_a_misspelt_argument_is_refused(model):
+    with pytest.raises(TypeError, match="extrinsic"):
+        model(random_views(), 2, extrinsic=torch.eye(4))
 
 
 @pytest.mark.parametrize(
