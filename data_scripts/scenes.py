@@ -94,7 +94,8 @@ def load_scenes(
         kind (`str`): Layout: `scannet`, `scannetpp`, `rooms`, `folders` or `videos`.
         root (`str` or `os.PathLike`): The folder.
         exclude (`str`, `os.PathLike` or `Iterable[str]`, *optional*):
-            Scenes to leave out, such as those of a benchmark: a text file with one scene id a line, or the ids.
+            Scenes to leave out, such as those of a benchmark: a text file with one scene id a line, or the ids. Of
+            ScanNet all scans of their rooms are left out: scene0011_00 names scene0011_01 too.
         interval (`Sequence[int]`, *optional*):
             Least and greatest step between drawn frames. Defaults to the official ones for ScanNet ([2, 6]) and
             ScanNet++ ([20, 60]).
@@ -113,9 +114,7 @@ def load_scenes(
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder `{root}` to read {kind} scenes from.")
     folders = _scene_folders(kind, root)
-    excluded = _read_ids(exclude) & set(folders)
-    if excluded:
-        logger.warning(f"{len(excluded)} of {len(folders)} scenes in {root} are excluded.")
+    excluded = _excluded_scenes(folders, kind, _read_ids(exclude), root)
     kept = {scene_id: folder for scene_id, folder in folders.items() if scene_id not in excluded}
     scenes = _index_videos(kept) if kind == "videos" and kept else _index_folders(kept, kind)
     scenes = scenes.add_column("interval", [interval] * len(scenes), feature=List(Value("int64"), length=2))
@@ -270,7 +269,8 @@ def read_camera(scene: Mapping[str, Any], frame: int, size: tuple[int, int]) -> 
         `(3, 3)`, both in float64.
 
     Raises:
-        UnreadableFrame: If the frame has no camera, or none that is finite and fits the image.
+        UnreadableFrame: If the frame has no camera, or none that is finite, has positive focal lengths and fits the
+            image.
     """
     path = frame_path(scene, frame)
     if scene["transforms"]:
@@ -280,13 +280,19 @@ def read_camera(scene: Mapping[str, Any], frame: int, size: tuple[int, int]) -> 
             raise UnreadableFrame(f"{path}: has no camera in {file}")
         camera_to_world = poses[os.path.basename(path)]
     else:
+        file = _beside(scene, "intrinsics", frame)
         camera_to_world = _read_matrix(_beside(scene, "poses", frame))
-        intrinsics = _read_matrix(_beside(scene, "intrinsics", frame))[:3, :3]
+        intrinsics = _read_matrix(file)[:3, :3]
     if camera_to_world.shape != (4, 4) or not np.isfinite(camera_to_world).all():
         raise UnreadableFrame(f"{path}: its pose is not a 4 x 4 matrix of finite values")
     rotation = camera_to_world[:3, :3]
-    if np.linalg.det(rotation) < 0 or not np.allclose(rotation @ rotation.T, np.eye(3), atol=RIGID_TOLERANCE):
+    is_rotation = np.linalg.det(rotation) > 0 and np.allclose(rotation @ rotation.T, np.eye(3), atol=RIGID_TOLERANCE)
+    if not is_rotation or not np.allclose(camera_to_world[3], [0, 0, 0, 1]):
         raise UnreadableFrame(f"{path}: its pose is not a rigid motion")
+    if not np.isfinite(intrinsics).all() or min(intrinsics[0, 0], intrinsics[1, 1]) <= 0:
+        raise UnreadableFrame(
+            f"{path}: its intrinsics in {file} are not finite with positive focal lengths, got {intrinsics.tolist()}"
+        )
     height, width = size
     if not (0 < intrinsics[0, 2] < width and 0 < intrinsics[1, 2] < height):
         raise UnreadableFrame(
@@ -322,6 +328,23 @@ def _scene_folders(kind: str, root: Path) -> dict[str, Path]:
         return scenes
     prefix = "scene" if kind == "scannet" else ""
     return {entry.name: entry for entry in entries if entry.is_dir() and entry.name.startswith(prefix)}
+
+
+def _excluded_scenes(folders: Mapping[str, Path], kind: str, listed: set[str], root: Path) -> set[str]:
+    """Ids of the scenes that are listed, and of ScanNet's other scans of the same rooms; says how many they are."""
+    rooms = {_room(scene_id, kind) for scene_id in listed}
+    excluded = {scene_id for scene_id in folders if _room(scene_id, kind) in rooms}
+    if excluded:
+        further = len(excluded - listed)
+        scans = f", {further} of them as further scans of a listed scene's room" if further else ""
+        logger.warning(f"{len(excluded)} of {len(folders)} scenes in {root} are excluded{scans}.")
+    return excluded
+
+
+def _room(scene_id: str, kind: str) -> str:
+    """What scans of one room have in common: in ScanNet the number before the scan's, elsewhere the whole id."""
+    match = re.fullmatch(r"(scene\d{4})_\d{2}", scene_id)
+    return match[1] if match and kind == "scannet" else scene_id
 
 
 def _visible(folder: Path) -> list[str]:
@@ -416,9 +439,12 @@ def _read_transforms(path: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         transforms = json.loads(Path(path).read_text(encoding="utf-8"))
         focal_x, focal_y, center_x, center_y = (float(transforms[name]) for name in ("fl_x", "fl_y", "cx", "cy"))
         frames = transforms["frames"] + transforms.get("test_frames", [])
-        poses = {os.path.basename(frame["file_path"]): frame["transform_matrix"] for frame in frames}
+        opencv_from_opengl = np.diag([1.0, -1.0, -1.0, 1.0])
+        poses = {
+            os.path.basename(frame["file_path"]): np.array(frame["transform_matrix"]) @ opencv_from_opengl
+            for frame in frames
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnreadableFrame(f"{path}: {error!r}") from error
     intrinsics = np.array([[focal_x, 0, center_x], [0, focal_y, center_y], [0, 0, 1]])
-    opencv_from_opengl = np.diag([1.0, -1.0, -1.0, 1.0])
-    return intrinsics, {name: np.array(pose) @ opencv_from_opengl for name, pose in poses.items()}
+    return intrinsics, poses

@@ -19,6 +19,7 @@ from spa3r.data_scripts.scenes import (
     read_images,
     split_scenes,
 )
+from spa3r.data_scripts.view_batches import SceneViews
 
 needs_av = pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="PyAV is not installed")
 
@@ -119,6 +120,21 @@ def test_excluded_scenes_are_left_out_and_counted(tmp_path, caplog):
         scenes = load_scenes("folders", tmp_path / "data", exclude=tmp_path / "benchmark.txt")
     assert scenes["scene_id"][:] == ["room 0", "room 2"]
     assert "2 of 4 scenes" in caplog.text and "excluded" in caplog.text
+
+
+def test_all_scans_of_an_excluded_scannet_room_are_left_out_and_counted(tmp_path, caplog):
+    for scene_id in ("scene0011_00", "scene0011_01", "scene0012_00", "scene0110_01"):
+        write_scannet(tmp_path, scene_id)
+    with caplog.at_level(logging.WARNING):
+        scenes = load_scenes("scannet", tmp_path, exclude=["scene0011_00", "scene0700_00"])
+    assert scenes["scene_id"][:] == ["scene0012_00", "scene0110_01"]
+    assert "2 of 4 scenes" in caplog.text and "1 of them as further scans" in caplog.text
+
+
+def test_scenes_other_than_scannets_are_excluded_by_their_whole_id(tmp_path):
+    for scene_id in ("scene0011_00", "scene0011_01"):
+        write_scannet(tmp_path, scene_id)
+    assert load_scenes("rooms", tmp_path, exclude=["scene0011_00"])["scene_id"][:] == ["scene0011_01"]
 
 
 def test_a_missing_exclude_file_is_an_error(tmp_path):
@@ -222,9 +238,10 @@ def test_depth_is_that_of_the_frame(tmp_path):
         (np.diag([np.nan, 1, 1, 1]), "finite"),
         (np.diag([2.0, 2, 2, 1]), "rigid"),
         (np.diag([1.0, 1, -1, 1]), "rigid"),
+        (np.diag([1.0, 1, 1, 0]), "rigid"),
         (np.eye(3), "4 x 4"),
     ],
-    ids=["infinite", "nan", "scaled", "mirrored", "three-rows"],
+    ids=["infinite", "nan", "scaled", "mirrored", "singular", "three-rows"],
 )
 def test_poses_that_are_none_make_a_frame_unreadable(tmp_path, pose, reason):
     write_scannet(tmp_path, "scene0000_00")
@@ -232,6 +249,29 @@ def test_poses_that_are_none_make_a_frame_unreadable(tmp_path, pose, reason):
     (scene,) = load_scenes("scannet", tmp_path)
     with pytest.raises(UnreadableFrame, match=f"1.jpg: its pose .*{reason}"):
         read_camera(scene, 1, (30, 40))
+
+
+@pytest.mark.parametrize(
+    "intrinsics",
+    ["0 0 28\n0 nan 21\n0 0 1", "35 0 nan\n0 36 15\n0 0 1", "35 0 20\n0 inf 15\n0 0 1", "35 0 20\n0 -36 15\n0 0 1"],
+    ids=["zero-and-nan", "nan-center", "infinite", "negative"],
+)
+def test_intrinsics_that_are_none_make_a_frame_unreadable(tmp_path, intrinsics):
+    write_scannet(tmp_path, "scene0000_00")
+    (tmp_path / "scene0000_00" / "intrinsic" / "intrinsic_color.txt").write_text(intrinsics)
+    (scene,) = load_scenes("scannet", tmp_path)
+    with pytest.raises(UnreadableFrame, match="1.jpg: its intrinsics in .*intrinsic_color.txt are not finite"):
+        read_camera(scene, 1, (30, 40))
+
+
+def test_a_scene_whose_intrinsics_are_none_is_dropped_and_named(tmp_path, caplog):
+    for scene_id in ("scene0000_00", "scene0001_00"):
+        write_scannet(tmp_path, scene_id)
+    (tmp_path / "scene0000_00" / "intrinsic" / "intrinsic_color.txt").write_text("0 0 28\n0 nan 21\n0 0 1")
+    views = SceneViews(load_scenes("scannet", tmp_path), image_width=42, cameras=True)
+    item = views[0, 0, 2]
+    assert (item["scene_id"], item["dropped_scenes"]) == ("scene0001_00", ["scene0000_00"])
+    assert "scene0000_00 is readable" in caplog.text and "intrinsics in" in caplog.text
 
 
 def test_intrinsics_of_another_image_size_are_noticed(tmp_path):
