@@ -211,6 +211,13 @@ def test_no_scene_is_an_error(model):
         evaluate_psfm(model, RandomScenes(sizes=()), NUM_VIEWS, show_progress=False)
 
 
+def test_unreadable_scenes_alone_are_an_error(model):
+    scenes = RandomScenes()
+    scenes.items[0]["dropped_scenes"] = ["broken"]
+    with pytest.raises(ValueError, match="None of the scenes to evaluate on has a readable frame"):
+        evaluate_psfm(model, scenes, NUM_VIEWS, num_scenes=1, show_progress=False)
+
+
 def test_scenes_of_other_image_sizes_share_a_mean(model):
     scenes = RandomScenes(sizes=((28, 42), (56, 28)))
     report = evaluate_psfm(model, scenes, NUM_VIEWS, show_progress=False)

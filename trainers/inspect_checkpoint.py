@@ -22,7 +22,7 @@ from ..data_scripts.scenes import load_scene_sources, parse_source, split_scenes
 from ..data_scripts.videos import index_video, read_video_frames
 from ..data_scripts.view_batches import SceneViews
 from ..modeling_spa3r.modeling_spa3r import Spa3RForPreTraining
-from .psfm_evaluation import evaluate_psfm
+from .psfm_evaluation import PSFMReport, evaluate_psfm
 from .psfm_figures import draw_scene_figure, save_figure
 
 __all__ = ["PhotoScene", "main"]
@@ -164,14 +164,15 @@ def load_model(args: argparse.Namespace) -> Spa3RForPreTraining:
         raise ValueError(f"Cannot load `{args.model}` on `{device}`: {error}") from error
 
 
-def inspect(args: argparse.Namespace, views: Dataset, model: Spa3RForPreTraining) -> int:
+def inspect(args: argparse.Namespace, views: Dataset, model: Spa3RForPreTraining, report: PSFMReport) -> int:
     """Write and print the report and the figures; return the exit status."""
-    report = evaluate_psfm(model, views, args.num_views, args.num_scenes)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "report.json").write_text(report.to_json(), encoding="utf-8")
     (args.output / "report.md").write_text(report.to_table() + "\n", encoding="utf-8")
     for scene in tqdm(range(min(args.num_figures, args.num_scenes, len(views))), desc="Drawing", unit="scene"):
         item = views[0, scene, args.num_views]
+        if item["dropped_scenes"]:
+            continue
         save_figure(draw_scene_figure(model, item), args.output / "figures" / f"{item['scene_id']}.png")
     print(f"\n{report.to_table()}\n")
     print(f"Latents of a scene: {model.config.num_latents} x {model.config.hidden_size}")
@@ -197,9 +198,10 @@ def main(argv: list[str] | None = None) -> int:
     parser, args = parse_arguments(argv)
     try:
         views, model = read_views(args), load_model(args)
+        report = evaluate_psfm(model, views, args.num_views, args.num_scenes)
     except (OSError, ValueError, ImportError) as error:
         parser.error(" ".join(str(error).split()))
-    return inspect(args, views, model)
+    return inspect(args, views, model, report)
 
 
 if __name__ == "__main__":

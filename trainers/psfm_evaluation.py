@@ -315,6 +315,8 @@ def _survey_scenes(
         for name, (values, known) in _patch_values(observed["targets"], observed["depth"]).items():
             for scene_values, scene_known in zip(values, known, strict=True):
                 means[name].add(scene_values, scene_known, grid_size)
+    if not latents:
+        raise ValueError("None of the scenes to evaluate on has a readable frame; take more or other scenes.")
     return torch.cat(latents), means
 
 
@@ -401,7 +403,7 @@ def evaluate_psfm(
         show_progress (`bool`, *optional*, defaults to `True`): Whether to show progress bars.
 
     Raises:
-        ValueError: If there is no scene.
+        ValueError: If there is no scene, or none with a readable frame.
     """
     num_scenes = len(views) if num_scenes is None else min(num_scenes, len(views))
     if num_scenes < 1:
