@@ -301,6 +301,17 @@ def test_scannetpp_cameras_turn_from_opengl_to_opencv(tmp_path):
         read_camera(scene, 0, (30, 40))
 
 
+def test_a_scannetpp_pose_that_is_no_matrix_makes_a_frame_unreadable(tmp_path):
+    write_scannetpp(tmp_path, ["0a7cc12c0e"])
+    frames = [{"file_path": "DSC00009.JPG", "transform_matrix": [[1, 0, 0, 0], [0, 1]]}]
+    file = tmp_path / "data" / "0a7cc12c0e" / "dslr" / "nerfstudio" / "transforms_undistorted.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"fl_x": 30.0, "fl_y": 31.0, "cx": 19.0, "cy": 14.0, "frames": frames}))
+    (scene,) = load_scenes("scannetpp", tmp_path)
+    with pytest.raises(UnreadableFrame, match="transforms_undistorted.json: ValueError"):
+        read_camera(scene, 0, (30, 40))
+
+
 @needs_av
 @pytest.mark.parametrize(
     ("codec", "suffix"), [("libx264", "mp4"), ("libx264", "mkv"), ("mpeg4", "mp4"), ("mpeg4", "avi")]
