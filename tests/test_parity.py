@@ -4,12 +4,12 @@ A recording is a JSON file, which tells sizes, beside a safetensors file of inpu
 names. `SPA3R_GOLDEN_DIR` names the directory. Its data_sampling files, and train_data_cases.json in
 `SPA3R_CASES_DIR`, hold draws, image sizes and batches instead, in JSON alone.
 
-What is recorded of Spa3-VLM is not compared here. Nor are two other things. `interval_after`, `interval_after_call_BUG_mutated` and the trace of both show that the
-official frame sampling narrows its caller's interval in place, which ours does not. Of the recorded batches it is the
-number of scenes by the number of views that must be ours; how many views the batches have in turn, which scenes, and
-how many batches there are differs: the official code draws the number for each batch, takes the scenes of one pass in
-order and cuts the last batch short, while our batches share a number by eight, for equal work on up to 8 processes,
-and follow each other endlessly, each one full.
+What is recorded of Spa3-VLM is not compared here. `interval_after`, `interval_after_call_BUG_mutated` and their trace
+are not compared either: they show that the official frame sampling narrows its caller's interval in place, which ours
+does not. Of the recorded batches, the number of scenes for each number of views must be ours. How many batches there
+are, which number of views each has and which scenes differ on purpose: the official code draws the number for each
+batch, takes the scenes of one pass in order and cuts the last batch short; our batches share a number by eight, for
+equal work on up to 8 processes, and follow each other endlessly, each one full.
 """
 
 import functools
