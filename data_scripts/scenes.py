@@ -12,6 +12,7 @@ A row names files and opens none, so that a data set of a million frames takes s
 import functools
 import hashlib
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -186,26 +187,32 @@ def split_scenes(scenes: Dataset, held_out: int | float | str | os.PathLike, see
     Args:
         scenes (`datasets.Dataset`): Scenes.
         held_out (`int`, `float`, `str` or `os.PathLike`):
-            How many scenes, or which share of them, or a text file with one scene id a line. Which scenes are drawn
-            depends on their ids and the seed alone, not on their order; rows of one id stay together.
+            How many scenes at least, or which share of them, or a text file with one scene id a line. Which scenes are
+            drawn depends on their ids and the seed alone, not on their order; all scans of a ScanNet room are drawn
+            together.
         seed (`int`, *optional*, defaults to 0): Seed of the draw.
 
     Returns:
         `tuple[datasets.Dataset, datasets.Dataset]`: Scenes to train on, and scenes held out.
     """
     ids = scenes["scene_id"][:]
-    ranked = sorted(set(ids), key=lambda scene_id: hashlib.sha256(f"{seed}/{scene_id}".encode()).digest())
+    rooms: dict[str, set[str]] = {}
+    for scene_id, kind in zip(ids, scenes["source"][:], strict=True):
+        rooms.setdefault(_room(scene_id, kind), set()).add(scene_id)
     if isinstance(held_out, (str, os.PathLike)):
-        chosen = _read_ids(held_out) & set(ranked)
+        chosen = _read_ids(held_out) & set(ids)
         if not chosen:
-            raise ValueError(f"None of the {len(ranked)} scenes is named in `{held_out}`.")
+            raise ValueError(f"None of the {len(set(ids))} scenes is named in `{held_out}`.")
     else:
-        number = round(held_out * len(ranked)) if isinstance(held_out, float) else held_out
+        number = round(held_out * len(set(ids))) if isinstance(held_out, float) else held_out
         if number < 0:
             raise ValueError(f"`held_out` must not be negative, got {held_out}.")
-        chosen = set(ranked[:number])
-    if len(chosen) >= len(ranked):
-        raise ValueError(f"Holding out {held_out} of {len(ranked)} scenes leaves none to train on.")
+        ranked = sorted(rooms, key=lambda room: hashlib.sha256(f"{seed}/{room}".encode()).digest())
+        chosen = set()
+        for room in itertools.takewhile(lambda _: len(chosen) < number, ranked):
+            chosen |= rooms[room]
+    if len(chosen) >= len(set(ids)):
+        raise ValueError(f"Holding out {held_out} of {len(set(ids))} scenes leaves none to train on.")
     rows = {held: [row for row, scene_id in enumerate(ids) if (scene_id in chosen) == held] for held in (False, True)}
     return scenes.select(rows[False]), scenes.select(rows[True])
 

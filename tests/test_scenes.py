@@ -209,6 +209,16 @@ def test_held_out_scenes_can_be_listed(tmp_path):
     assert (train["scene_id"][:], held_out["scene_id"][:]) == (["attic", "cellar"], ["hall"])
 
 
+def test_scans_of_a_scannet_room_are_held_out_together(tmp_path):
+    for room in range(6):
+        for scan in range(2):
+            write_images(tmp_path / f"scene{room:04}_{scan:02}" / "color", ["0.jpg", "1.jpg"])
+    train, held_out = split_scenes(load_scenes("scannet", tmp_path), 3)
+    rooms_of = [{scene_id[:9] for scene_id in part["scene_id"]} for part in (train, held_out)]
+    assert len(held_out) == 4
+    assert not rooms_of[0] & rooms_of[1]
+
+
 def test_holding_out_all_scenes_is_refused(tmp_path):
     write_images(tmp_path / "hall", ["0.jpg", "1.jpg"])
     with pytest.raises(ValueError, match="leaves none to train on"):
