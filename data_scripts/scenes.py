@@ -12,7 +12,6 @@ A row names files and opens none, so that a data set of a million frames takes s
 import functools
 import hashlib
 import importlib.util
-import itertools
 import json
 import logging
 import os
@@ -209,8 +208,8 @@ def split_scenes(scenes: Dataset, held_out: int | float | str | os.PathLike, see
             raise ValueError(f"`held_out` must not be negative, got {held_out}.")
         ranked = sorted(rooms, key=lambda room: hashlib.sha256(f"{seed}/{room}".encode()).digest())
         chosen = set()
-        for room in itertools.takewhile(lambda _: len(chosen) < number, ranked):
-            chosen |= rooms[room]
+        while len(chosen) < number and ranked:
+            chosen |= rooms[ranked.pop(0)]
     if len(chosen) >= len(set(ids)):
         raise ValueError(f"Holding out {held_out} of {len(set(ids))} scenes leaves none to train on.")
     rows = {held: [row for row, scene_id in enumerate(ids) if (scene_id in chosen) == held] for held in (False, True)}
