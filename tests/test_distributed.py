@@ -26,6 +26,7 @@ STEPS = 5
 # An epoch takes two steps: four scenes, one at a time in each of two processes.
 RECIPE = {
     "preset": "spa3r-tiny",
+    "untrained_teachers": True,
     "held_out_scenes": 2,
     "figures": 1,
     "image_width": 56,

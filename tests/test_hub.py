@@ -23,6 +23,7 @@ from spa3r.trainers.pretrain import build_trainer, parse_arguments
 
 RECIPE = {
     "preset": "spa3r-tiny",
+    "untrained_teachers": True,
     "held_out_scenes": 2,
     "figures": 0,
     "cameras": True,

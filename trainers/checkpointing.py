@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,17 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-__all__ = ["MarkCompleteCheckpoints", "check_same_run", "last_complete_checkpoint", "write_json"]
+__all__ = [
+    "MarkCompleteCheckpoints",
+    "check_same_run",
+    "flatten",
+    "is_complete",
+    "last_complete_checkpoint",
+    "mark_complete",
+    "replace_folder",
+    "write_json",
+    "write_text",
+]
 
 logger = logging.get_logger(__name__)
 
@@ -18,15 +29,40 @@ MARK = "complete.json"
 SETTINGS = "run.json"
 
 
-def write_json(path: Path, content: dict[str, Any]):
-    """Write a JSON file whole or not at all."""
+def write_text(path: Path, content: str):
+    """Write a text file whole or not at all."""
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    temporary.write_text(content, encoding="utf-8")
     os.replace(temporary, path)
 
 
+def write_json(path: Path, content: dict[str, Any]):
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def replace_folder(new: Path, old: Path):
+    """Put a folder that was written to its end in the place of another, if there is one."""
+    if old.exists():
+        shutil.rmtree(old)
+    os.replace(new, old)
+
+
+def mark_complete(folder: str | Path, accelerator: Accelerator, global_step: int):
+    """Mark a checkpoint once every process has written its part; every process must call it.
+
+    Args:
+        folder (`str` or `Path`): The checkpoint.
+        accelerator (`Accelerator`): Of the run.
+        global_step (`int`): Optimizer step of the checkpoint.
+    """
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(Path(folder) / MARK, {"global_step": global_step, "world_size": accelerator.num_processes})
+
+
 class MarkCompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint once every process has written its part.
+    """Marks checkpoints that were written to their end.
 
     The Trainer writes a checkpoint file by file, and a run can be killed between any two of them.
     """
@@ -35,10 +71,13 @@ class MarkCompleteCheckpoints(TrainerCallback):
         self.accelerator = accelerator
 
     def on_save(self, args, state, control, **kwargs):
-        self.accelerator.wait_for_everyone()
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            write_json(folder / MARK, {"global_step": state.global_step, "world_size": args.world_size})
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        mark_complete(folder, self.accelerator, state.global_step)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end."""
+    return (checkpoint / MARK).is_file()
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
@@ -53,10 +92,18 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
         if step.isdigit():
             checkpoints[int(step)] = folder
     for _, folder in sorted(checkpoints.items(), reverse=True):
-        if (folder / MARK).is_file():
+        if is_complete(folder):
             return folder
         logger.warning(f"{folder} was not written to its end and is passed over.")
     return None
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Bring `{"a": {"b": value}}` to `{"a.b": value}`."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def check_same_run(output_dir: str | Path, settings: dict[str, Any], is_main_process: bool):

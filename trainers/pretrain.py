@@ -10,6 +10,7 @@ continues from the last complete checkpoint of its output folder. The final mode
 
 import argparse
 import difflib
+import hashlib
 import shlex
 import sys
 from dataclasses import dataclass, field, fields
@@ -17,25 +18,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser, set_seed
+from transformers import HfArgumentParser, PreTrainedConfig, set_seed
 from transformers.utils import logging
 
 from ..configuration import Spa3RConfig, VGGTConfig, load_preset
 from ..data_scripts.scenes import load_scene_sources, parse_source, split_scenes
 from ..data_scripts.view_batches import SceneViews
 from ..modeling_spa3r.modeling_spa3r import Spa3RForPreTraining
-from .checkpointing import check_same_run, last_complete_checkpoint
+from .checkpointing import check_same_run, flatten, is_complete, last_complete_checkpoint, write_text
 from .model_card import pretraining_card
 from .psfm_figures import PSFMFigureCallback
-from .psfm_trainer import Spa3RTrainer, Spa3RTrainingArguments, first_line
+from .psfm_trainer import Spa3RTrainer, Spa3RTrainingArguments, first_line, teacher_checkpoints
 
 __all__ = ["main"]
 
 logger = logging.get_logger(__name__)
 
 RECIPES = Path(__file__).resolve().parent.parent / "configuration" / "recipes"
-
+STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 
 COMMON_OPTIONS = set(
     "output_dir gradient_accumulation_steps warmup_steps bf16 gradient_checkpointing logging_steps eval_strategy "
@@ -53,10 +55,17 @@ class ModelArguments:
     )
     overrides: list[str] = field(
         default_factory=list,
-        metadata={"help": "Changes to the architecture: KEY=VALUE with dots for nested keys; a mapping in a recipe."},
+        metadata={
+            "help": "Changes to the architecture, over those of the recipe: KEY=VALUE with dots for nested keys; a "
+            "mapping in a recipe."
+        },
     )
     start_from: str | None = field(
         default=None, metadata={"help": "Pre-trained Spa3R (folder or hub name) whose weights to start from."}
+    )
+    untrained_teachers: bool = field(
+        default=False,
+        metadata={"help": "Allow teachers without a checkpoint: seeded noise, for tests and the quickstart."},
     )
 
 
@@ -90,17 +99,24 @@ def read_recipe(name: str | None) -> dict[str, Any]:
     if file is None:
         known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
         raise ValueError(f"There is no recipe `{name}`: give a YAML file or one of {known}.")
-    recipe = yaml.safe_load(file.read_text())
+    try:
+        recipe = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"The recipe {file} is not YAML: {error}") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"The recipe {file} must be a mapping of options to values.")
-    return recipe
+    # YAML reads a bare `no` as false.
+    return recipe | {key: "no" for key in STRATEGIES if recipe.get(key) is False}
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, Spa3RTrainingArguments]:
     """Read the command line, over the recipe that it names, over the defaults.
 
+    Overrides of the architecture come back as one mapping: those of the recipe with those of the command line over
+    them.
+
     Raises:
-        ValueError: For a recipe that does not exist or a key that no option has.
+        ValueError: For a recipe that does not exist, a key that no option has, or overrides that cannot be read.
     """
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
@@ -125,6 +141,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
             raise ValueError(f"Unknown key `{key}` in the recipe `{named.config}`; {hint}")
     parser.set_defaults(**recipe)
     model_args, data_args, training_args, _ = parser.parse_args_into_dataclasses(rest)
+    model_args.overrides = _merge(_nested(recipe.get("overrides", {})), _nested(model_args.overrides))
     return model_args, data_args, training_args
 
 
@@ -141,37 +158,50 @@ def _nested(overrides: list[str] | dict[str, Any]) -> dict[str, Any]:
     """Bring `a.b=value` to `{"a": {"b": value}}`; values are read as YAML."""
     if isinstance(overrides, dict):
         return overrides
+    if not isinstance(overrides, list):
+        raise ValueError(f"`overrides` must be a mapping or a list of KEY=VALUE, got `{overrides}`.")
     nested: dict[str, Any] = {}
     for override in overrides:
-        key, equals, value = override.partition("=")
+        key, equals, value = str(override).partition("=")
         if not equals:
             raise ValueError(f"An override must read KEY=VALUE, got `{override}`.")
-        *parents, last = key.split(".")
-        inner = nested
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[last] = yaml.safe_load(value)
+        try:
+            change = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"The value of the override `{override}` is not YAML.") from None
+        for part in reversed(key.split(".")):
+            change = {part: change}
+        nested = _merge(nested, change)
     return nested
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            value = _merge(merged[key], value)
+        if isinstance(merged.get(key), dict):
+            value = _merge(merged[key], _mapping(key, value))
         merged[key] = value
     return merged
+
+
+def _mapping(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"The override of `{key}` must be a mapping of settings to values, got `{value}`.")
+    return value
 
 
 def build_config(args: ModelArguments) -> Spa3RConfig:
     """The architecture of a run: a preset, or what `start_from` holds, with the overrides.
 
     Raises:
-        ValueError: For an override of a key that the configuration does not have.
+        ValueError: For an override of a key that the configuration does not have, or of a wrong kind.
     """
     overrides = _nested(args.overrides)
-    for config_class, changes in ((Spa3RConfig, overrides), (VGGTConfig, overrides.get("vggt_config", {}))):
-        if unknown := sorted(set(changes) - set(config_class.__dataclass_fields__)):
+    vggt, teachers = (_mapping(key, overrides.get(key, {})) for key in ("vggt_config", "teachers"))
+    for name, teacher in teachers.items():
+        _mapping(f"teachers.{name}", teacher)
+    for config_class, changes in ((Spa3RConfig, overrides), (VGGTConfig, vggt)):
+        if unknown := sorted(set(map(str, changes)) - set(config_class.__dataclass_fields__)):
             raise ValueError(f"`{config_class.__name__}` has no settings {unknown}; check the overrides.")
     if args.start_from is not None:
         base = Spa3RConfig.from_pretrained(args.start_from).to_dict()
@@ -180,11 +210,50 @@ def build_config(args: ModelArguments) -> Spa3RConfig:
     return Spa3RConfig.from_dict(_merge(base, overrides))
 
 
+def check_teachers(config: Spa3RConfig, untrained: bool):
+    """Refuse teachers that cannot be had before a model is built, which takes long.
+
+    Args:
+        config (`Spa3RConfig`): Names the teachers' checkpoints.
+        untrained (`bool`): Whether teachers may go without one.
+
+    Raises:
+        ValueError: If a teacher has no checkpoint, or one that does not exist or may not be read.
+    """
+    checkpoints = teacher_checkpoints(config)
+    unnamed = [name for name, checkpoint in checkpoints.items() if checkpoint is None]
+    if unnamed and not untrained:
+        keys = ["vggt_checkpoint" if name == "vggt" else f"teachers.{name}.checkpoint" for name in unnamed]
+        raise ValueError(
+            f"Pre-training needs trained teachers, but there is no checkpoint of {', '.join(unnamed)}: give "
+            f"`--overrides {' '.join(f'{key}=NAME' for key in keys)}`, or `--untrained_teachers true` to learn from "
+            "noise."
+        )
+    for name, checkpoint in checkpoints.items():
+        try:
+            if checkpoint is not None:
+                PreTrainedConfig.get_config_dict(checkpoint)
+        except OSError as error:
+            if name == "vggt":
+                remedy = "make it with `spa3r-convert vggt`, from a download of facebook/VGGT-1B"
+            else:
+                remedy = "give a folder, or accept its licence on the Hub and log in with `hf auth login`"
+            raise ValueError(
+                f"The checkpoint `{checkpoint}` of the teacher {name} could not be loaded ({first_line(error)}): "
+                f"{remedy}."
+            ) from None
+
+
 def build_model(args: ModelArguments) -> Spa3RForPreTraining:
-    """The model of a run, with its teachers' weights."""
+    """The model of a run, with its teachers' weights.
+
+    Raises:
+        ValueError: If the configuration is wrong, or a teacher cannot be had.
+    """
     config = build_config(args)
     if args.start_from is not None:
         return Spa3RForPreTraining.from_pretrained(args.start_from, config=config)
+    check_teachers(config, args.untrained_teachers)
     model = Spa3RForPreTraining(config)
     model.load_teachers()
     return model
@@ -206,8 +275,14 @@ def build_views(args: DataArguments, training_args: Spa3RTrainingArguments) -> t
     return SceneViews(train_scenes, **options), SceneViews(held_out, **options) if len(held_out) else None
 
 
-def settings_of_run(model: Spa3RForPreTraining, data_args: DataArguments, args: Spa3RTrainingArguments) -> dict:
-    """What decides the weights that a run ends with."""
+def settings_of_run(
+    model: Spa3RForPreTraining,
+    train_views: SceneViews,
+    held_out_views: SceneViews | None,
+    data_args: DataArguments,
+    args: Spa3RTrainingArguments,
+) -> dict[str, Any]:
+    """What decides the weights that a run ends with, by flat names such as `model.vggt_config.hidden_size`."""
     names = (
         "seed data_seed min_views max_views images_per_device max_steps learning_rate weight_decay lr_scheduler_type "
         "lr_scheduler_kwargs warmup_steps gradient_accumulation_steps max_grad_norm optim bf16 fp16 world_size"
@@ -216,7 +291,36 @@ def settings_of_run(model: Spa3RForPreTraining, data_args: DataArguments, args: 
     settings |= {name: str(settings[name]) for name in ("lr_scheduler_type", "optim")}
     names = "scenes exclude held_out_scenes image_width context_ratio cameras depth"
     settings |= {name: getattr(data_args, name) for name in names.split()}
-    return settings | {"model": model.config.to_diff_dict()}
+    settings["training_scenes"] = _digest(train_views.scenes)
+    settings["evaluation_scenes"] = _digest(held_out_views.scenes) if held_out_views is not None else None
+    settings["start_from"] = model.config.name_or_path or None
+    settings["model"] = model.config.to_diff_dict()
+    flat = flatten(settings)
+    return {name: value for name, value in flat.items() if name.split(".")[-1] != "transformers_version"}
+
+
+def _digest(scenes: Dataset) -> dict[str, Any]:
+    """Tells one set of scenes from another: their number, and a hash of their ids and numbers of frames."""
+    columns = scenes["scene_id"], scenes["num_frames"]
+    rows = sorted(f"{scene_id} {num_frames}" for scene_id, num_frames in zip(*columns, strict=True))
+    return {"number": len(rows), "sha256": hashlib.sha256("\n".join(rows).encode()).hexdigest()}
+
+
+def checkpoint_to_resume(args: Spa3RTrainingArguments) -> Path | None:
+    """The checkpoint to continue from: the last complete one of the run, unless another is named.
+
+    Raises:
+        ValueError: If the checkpoint that is named is not a complete one.
+    """
+    named = args.resume_from_checkpoint
+    if named is None or str(named).lower() == "true":
+        return last_complete_checkpoint(args.output_dir)
+    if not is_complete(Path(named := str(named))):
+        raise ValueError(
+            f"`resume_from_checkpoint` names no complete checkpoint, got `{named}`: give the folder of one, or `true` "
+            "for the last one of the output folder."
+        )
+    return Path(named)
 
 
 def build_trainer(
@@ -227,12 +331,13 @@ def build_trainer(
     train_views, held_out_views = build_views(data_args, args)
     if held_out_views is None and args.eval_strategy != "no":
         raise ValueError("Evaluation needs held-out scenes: raise `held_out_scenes` or set `eval_strategy: no`.")
+    checkpoint = checkpoint_to_resume(args)
     model = build_model(model_args)
-    check_same_run(args.output_dir, settings_of_run(model, data_args, args), args.process_index == 0)
+    settings = settings_of_run(model, train_views, held_out_views, data_args, args)
+    check_same_run(args.output_dir, settings, args.process_index == 0)
     trainer = Spa3RTrainer(model, args, train_views, eval_dataset=held_out_views)
     if held_out_views is not None and data_args.figures:
         trainer.add_callback(PSFMFigureCallback(held_out_views, args.eval_views, data_args.figures))
-    checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(args.output_dir)
     return trainer, checkpoint
 
 
@@ -244,16 +349,16 @@ def run(trainer: Spa3RTrainer, checkpoint: str | Path | None):
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     final = trainer.final_folder
-    trainer.save_model(str(final))
+    trainer.save_final_model()
     if trainer.eval_dataset is not None:
         trainer.evaluate()
     if not trainer.is_world_process_zero():
         return
     if trainer.report is not None:
         print(trainer.report.to_table())
-        (Path(args.output_dir) / "report.md").write_text(trainer.report.to_table() + "\n")
+        write_text(Path(args.output_dir) / "report.md", trainer.report.to_table() + "\n")
     name = trainer.hub_model_id or str(final)
-    pretraining_card(name, trainer).save(final / "README.md")
+    write_text(final / "README.md", str(pretraining_card(name, trainer)))
     print(f"The model is in {final}: AutoModel.from_pretrained({str(final)!r})")
     if args.push_to_hub:
         push(trainer)
@@ -278,9 +383,14 @@ def main(argv: list[str] | None = None):
     logging.set_verbosity_info()
     try:
         trainer, checkpoint = build_trainer(*parse_arguments(argv))
-    except (ValueError, FileNotFoundError, StrictDataclassError) as error:
+    except (OSError, ImportError) as error:
+        raise SystemExit(f"spa3r-pretrain: {first_line(error)}") from None
+    except (ValueError, StrictDataclassError) as error:
+        raise SystemExit(f"spa3r-pretrain: {' '.join(str(error).split())}") from None
+    try:
+        run(trainer, checkpoint)
+    except FloatingPointError as error:
         raise SystemExit(f"spa3r-pretrain: {error}") from None
-    run(trainer, checkpoint)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Pre-training of Spa3R: transformers' Trainer fed with scenes of varying view counts."""
 
+import math
 import multiprocessing
+import shutil
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from huggingface_hub import CommitInfo, upload_folder
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
@@ -15,12 +17,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging
 
+from ..configuration import Spa3RConfig
 from ..data_scripts.view_batches import SceneViews, ViewBatchSampler, collate_views
 from ..modeling_spa3r.modeling_spa3r import Spa3RForPreTraining
-from .checkpointing import MarkCompleteCheckpoints
+from .checkpointing import MarkCompleteCheckpoints, last_complete_checkpoint, mark_complete, replace_folder
 from .psfm_evaluation import PSFMReport, evaluate_psfm
 
-__all__ = ["Spa3RTrainer", "Spa3RTrainingArguments"]
+__all__ = ["Spa3RTrainer", "Spa3RTrainingArguments", "teacher_checkpoints"]
 
 logger = logging.get_logger(__name__)
 
@@ -58,9 +61,32 @@ class Spa3RTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
     save_total_limit: int = field(default=3, metadata={"help": "Checkpoints kept; at least 2, so that one is whole."})
     ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "Every trained parameter is used."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite ends the run."})
 
     def __post_init__(self):
+        if self.load_best_model_at_end and self.metric_for_best_model in (None, "loss", "eval_loss"):
+            raise ValueError(
+                "`load_best_model_at_end` needs a metric of the evaluation, which has no loss: set "
+                "`metric_for_best_model: geometry_cosine_own` and `greater_is_better: true`."
+            )
         super().__post_init__()
+        self._check_batches()
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"One process cannot train on {self.n_gpu} GPUs: start one for each with `accelerate launch "
+                f"--config_file configuration/accelerate/ddp.yaml --num_processes {self.n_gpu} pretrain.py ...`, or "
+                "show it a single one with CUDA_VISIBLE_DEVICES."
+            )
+        if self.save_total_limit is not None and self.save_total_limit < 2:
+            raise ValueError(
+                f"`save_total_limit` must be at least 2, got {self.save_total_limit}: with one, a run that is killed "
+                "while it saves has nothing to resume from."
+            )
+
+    def _check_batches(self):
+        for name in ("per_device_train_batch_size", "dataloader_drop_last", "auto_find_batch_size"):
+            if (value := getattr(self, name)) != self.__dataclass_fields__[name].default:
+                raise ValueError(f"`{name}` has no effect here, got {value}: set `images_per_device` instead.")
         if not 2 <= self.min_views <= self.max_views:
             raise ValueError(
                 "`min_views` must be at least 2 (one to encode, one to predict) and at most `max_views`, got "
@@ -69,11 +95,6 @@ class Spa3RTrainingArguments(TrainingArguments):
         if self.images_per_device < self.max_views:
             raise ValueError(
                 f"`images_per_device` must hold a scene of `max_views`={self.max_views}, got {self.images_per_device}."
-            )
-        if self.save_total_limit is not None and self.save_total_limit < 2:
-            raise ValueError(
-                f"`save_total_limit` must be at least 2, got {self.save_total_limit}: with one, a run that is killed "
-                "while it saves has nothing to resume from."
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,7 +108,8 @@ class Spa3RTrainer(Trainer):
 
     Batches, frames and partitions are functions of the seed and of the step alone, so a run that was killed and
     resumed ends with the weights of an uninterrupted one, whatever the number of workers. Checkpoints hold what trains
-    and name the frozen teachers; the model written by `save_model()` is self-contained.
+    and name the frozen teachers, or hold these too where the model was loaded with teachers that have no name; the
+    model written by `save_model()` is self-contained.
 
     Args:
         model (`Spa3RForPreTraining`): With its teachers loaded.
@@ -98,11 +120,10 @@ class Spa3RTrainer(Trainer):
 
     def __init__(self, model: Spa3RForPreTraining, args: Spa3RTrainingArguments, train_dataset: SceneViews, **kwargs):
         model.freeze_teachers()
-        frozen = tuple(f"{name}." for name in model.frozen_modules())
-        # What checkpoints leave out; by this attribute the Trainer knows, when it resumes, that it is not missing.
-        self._frozen_names = {name for name in model.state_dict() if name.startswith(frozen)}
-        model._keys_to_ignore_on_save = self._frozen_names
+        self._frozen_names = _names_to_leave_out(model)
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collate_views, **kwargs)
+        # The Trainer gives every model this setting of language models; the model's configuration refuses it.
+        vars(model.config).pop("use_cache", None)
         self.batch_sampler = ViewBatchSampler(
             len(train_dataset.scenes),
             min_views=args.min_views,
@@ -151,6 +172,10 @@ class Spa3RTrainer(Trainer):
         )
         return self.accelerator.prepare(loader)
 
+    def _prepare_input(self, data):
+        # The parent rounds all numbers to DeepSpeed's precision, cameras and depth among them.
+        return send_to_device(data, self.args.device)
+
     def _prepare_inputs(self, inputs):
         inputs = super()._prepare_inputs(inputs)
         # Images travel as bytes and become numbers on the device.
@@ -189,25 +214,70 @@ class Spa3RTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         """Add the mean of each named loss since the last log, over all processes."""
-        if "loss" in logs and self._num_losses:
-            names = sorted(self._loss_sums)
-            means = torch.stack([self._loss_sums[name] for name in names]) / self._num_losses
-            means = self.accelerator.reduce(means, reduction="mean").tolist()
-            logs |= {f"loss_{name}": round(mean, 5) for name, mean in zip(names, means, strict=True)}
+        if "loss" in logs:
+            logs |= {f"loss_{name}": round(mean, 5) for name, mean in self._mean_losses().items()}
             self._loss_sums, self._num_losses = {}, 0
         super().log(logs, start_time)
 
+    def _mean_losses(self) -> dict[str, float]:
+        """Mean of each named loss since the last log, over all processes.
+
+        Raises:
+            FloatingPointError: If one is not finite, in every process.
+        """
+        if not self._num_losses:
+            return {}
+        names = sorted(self._loss_sums)
+        means = torch.stack([self._loss_sums[name] for name in names]) / self._num_losses
+        losses = dict(zip(names, self.accelerator.reduce(means, reduction="mean").tolist(), strict=True))
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                checkpoint = last_complete_checkpoint(self.args.output_dir)
+                last = f"the last complete checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+                raise FloatingPointError(
+                    f"The loss `{name}` is not finite ({loss}) at step {self.state.global_step}; {last}."
+                )
+        return losses
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Write the model: what trains for a checkpoint, everything for the final, self-contained model."""
+        left_out = self._frozen_names if _internal_call else set()
+        if _internal_call:
+            # Weights that are lost must not take the place of a good checkpoint.
+            self._mean_losses()
         model = self.accelerator.unwrap_model(self.model)
-        model.config.teachers_included = not _internal_call
-        model._keys_to_ignore_on_save = self._frozen_names if _internal_call else set()
-        # The parent would push the whole folder of the run at once; see `push_to_hub()`.
-        super().save_model(output_dir, _internal_call=True)
+        before = model._keys_to_ignore_on_save
+        model.config.teachers_included, model._keys_to_ignore_on_save = not left_out, left_out
+        try:
+            # The parent would push the whole folder of the run at once; see `push_to_hub()`.
+            super().save_model(output_dir, _internal_call=True)
+        finally:
+            model.config.teachers_included, model._keys_to_ignore_on_save = True, before
         if not _internal_call and self.args.should_save:
             # A pickle, which has no place in a model that is passed on.
             (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        model.config.teachers_included, model._keys_to_ignore_on_save = True, self._frozen_names
+
+    def save_final_model(self):
+        """Write the self-contained model to `final_folder`, whole or not at all; every process must call it."""
+        temporary = self.final_folder.with_name(f".{self.final_folder.name}")
+        if self.args.should_save:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.save_model(str(temporary))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            replace_folder(temporary, self.final_folder)
+        self.accelerator.wait_for_everyone()
+
+    def _issue_warnings_after_load(self, load_result):
+        # What checkpoints leave out is not missing.
+        missing = [name for name in load_result.missing_keys if name not in self._frozen_names]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        # So that the mark is pushed, too, and the checkpoint can be resumed from.
+        mark_complete(checkpoint_folder, self.accelerator, self.state.global_step)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     @property
     def final_folder(self) -> Path:
@@ -238,7 +308,7 @@ class Spa3RTrainer(Trainer):
         revision: str | None = None,
         private: bool | None = None,
     ) -> CommitInfo | None:
-        """Upload `final_folder`, as `save_model()` has written it, to the top of the repository.
+        """Upload `final_folder`, as `save_final_model()` has written it, to the top of the repository.
 
         It takes the place of what `hub_strategy` pushed there during training, which holds only what trains; logs and
         figures stay, and with `hub_strategy="checkpoint"` the folder `last-checkpoint` to resume from. Arguments and
@@ -259,9 +329,23 @@ class Spa3RTrainer(Trainer):
         )
 
 
+def teacher_checkpoints(config: Spa3RConfig) -> dict[str, str | None]:
+    """Names of the checkpoints of all teachers, VGGT among them; `None` where there is none."""
+    teachers = {name: teacher["checkpoint"] for name, teacher in config.teachers.items()}
+    return {"vggt": config.vggt_checkpoint} | teachers
+
+
+def _names_to_leave_out(model: Spa3RForPreTraining) -> set[str]:
+    """Weights that checkpoints of a run need not hold: frozen, and to be had where the configuration says."""
+    if model.config.name_or_path and None in teacher_checkpoints(model.config).values():
+        return set()
+    frozen = tuple(f"{name}." for name in model.frozen_modules())
+    return {name for name in model.state_dict() if name.startswith(frozen)}
+
+
 def first_line(error: Exception) -> str:
     """What an error says, without the pages of help that errors of the Hub add."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class _FollowEpochs(TrainerCallback):
