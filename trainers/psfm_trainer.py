@@ -241,10 +241,9 @@ class Spa3RTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Write the model: what trains for a checkpoint, everything for the final, self-contained model."""
+        # Weights that are lost must not take the place of a good checkpoint.
+        self._mean_losses()
         left_out = self._frozen_names if _internal_call else set()
-        if _internal_call:
-            # Weights that are lost must not take the place of a good checkpoint.
-            self._mean_losses()
         model = self.accelerator.unwrap_model(self.model)
         before = model._keys_to_ignore_on_save
         model.config.teachers_included, model._keys_to_ignore_on_save = not left_out, left_out
