@@ -132,7 +132,10 @@ class Spa3RConfig(PreTrainedConfig):
     predict_context_views: bool = False
 
     def __post_init__(self, **kwargs):
-        refuse_unknown(Spa3RConfig, kwargs)
+        refuse_unknown(self, kwargs)
+        if isinstance(self.vggt_config, dict):
+            # Read from a file or not: the same holds for both.
+            self.vggt_config = {"transformers_version": self.transformers_version} | self.vggt_config
         if self.teachers is None:
             self.teachers = {"semantic": {}}
         # Kept as plain dicts, complete with defaults, so that a configuration equals its JSON.

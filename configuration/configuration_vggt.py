@@ -19,11 +19,14 @@ def check_model_type(config_class: type[PreTrainedConfig], checkpoint: str | os.
         )
 
 
-def refuse_unknown(config_class: type[PreTrainedConfig], settings: dict[str, Any]):
-    """Refuse settings that are neither of a class nor of the library; the library itself accepts and keeps any."""
+def refuse_unknown(config: PreTrainedConfig, settings: dict[str, Any]):
+    """Refuse settings that are neither of a class nor of the library; the library itself accepts and keeps any.
+
+    What a library saved is another matter: trainers leave settings of their own in a configuration.
+    """
     unknown = sorted(name for name in settings if name not in LIBRARY_SETTINGS and not name.startswith("_"))
-    if unknown:
-        raise ValueError(f"`{config_class.__name__}` has no settings {unknown}; check the spelling.")
+    if unknown and config.transformers_version is None:
+        raise ValueError(f"`{type(config).__name__}` has no settings {unknown}; check the spelling.")
 
 
 # What transformers itself writes into a configuration file or hands on beside the fields of `PreTrainedConfig`.
@@ -105,7 +108,7 @@ class VGGTConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        refuse_unknown(VGGTConfig, kwargs)
+        refuse_unknown(self, kwargs)
         # Lists, as JSON reads them back.
         self.dense_channels, self.dense_layers = list(self.dense_channels), list(self.dense_layers)
         super().__post_init__(**kwargs)

@@ -1,5 +1,6 @@
 """Spa3R: what its latents and predictions depend on, what trains, how it is saved and loaded."""
 
+import json
 import socket
 
 import pytest
@@ -382,6 +383,14 @@ def test_position_embeddings_move_between_devices():
         assert moved.cos.is_meta and moved.sin.is_meta
         assert not embedding.cos.is_meta
     assert prope.to("meta").query_matrix.is_meta
+
+
+def test_settings_that_a_library_saved_with_a_model_do_no_harm(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["left_by_a_trainer"] = saved["vggt_config"]["left_by_a_trainer"] = True
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert isinstance(AutoModel.from_pretrained(tmp_path), Spa3RModel)
 
 
 def test_config_survives_a_round_trip(tmp_path):
