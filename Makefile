@@ -17,7 +17,7 @@ quickstart: export OMP_NUM_THREADS := 1
 
 # Rooms to learn from and, of another seed, rooms to be tested on; pre-training; the report; the latents of a scene.
 quickstart: install
-	$(BIN)/spa3r-rooms --scenes 128 --views 16 --size 224x168 --seed 0 --workers 2 --output $(RUN)/rooms
+	$(BIN)/spa3r-rooms --scenes 112 --views 16 --size 224x168 --seed 0 --workers 2 --output $(RUN)/rooms
 	$(BIN)/spa3r-rooms --scenes 16 --views 16 --size 224x168 --seed 1 --workers 2 --output $(RUN)/held_out_rooms
 	$(BIN)/spa3r-pretrain --config rooms-cpu
 	$(BIN)/spa3r-inspect --model $(RUN)/model --scenes rooms:$(RUN)/held_out_rooms --num-scenes 16 --cameras \
