@@ -193,7 +193,7 @@ def relative_cameras(extrinsics: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def camera_rays(intrinsics: Tensor, grid_size: tuple[int, int], patch_size: int) -> Tensor:
-    """Unit directions, in the camera frame, through the centres of the patches (paper Sec. 3.2).
+    """Unit directions, in the camera frame, through the centres of the patches: the paper's ray tokens.
 
     Args:
         intrinsics (`torch.Tensor` of shape `(..., 3, 3)`): In pixels, without skew.
@@ -253,7 +253,7 @@ def _normalized_intrinsics(intrinsics: Tensor, image_size: tuple[int, int]) -> t
 
 
 class PRoPE:
-    """Projective position encoding of patch tokens whose cameras are known (PRoPE, Li et al. 2025; paper Sec. 3.2).
+    """Projective position encoding of patch tokens whose cameras are known (PRoPE, Li et al. 2025).
 
     Half of each attention head is acted on by the camera's projection matrix `P = K [R|t]`, so that a product of query
     and key sees the relative projection between their cameras; the other half by rotary embeddings of the patch's

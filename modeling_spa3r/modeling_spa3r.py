@@ -241,7 +241,7 @@ class Spa3RPreTrainedModel(PreTrainedModel):
 
 
 class Spa3RModel(Spa3RPreTrainedModel):
-    """Views of a scene in, its latents out: the frozen VGGT and Spa3R's encoder (paper Sec. 3.2)."""
+    """Views of a scene in, its latents out: the frozen VGGT and Spa3R's encoder."""
 
     # What PSFM needs besides; a pre-training checkpoint holds it, and the latents do not depend on it.
     _keys_to_ignore_on_load_unexpected = [
@@ -388,7 +388,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
     def decode(
         self, latents: Tensor, extrinsics: Tensor, intrinsics: Tensor, image_size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Predict the features that cameras would see (paper Sec. 3.2).
+        """Predict the features that cameras would see.
 
         Each camera is decoded by itself: registers, latents and one token per ray attend to each other.
 
@@ -493,7 +493,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         return pose_encoding_to_cameras(torch.cat([pose_encoding[..., :7], field_of_view], dim=-1), image_size)
 
     def compute_losses(self, predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The named losses, in float32 (paper Eq. 8: L1 + cosine per target, equally weighted).
+        """The named losses, in float32 (the paper's: L1 + cosine per target; equally weighted, as in the official code).
 
         Args:
             predictions, targets (`dict[str, torch.FloatTensor]`): As `decode` returns them.

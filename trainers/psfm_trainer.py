@@ -122,7 +122,7 @@ class Spa3RTrainer(Trainer):
         model.freeze_teachers()
         self._frozen_names = _names_to_leave_out(model)
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collate_views, **kwargs)
-        # The Trainer gives every model this setting of language models; the model's configuration refuses it.
+        # The Trainer gives every model this setting of language models; it is none of this one.
         vars(model.config).pop("use_cache", None)
         self.batch_sampler = ViewBatchSampler(
             len(train_dataset.scenes),
