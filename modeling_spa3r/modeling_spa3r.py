@@ -493,7 +493,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         return pose_encoding_to_cameras(torch.cat([pose_encoding[..., :7], field_of_view], dim=-1), image_size)
 
     def compute_losses(self, predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The named losses, in float32 (the paper's: L1 + cosine per target; equally weighted, as in the official code).
+        """The named losses, in float32: the paper's L1 + cosine per target, equally weighted as in the official code.
 
         Args:
             predictions, targets (`dict[str, torch.FloatTensor]`): As `decode` returns them.
