@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+from .configuration_spa3_vlm import Spa3VLMConfig
 from .configuration_spa3r import Spa3RConfig, Spa3RTeacherConfig
 from .configuration_vggt import VGGTConfig
 
-__all__ = ["Spa3RConfig", "Spa3RTeacherConfig", "VGGTConfig", "load_preset"]
+__all__ = ["Spa3RConfig", "Spa3RTeacherConfig", "Spa3VLMConfig", "VGGTConfig", "load_preset"]
 
 PRESETS = Path(__file__).parent / "presets"
 

@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .geometry import PRoPE
 
-__all__ = ["Attention", "Block", "LayerScale", "MLP", "Rope2D", "grid_positions"]
+__all__ = ["Attention", "Block", "LayerScale", "MLP", "Rope2D", "attend", "grid_positions"]
 
 
 def grid_positions(grid_size: tuple[int, int], num_prefix_tokens: int, device: torch.device | str) -> Tensor:
@@ -99,6 +99,25 @@ QK_NORMS: dict[str | None, Callable[[int], nn.Module]] = {
 }
 
 
+def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of all queries to all keys by the implementation that `module.config` names.
+
+    Args:
+        module (`nn.Module`): Has `config`, `scaling` and `is_causal = False`.
+        query, key, value (`torch.Tensor` of shape `(batch_size, num_heads, num_tokens, head_dim)`):
+            There may be another number of queries than of keys.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_queries, num_heads, head_dim)`.
+    """
+    implementation = module.config._attn_implementation
+    if query.dtype is torch.float32 and "flash" in implementation:
+        # Flash kernels take half precision; the camera head computes in full.
+        implementation = "sdpa"
+    attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+    return attention_interface(module, query, key, value, attention_mask=None, scaling=module.scaling)[0]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, optionally asymmetric between the first tokens and the rest.
 
@@ -156,13 +175,13 @@ class Attention(nn.Module):
             query, key, value = position_embedding.rotate(query, key, value)
 
         if num_context_tokens is None or num_context_tokens == hidden_states.shape[1]:
-            output = self._attend(query, key, value)
+            output = attend(self, query, key, value)
         else:
             context, target = slice(None, num_context_tokens), slice(num_context_tokens, None)
             output = torch.cat(
                 [
-                    self._attend(query[:, :, context], key[:, :, context], value[:, :, context]),
-                    self._attend(query[:, :, target], key, value),
+                    attend(self, query[:, :, context], key[:, :, context], value[:, :, context]),
+                    attend(self, query[:, :, target], key, value),
                 ],
                 dim=1,
             )
@@ -170,15 +189,6 @@ class Attention(nn.Module):
         if position_embedding is not None:
             output = position_embedding.restore(output.transpose(1, 2)).transpose(1, 2)
         return self.proj(output.flatten(2))
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        implementation = self.config._attn_implementation
-        if query.dtype is torch.float32 and "flash" in implementation:
-            # Flash kernels take half precision; the camera head computes in full.
-            implementation = "sdpa"
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        output, _ = attention_interface(self, query, key, value, attention_mask=None, scaling=self.scaling)
-        return output  # (batch, tokens, heads, head_dim)
 
 
 class MLP(nn.Module):

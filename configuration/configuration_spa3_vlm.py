@@ -1,0 +1,131 @@
+"""Configuration of Spa3-VLM: a vision-language model that queries the latents of a scene."""
+
+import os
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_spa3r import Spa3RConfig
+from .configuration_vggt import check_model_type, refuse_unknown
+
+__all__ = ["Spa3VLMConfig"]
+
+
+@strict
+class Spa3VLMConfig(PreTrainedConfig):
+    r"""
+    The defaults are the paper's Spa3-VLM: Qwen2.5-VL-3B, whose image features query the latents of Spa3R.
+
+    vlm_config (`dict` or `PreTrainedConfig`, *optional*):
+        The vision-language model, by default Qwen2.5-VL-3B; a dictionary names its `model_type`.
+    spatial_config (`dict` or `Spa3RConfig`, *optional*):
+        Spa3R, which encodes the scene. Its decoder and feature teachers are not part of this model.
+    fusion (`Literal["cross_attention", "append", "none"]`, *optional*, defaults to `"cross_attention"`):
+        How image features and the scene meet, before the language model: features query the latents and are added to
+        (paper Eq. 14-15); the latents follow a scene's last image as tokens of their own; or not at all, which leaves
+        the plain vision-language model (paper Tab. 5).
+    spatial_representation (`Literal["spa3r", "vggt"]`, *optional*, defaults to `"spa3r"`):
+        What is queried: Spa3R's latents, or VGGT's patch tokens of all views, of the last layer but one (paper
+        Tab. 3).
+
+    Example:
+
+    ```python
+    >>> from spa3r.configuration import Spa3VLMConfig, load_preset
+    >>> from spa3r.modeling_spa3r import Spa3VLMForConditionalGeneration
+
+    >>> config = Spa3VLMConfig(**load_preset("spa3-vlm-tiny"))
+    >>> model = Spa3VLMForConditionalGeneration(config)
+    ```
+    """
+
+    model_type = "spa3_vlm"
+    sub_configs_defaults = {
+        "vlm_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="qwen2_5_vl",
+            init_kwargs={
+                "text_config": {
+                    "vocab_size": 151936,
+                    "hidden_size": 2048,
+                    "intermediate_size": 11008,
+                    "num_hidden_layers": 36,
+                    "num_attention_heads": 16,
+                    "num_key_value_heads": 2,
+                    "max_position_embeddings": 128000,
+                    "max_window_layers": 70,
+                    "rms_norm_eps": 1e-6,
+                    "rope_parameters": {
+                        "rope_type": "default",
+                        "rope_theta": 1000000.0,
+                        "mrope_section": [16, 24, 24],
+                    },
+                },
+                "vision_config": {"hidden_size": 1280, "out_hidden_size": 2048, "tokens_per_second": 2},
+                "tie_word_embeddings": True,
+            },
+        ),
+        "spatial_config": SubConfigSpec(config_class=Spa3RConfig),
+    }
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vlm_config: dict | PreTrainedConfig | None = None
+    spatial_config: dict | PreTrainedConfig | None = None
+    fusion: Literal["cross_attention", "append", "none"] = "cross_attention"
+    spatial_representation: Literal["spa3r", "vggt"] = "spa3r"
+    tie_word_embeddings: bool | None = None
+
+    def __post_init__(self, **kwargs):
+        refuse_unknown(self, kwargs)
+        if isinstance(self.spatial_config, dict):
+            # Read from a file or not: the same holds for both.
+            self.spatial_config = {"transformers_version": self.transformers_version} | self.spatial_config
+        super().__post_init__(**kwargs)
+        # The head stands outside of the model that the VLM's own configuration describes.
+        self.tie_word_embeddings = self.vlm_config.tie_word_embeddings
+
+    @property
+    def image_token_id(self) -> int:
+        """The placeholder of one image feature in the text; generation counts these."""
+        return self.vlm_config.image_token_id
+
+    @property
+    def video_token_id(self) -> int:
+        """Unused, as a video is a list of images; generation asks for it."""
+        return self.vlm_config.video_token_id
+
+    @property
+    def latent_size(self) -> int:
+        """Channels of what is queried."""
+        if self.spatial_representation == "vggt":
+            return 2 * self.spatial_config.vggt_config.hidden_size
+        return self.spatial_config.hidden_size
+
+    @property
+    def num_appended_tokens(self) -> int:
+        """Placeholders that a scene needs besides those of its images."""
+        return self.spatial_config.num_latents if self.fusion == "append" else 0
+
+    def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
+        """The language model's configuration."""
+        return self.vlm_config.get_text_config(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        check_model_type(cls, pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def validate_architecture(self):
+        """Part of the `@strict` validation."""
+        if self.fusion == "append" and self.spatial_representation == "vggt":
+            raise ValueError(
+                "`fusion='append'` needs a fixed number of latents, but with `spatial_representation='vggt'` it grows "
+                "with the views; use `spatial_representation='spa3r'` or `fusion='cross_attention'`."
+            )
+        if self.spatial_representation == "vggt" and self.spatial_config.vggt_config.num_hidden_layers < 2:
+            raise ValueError(
+                "`spatial_representation='vggt'` takes the last layer but one, but `spatial_config.vggt_config` has "
+                f"{self.spatial_config.vggt_config.num_hidden_layers} layer."
+            )
