@@ -17,8 +17,10 @@ from .modeling_spa3_vlm import Spa3VLMForConditionalGeneration, Spa3VLMModel
 from .modeling_spa3r import Spa3RForPreTraining, Spa3RModel
 from .modeling_vggt import VGGTForGeometry, VGGTModel
 from .processing_spa3_vlm import Spa3VLMProcessor
+from .scene_session import SceneSession
 
 __all__ = [
+    "SceneSession",
     "Spa3RForPreTraining",
     "Spa3RImageProcessor",
     "Spa3RModel",

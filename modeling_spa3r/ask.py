@@ -1,0 +1,91 @@
+"""Ask about a scene: photos or a video in, answers out.
+
+The scene is encoded once; every further question is answered from what is kept of it. Without `--question`, questions
+are read from the terminal, one a line.
+
+    spa3r-ask --model checkpoints/spa3-vlm-4b --images room/*.jpg --question "How many chairs are in the room?"
+    spa3r-ask --model checkpoints/spa3-vlm-4b --video room.mp4 --frames 16
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import AutoProcessor, TextStreamer
+from transformers.utils import logging
+
+from .modeling_spa3_vlm import Spa3VLMForConditionalGeneration
+from .scene_session import SceneSession
+
+PROMPT = "? "
+
+
+def main(arguments: Sequence[str] | None = None):
+    """Command line of `spa3r-ask`."""
+    parser = argparse.ArgumentParser(
+        prog="spa3r-ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="folder or Hub name of a Spa3-VLM")
+    scene = parser.add_mutually_exclusive_group(required=True)
+    scene.add_argument("--images", nargs="+", metavar="IMAGE", help="photos of one place; the first is the reference")
+    scene.add_argument("--video", help="a video of the place")
+    parser.add_argument("--frames", type=int, help="frames to take of the video, spread evenly (default: 32)")
+    parser.add_argument(
+        "--question", action="append", dest="questions", metavar="QUESTION", help="may be given several times"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: 128)")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: as in the checkpoint)")
+    options = parser.parse_args(arguments)
+    try:
+        _run(options)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"spa3r-ask: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(options: argparse.Namespace):
+    logging.disable_progress_bar()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    device = options.device or (accelerator if accelerator is not None else "cpu")
+    start = time.perf_counter()
+    model = Spa3VLMForConditionalGeneration.from_pretrained(options.model, dtype=options.dtype or "auto")
+    model.to(device).eval()
+    processor = AutoProcessor.from_pretrained(options.model)
+    _report(f"Loaded {options.model} on {model.device} in {time.perf_counter() - start:.1f} s.")
+    start = time.perf_counter()
+    session = SceneSession(model, processor, options.images, options.video, options.frames)
+    _report(f"Saw {session.num_images} views in {time.perf_counter() - start:.1f} s.")
+    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    for question in options.questions or _read_questions():
+        if options.questions:
+            print(f"{PROMPT}{question}", flush=True)
+        start = time.perf_counter()
+        session.generate([question], max_new_tokens=options.max_new_tokens, streamer=streamer)
+        _report(f"Answered in {time.perf_counter() - start:.1f} s.")
+
+
+def _read_questions() -> Iterator[str]:
+    """Questions from the terminal, until the end of the input."""
+    if sys.stdin.isatty():
+        _report("Ask a question a line; an empty line, or Ctrl-D, ends.")
+    while True:
+        try:
+            question = input(PROMPT if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if not question:
+            return
+        yield question
+
+
+def _report(message: str):
+    """Answers alone go to the standard output."""
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""A tokenizer of bytes with Qwen's special tokens, for demonstrations and tests: it needs no vocabulary file."""
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+__all__ = ["byte_tokenizer"]
+
+# In the order of their ids, from 256 on, in the presets `spa3-vlm-tiny` and `spa3-vlm-nano`.
+SPECIAL_TOKENS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Make a tokenizer with one token for each byte of UTF-8, ids 0 to 255, and Qwen's special tokens behind them.
+
+    It pads on the left, as generation needs.
+    """
+    # Bytes are written as printable characters, some as others than their own; sorted, so that ids are stable.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={character: index for index, character in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=[token for token in SPECIAL_TOKENS if token not in ("<|im_end|>", "<|endoftext|>")],
+        padding_side="left",
+    )
