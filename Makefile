@@ -25,6 +25,10 @@ quickstart: install
 	$(BIN)/python -c "import torch, spa3r.modeling_spa3r; from transformers import AutoModel; \
 		model = AutoModel.from_pretrained('$(RUN)/model'); \
 		print('latents of 4 views:', tuple(model(torch.rand(1, 4, 3, 84, 112)).latents.shape))"
+	rm -rf $(RUN)/spa3-vlm
+	$(BIN)/spa3r-convert assemble $(RUN)/spa3-vlm --vlm spa3-vlm-nano --spa3r $(RUN)/model --image-width 112
+	$(BIN)/spa3r-ask --model $(RUN)/spa3-vlm --images $(RUN)/held_out_rooms/room_000000/color/*.jpg --max-new-tokens 16 \
+		--question "How many chairs are in the room?" --question "How large is the room, in square meters?"
 
 test: install
 	$(BIN)/python -m pytest
@@ -39,3 +43,4 @@ style: install
 
 bench: install
 	$(BIN)/python tests/benchmarks/bench_spa3r.py --output runs/bench.json
+	$(BIN)/python tests/benchmarks/bench_spa3_vlm.py --output runs/bench_vlm.json

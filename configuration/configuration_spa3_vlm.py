@@ -83,8 +83,10 @@ class Spa3VLMConfig(PreTrainedConfig):
             # Read from a file or not: the same holds for both.
             self.spatial_config = {"transformers_version": self.transformers_version} | self.spatial_config
         super().__post_init__(**kwargs)
-        # The head stands outside of the model that the VLM's own configuration describes.
-        self.tie_word_embeddings = self.vlm_config.tie_word_embeddings
+        # The head stands outside of the model that the VLM's own configuration describes, so this is what counts.
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = self.vlm_config.tie_word_embeddings
+        self.vlm_config.tie_word_embeddings = self.tie_word_embeddings
 
     @property
     def image_token_id(self) -> int:
@@ -119,6 +121,11 @@ class Spa3VLMConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of the `@strict` validation."""
+        if "vision_config" not in self.vlm_config.sub_configs:
+            raise ValueError(
+                f"`vlm_config` of type `{self.vlm_config.model_type}` is no vision-language model; give one with "
+                "the interface of `qwen2_5_vl`."
+            )
         if self.fusion == "append" and self.spatial_representation == "vggt":
             raise ValueError(
                 "`fusion='append'` needs a fixed number of latents, but with `spatial_representation='vggt'` it grows "

@@ -1,11 +1,15 @@
-"""Import published checkpoints: facebook/VGGT-1B, the official Spa3R `.ckpt`, and DINOv3 as Meta publishes it.
+"""Import published checkpoints, and put Spa3-VLM together.
 
-Tables give each tensor of a source its name here. A tensor that no table knows, a parameter that no tensor fills,
-or a tensor of the wrong shape is an error that lists the names; what is left out on purpose is listed with the reason.
+Read are facebook/VGGT-1B, the official Spa3R `.ckpt`, DINOv3 as Meta publishes it, and the official Spa3-VLM. A tensor
+of unknown name (`checkpoint_names.py`), a parameter that no tensor fills, or a tensor of the wrong shape is an error
+that lists the names; what is left out on purpose is listed with the reason.
 
     spa3r-convert vggt VGGT-1B/model.safetensors checkpoints/vggt-1b
     spa3r-convert spa3r spa3r.ckpt checkpoints/spa3r --dtype bfloat16
     spa3r-convert dinov3 dinov3_vitl16_pretrain_lvd1689m.pth checkpoints/dinov3-vitl16
+    spa3r-convert spa3-vlm official-spa3-vlm checkpoints/spa3-vlm-4b
+    spa3r-convert assemble checkpoints/spa3-vlm-4b --vlm Qwen/Qwen2.5-VL-3B-Instruct --spa3r checkpoints/spa3r
+    spa3r-convert assemble runs/spa3-vlm --vlm spa3-vlm-nano --spa3r runs/quickstart/model --image-width 112
 """
 
 import argparse
@@ -14,265 +18,65 @@ import json
 import os
 import pickle
 import re
-import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import DINOv3ViTConfig, DINOv3ViTModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLTextConfig,
+)
 
+from ..configuration import load_preset
+from ..configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ..configuration.configuration_spa3r import Spa3RConfig
 from ..configuration.configuration_vggt import VGGTConfig
-from .modeling_spa3r import Spa3RForPreTraining
+from .byte_tokenizer import byte_tokenizer
+from .checkpoint_names import (
+    State,
+    convert_dinov3_state_dict,
+    convert_spa3_vlm_state_dict,
+    convert_spa3r_state_dict,
+    convert_vggt_state_dict,
+    listed,
+)
+from .hub import PARTS, check_output, new_folder, parts_of, save_self_contained, spa3_vlm_card
+from .image_processing_spa3r import Spa3RImageProcessor
+from .modeling_spa3_vlm import Spa3VLMForConditionalGeneration
+from .modeling_spa3r import Spa3RForPreTraining, Spa3RModel
 from .modeling_vggt import VGGTForGeometry
+from .processing_spa3_vlm import Spa3VLMProcessor
 
 __all__ = [
+    "assemble_spa3_vlm",
     "convert_dinov3_state_dict",
+    "convert_spa3_vlm_state_dict",
     "convert_spa3r_state_dict",
     "convert_vggt_state_dict",
     "dinov3_from_official",
+    "make_processor",
+    "spa3_vlm_from_official",
     "spa3r_from_official",
     "vggt_from_official",
 ]
-
-State = Mapping[str, Tensor]
-# Rest of a name, as a regular expression -> what takes its place. A tuple splits the tensor into equal parts along its
-# first dimension; a part without a name must be zero and is left out.
-Rules = Mapping[str, str | tuple[str | None, ...]]
-# (Beginning of a name, as a regular expression; what takes its place; rules for the rest).
-Table = Sequence[tuple[str, str, Rules]]
-
-NORM_AND_MLP: Rules = {r"(norm[12]|mlp\.fc[12])\.(weight|bias)": r"\1.\2"}
-BLOCK: Rules = {
-    **NORM_AND_MLP,
-    r"attn\.(qkv|proj|q_norm|k_norm)\.(weight|bias)": r"attention.\1.\2",
-    r"ls([12])\.gamma": r"layer_scale\1.scale",
-}
-DINOV2_BLOCK: Rules = {
-    **NORM_AND_MLP,
-    r"attn\.qkv\.(weight|bias)": (r"attention.q_proj.\1", r"attention.k_proj.\1", r"attention.v_proj.\1"),
-    r"attn\.proj\.(weight|bias)": r"attention.o_proj.\1",
-    r"ls([12])\.gamma": r"layer_scale\1.lambda1",
-}
-DINOV3_BLOCK: Rules = {
-    r"norm([12])\.(weight|bias)": r"norm\1.\2",
-    r"mlp\.fc1\.(weight|bias)": r"mlp.up_proj.\1",
-    r"mlp\.fc2\.(weight|bias)": r"mlp.down_proj.\1",
-    r"attn\.qkv\.weight": ("attention.q_proj.weight", "attention.k_proj.weight", "attention.v_proj.weight"),
-    r"attn\.qkv\.bias": ("attention.q_proj.bias", None, "attention.v_proj.bias"),
-    r"attn\.proj\.(weight|bias)": r"attention.o_proj.\1",
-    r"ls([12])\.gamma": r"layer_scale\1.lambda1",
-}
-DENSE_HEAD: Rules = {
-    r"norm\.(weight|bias)": r"norm.\1",
-    r"projects\.(\d)\.(weight|bias)": r"projections.\1.\2",
-    r"resize_layers\.(\d)\.(weight|bias)": r"resamplers.\1.\2",
-    r"scratch\.output_conv1\.(weight|bias)": r"output_conv1.\1",
-    r"scratch\.output_conv2\.0\.(weight|bias)": r"output_conv2.\1",
-    r"scratch\.output_conv2\.2\.(weight|bias)": r"output_conv3.\1",
-}
-# The official names count the levels from 1.
-DENSE_HEAD_LEVELS: Table = [
-    row
-    for level in range(4)
-    for row in (
-        (rf"scratch\.layer{level + 1}_rn\.", f"level_convs.{level}.", {"weight": "weight"}),
-        (
-            rf"scratch\.refinenet{level + 1}\.",
-            f"fusion_layers.{level}.",
-            {
-                r"out_conv\.(weight|bias)": r"projection.\1",
-                r"resConfUnit1\.conv([12])\.(weight|bias)": r"skip_unit.conv\1.\2",
-                r"resConfUnit2\.conv([12])\.(weight|bias)": r"unit.conv\1.\2",
-            },
-        ),
-    )
-]
-DENSE_HEAD_TABLE: Table = [("", "", DENSE_HEAD), *DENSE_HEAD_LEVELS]
-CAMERA_HEAD_TABLE: Table = [
-    (
-        "",
-        "",
-        {
-            "empty_pose_tokens": "empty_pose",
-            r"embed_pose\.(weight|bias)": r"pose_embedding.\1",
-            r"poseLN_modulation\.1\.(weight|bias)": r"modulation.\1",
-            r"token_norm\.(weight|bias)": r"token_norm.\1",
-            r"trunk_norm\.(weight|bias)": r"norm.\1",
-            r"pose_branch\.fc([12])\.(weight|bias)": r"pose_mlp.fc\1.\2",
-        },
-    ),
-    (r"trunk\.(\d+)\.", r"layers.\1.", BLOCK),
-]
-AGGREGATOR_TABLE: Table = [
-    ("", "", {"camera_token": "camera_token", "register_token": "register_tokens"}),
-    (r"(frame|global)_blocks\.(\d+)\.", r"\1_blocks.\2.", BLOCK),
-    (r"patch_embed\.", "patch_embedding.", {r"proj\.(weight|bias)": r"projection.\1"}),
-    (
-        r"patch_embed\.",
-        "patch_embedding.vit.",
-        {
-            r"(cls_token|mask_token|register_tokens)": r"embeddings.\1",
-            "pos_embed": "embeddings.position_embeddings",
-            r"patch_embed\.proj\.(weight|bias)": r"embeddings.patch_embeddings.projection.\1",
-            r"norm\.(weight|bias)": r"layernorm.\1",
-        },
-    ),
-    (r"patch_embed\.blocks\.(\d+)\.", r"patch_embedding.vit.encoder.layer.\1.", DINOV2_BLOCK),
-]
-DINOV3_TABLE: Table = [
-    (
-        "",
-        "",
-        {
-            r"(cls_token|mask_token)": r"embeddings.\1",
-            "storage_tokens": "embeddings.register_tokens",
-            r"patch_embed\.proj\.(weight|bias)": r"embeddings.patch_embeddings.\1",
-            r"norm\.(weight|bias)": r"norm.\1",
-        },
-    ),
-    (r"blocks\.(\d+)\.", r"model.layer.\1.", DINOV3_BLOCK),
-]
-
-
-def _inside(source: str, target: str, table: Table) -> Table:
-    """The same table for a module that stands in another one, in the source and here."""
-    return [(re.escape(source) + beginning, target + place, rules) for beginning, place, rules in table]
-
-
-VGGT_TABLE: Table = [
-    *_inside("aggregator.", "vggt.", AGGREGATOR_TABLE),
-    *_inside("camera_head.", "camera_head.", CAMERA_HEAD_TABLE),
-    *_inside("depth_head.", "depth_head.", DENSE_HEAD_TABLE),
-    *_inside("point_head.", "point_head.", DENSE_HEAD_TABLE),
-]
-VGGT_LEFT_OUT = {r"track_head\..*": "point tracking is not part of this package"}
-
-SPA3R_TABLE: Table = _inside(
-    "model.",
-    "",
-    [
-        *_inside("aggregator.", "model.vggt.", AGGREGATOR_TABLE),
-        *_inside("camera_head.", "camera_head.", CAMERA_HEAD_TABLE),
-        *_inside("depth_head.", "depth_head.", DENSE_HEAD_TABLE),
-        *_inside("dino.", "teachers.semantic.model.", DINOV3_TABLE),
-        (
-            "",
-            "",
-            {
-                r"projection\.(weight|bias)": r"model.projection.\1",
-                r"query_embed\.weight": "model.latent_queries",
-                r"pose_tokenizer\.(weight|bias)": r"ray_embedding.\1",
-                r"encoder\.(register_tokens|norm\.weight|norm\.bias)": r"model.encoder.\1",
-                r"decoder\.(register_tokens|norm\.weight|norm\.bias)": r"decoder.\1",
-                r"heads\.geo\.fc([12])\.(weight|bias)": r"heads.geometry.fc\1.\2",
-                r"heads\.sem\.fc([12])\.(weight|bias)": r"heads.semantic.fc\1.\2",
-                r"depth_prob\.fc([12])\.(weight|bias)": r"depth_probe.fc\1.\2",
-            },
-        ),
-        (r"encoder\.blocks\.(\d+)\.", r"model.encoder.layers.\1.", BLOCK),
-        (r"decoder\.blocks\.(\d+)\.", r"decoder.layers.\1.", BLOCK),
-    ],
-)
-DINOV3_LEFT_OUT = {
-    r"rope_embed\.periods": "computed from the configuration",
-    r"blocks\.\d+\.attn\.qkv\.bias_mask": "applied to the bias: keys have none",
-}
-SPA3R_LEFT_OUT = {
-    r"model\.point_head\..*": "Spa3R does not use VGGT's points",
-    **{rf"model\.dino\.{pattern}": reason for pattern, reason in DINOV3_LEFT_OUT.items()},
-}
-
-
-def _translate(name: str, table: Table) -> tuple[str | None, ...] | None:
-    """The new name, or the new names of equal parts; `None` where the table does not know the name."""
-    for beginning, place, rules in table:
-        if not (start := re.match(beginning, name)):
-            continue
-        for pattern, targets in rules.items():
-            if rest := re.fullmatch(pattern, name[start.end() :]):
-                targets = (targets,) if isinstance(targets, str) else targets
-                return tuple(t if t is None else start.expand(place) + rest.expand(t) for t in targets)
-    return None
-
-
-def _listed(names: Sequence[str]) -> str:
-    return "".join(f"\n  {name}" for name in names)
-
-
-def _convert(state: State, table: Table, left_out: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    converted, reasons, unknown = {}, {}, []
-    for name, tensor in state.items():
-        reason = next((reason for pattern, reason in left_out.items() if re.fullmatch(pattern, name)), None)
-        targets = _translate(name, table)
-        if reason is not None:
-            reasons[name] = reason
-            continue
-        if targets is None:
-            unknown.append(name)
-            continue
-        # Parts are copied, so that each owns its memory, as safetensors requires.
-        parts = [part.clone() for part in tensor.chunk(len(targets))] if len(targets) > 1 else [tensor]
-        for target, part in zip(targets, parts, strict=True):
-            if target is None:
-                if not part.is_meta and part.any():
-                    raise ValueError(f"A part of `{name}` has no place in the converted model, but is not zero.")
-            elif target in converted:
-                raise ValueError(f"Two tensors of the checkpoint would become `{target}`, the second is `{name}`.")
-            else:
-                converted[target] = part
-    if unknown:
-        raise ValueError(
-            f"The checkpoint is of another architecture: {len(unknown)} tensors are unknown:{_listed(unknown)}"
-        )
-    return converted, reasons
-
-
-def _with_masked_biases(state: State) -> dict[str, Tensor]:
-    """DINOv3 multiplies the bias of queries, keys and values by a stored mask whenever it runs; do it once."""
-    state = dict(state)
-    for name in [name for name in state if name.endswith(".qkv.bias_mask")]:
-        bias = name.removesuffix("_mask")
-        state[bias] = state[bias] * state[name]
-    return state
-
-
-def _with_mask_token_axis(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    if name in state:
-        state[name] = state[name].unsqueeze(0)  # (1, C) -> (1, 1, C)
-    return state
-
-
-def convert_vggt_state_dict(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Rename the tensors of an official VGGT checkpoint to those of `VGGTForGeometry`.
-
-    Args:
-        state (`dict[str, torch.Tensor]`): Tensors by their official names; may be on the meta device, or a part.
-
-    Returns:
-        `tuple[dict[str, torch.Tensor], dict[str, str]]`: Tensors by their names here, and why the others were left
-        out, by their official names. An unknown name is a `ValueError`.
-    """
-    return _convert(state, VGGT_TABLE, VGGT_LEFT_OUT)
-
-
-def convert_spa3r_state_dict(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Rename the tensors of an official Spa3R checkpoint, `model.*`, to those of `Spa3RForPreTraining`; see above."""
-    converted, reasons = _convert(_with_masked_biases(state), SPA3R_TABLE, SPA3R_LEFT_OUT)
-    return _with_mask_token_axis(converted, "teachers.semantic.model.embeddings.mask_token"), reasons
-
-
-def convert_dinov3_state_dict(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Rename the tensors of an official DINOv3 vision transformer to those of `DINOv3ViTModel`; see above."""
-    converted, reasons = _convert(_with_masked_biases(state), DINOV3_TABLE, DINOV3_LEFT_OUT)
-    return _with_mask_token_axis(converted, "embeddings.mask_token"), reasons
 
 
 def _count(state: State, beginning: str) -> int:
@@ -369,9 +173,11 @@ def _clear_inference_errors():
 
 def _filled(model_class: type[PreTrainedModel], config: PreTrainedConfig, state: State) -> PreTrainedModel:
     """A model whose parameters are the given tensors themselves, each of them exactly once."""
-    with torch.device("meta"):
+    # Buffers are computed: no checkpoint holds them.
+    with init_empty_weights(include_buffers=False):
         model = model_class(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied = model.all_tied_weights_keys
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
     given = {name: tuple(tensor.shape) for name, tensor in state.items()}
     wrong = [f"{name}: missing" for name in expected if name not in given]
     wrong += [f"{name}: not in the model" for name in given if name not in expected]
@@ -381,9 +187,10 @@ def _filled(model_class: type[PreTrainedModel], config: PreTrainedConfig, state:
         if given.get(name, shape) != shape
     ]
     if wrong:
-        raise ValueError(f"The checkpoint does not fit the architecture, in {len(wrong)} tensors:{_listed(wrong)}")
-    model.load_state_dict(state, assign=True)
-    return model
+        raise ValueError(f"The checkpoint does not fit the architecture, in {len(wrong)} tensors:{listed(wrong)}")
+    model.load_state_dict(state, assign=True, strict=not tied)
+    model.tie_weights()
+    return model.eval()
 
 
 def vggt_from_official(state: State, **config) -> tuple[VGGTForGeometry, dict[str, str]]:
@@ -426,6 +233,149 @@ def dinov3_from_official(state: State, **config) -> tuple[DINOv3ViTModel, dict[s
     return _filled(DINOv3ViTModel, dinov3_config, converted), reasons
 
 
+def spa3_vlm_from_official(
+    state: State, config: Mapping[str, Any], **spatial_config
+) -> tuple[Spa3VLMForConditionalGeneration, dict[str, str]]:
+    """Build `Spa3VLMForConditionalGeneration` from an official checkpoint, as transformers 4.50 wrote it.
+
+    Args:
+        state (`dict[str, torch.Tensor]`): As for `vggt_from_official`.
+        config (`dict`): Its `config.json`, that of Qwen2.5-VL with a few fields more.
+        spatial_config (*optional*): As for `spa3r_from_official`.
+    """
+    converted, reasons = convert_spa3_vlm_state_dict(state)
+    vlm_config = _qwen_config(config)
+    if vlm_config.tie_word_embeddings and "lm_head.weight" in converted:
+        head, embeddings = converted.pop("lm_head.weight"), state.get("model.embed_tokens.weight")
+        if embeddings is not None and not head.is_meta and not torch.equal(head, embeddings):
+            raise ValueError(
+                "The configuration says `tie_word_embeddings`, but `lm_head.weight` differs from "
+                "`model.embed_tokens.weight`; set it to false to keep both."
+            )
+        reasons["lm_head.weight"] = "it is tied to the word embeddings"
+    # Sizes are told by all of Spa3R, also by what is left out.
+    prefix = "geometry_encoder.spa3r."
+    spa3r = {f"model.{name.removeprefix(prefix)}": state[name] for name in state if name.startswith(prefix)}
+    with _clear_inference_errors():
+        spa3r_config = _spa3r_config(
+            convert_spa3r_state_dict(spa3r)[0], _dinov3_head_dim(spa3r, "model.dino."), spatial_config
+        )
+    spa3_vlm_config = Spa3VLMConfig(vlm_config=vlm_config, spatial_config=spa3r_config)
+    return _filled(Spa3VLMForConditionalGeneration, spa3_vlm_config, converted), reasons
+
+
+def _qwen_config(official: Mapping[str, Any]) -> Qwen2_5_VLConfig:
+    """Configuration of Qwen2.5-VL by the `config.json` of an official Spa3-VLM."""
+    model_type = official.get("model_type")
+    if model_type != "qwen2_5_vl":
+        raise ValueError(
+            f"The configuration is of a `{model_type}` model, but an official Spa3-VLM's says `qwen2_5_vl`; was the "
+            "checkpoint converted before?"
+        )
+    of_the_file = {"architectures", "torch_dtype", "transformers_version"}
+    fields = {
+        name: value
+        for name, value in official.items()
+        if name not in of_the_file and not name.startswith(("use_geometry_", "geometry_", "spa3r_"))
+    }
+    # Null ids were not saved, and Qwen's take their place, which a small vocabulary does not have.
+    vocab_size = official.get("vocab_size", Qwen2_5_VLTextConfig.vocab_size)
+    defaults = {"bos_token_id": Qwen2_5_VLTextConfig.bos_token_id, "eos_token_id": Qwen2_5_VLTextConfig.eos_token_id}
+    absent = {name: None for name, default in defaults.items() if default >= vocab_size}
+    return Qwen2_5_VLConfig(**(absent | fields))
+
+
+def assemble_spa3_vlm(
+    vlm: Qwen2_5_VLForConditionalGeneration, spa3r: Spa3RModel, **settings
+) -> Spa3VLMForConditionalGeneration:
+    """Put a Qwen2.5-VL and a Spa3R together; the adapter between them is new, and silent until it is trained.
+
+    The two become parts of the result as they are, without a copy; Spa3R takes the type of the VLM.
+
+    Args:
+        vlm (`Qwen2_5_VLForConditionalGeneration`): The vision-language model; on the meta device nothing is computed.
+        spa3r (`Spa3RModel`): The spatial encoder.
+        settings (*optional*): `fusion` and `spatial_representation` of `Spa3VLMConfig`.
+
+    Raises:
+        ValueError: If the two do not fit.
+    """
+    spa3r.config.teachers_included = True  # the VGGT is there, wherever it came from
+    config = Spa3VLMConfig(vlm_config=vlm.config, spatial_config=spa3r.config, **settings)
+    _check_parts(config)
+    with torch.device("meta"):
+        model = Spa3VLMForConditionalGeneration(config)
+    inner = model.model
+    inner.vlm, model.lm_head, model.generation_config = vlm.model, vlm.lm_head, vlm.generation_config
+    if config.fusion != "none":
+        if config.spatial_representation == "spa3r":
+            inner.spatial_encoder = spa3r
+        else:
+            inner.spatial_encoder.load_state_dict(spa3r.vggt.state_dict(), assign=True)
+        inner.fusion.to_empty(device=vlm.device).apply(model._init_weights)
+        inner.fusion.to(vlm.dtype)
+        inner.spatial_encoder.to(vlm.dtype)
+    model.tie_weights()
+    return model.eval()
+
+
+def _check_parts(config: Spa3VLMConfig):
+    vlm_config = config.vlm_config
+    if vlm_config.model_type != "qwen2_5_vl":
+        raise ValueError(
+            f"The vision-language model must be a Qwen2.5-VL (`qwen2_5_vl`), got a `{vlm_config.model_type}`."
+        )
+    patch_sizes = vlm_config.vision_config.patch_size, config.spatial_config.vggt_config.patch_size
+    if len(set(patch_sizes)) > 1:
+        raise ValueError(
+            "The vision-language model and Spa3R must have patches of one size, as they see the same images, got "
+            f"{patch_sizes[0]} and {patch_sizes[1]} pixels."
+        )
+
+
+def make_processor(
+    config: Spa3VLMConfig, tokenizer: PreTrainedTokenizerBase, image_width: int = 518
+) -> Spa3VLMProcessor:
+    """The processor of a model.
+
+    Args:
+        config (`Spa3VLMConfig`): The model's.
+        tokenizer (`PreTrainedTokenizerBase`): The vision-language model's; it will pad on the left.
+        image_width (`int`, *optional*, defaults to 518):
+            Width in pixels that images are resized to: what the spatial encoder was trained with.
+
+    Raises:
+        ValueError: If the special tokens have other ids than the model's, or the width is not of whole patches.
+    """
+    vlm_config = config.vlm_config
+    expected = {
+        "<|vision_start|>": vlm_config.vision_start_token_id,
+        "<|vision_end|>": vlm_config.vision_end_token_id,
+        "<|image_pad|>": vlm_config.image_token_id,
+        "<|video_pad|>": vlm_config.video_token_id,
+    }
+    given = {token: tokenizer.convert_tokens_to_ids(token) for token in expected}
+    if given != expected:
+        raise ValueError(
+            f"The tokenizer is another model's: it has the ids {given}, but the vision-language model {expected}."
+        )
+    vision_config = vlm_config.vision_config
+    merged = vision_config.patch_size * vision_config.spatial_merge_size
+    if image_width % vision_config.patch_size or image_width < merged:
+        raise ValueError(
+            f"`image_width` must be a multiple of {vision_config.patch_size} pixels, and at least {merged}, got "
+            f"{image_width}."
+        )
+    tokenizer.padding_side = "left"
+    image_processor = Spa3RImageProcessor(
+        image_width=image_width,
+        patch_size=vision_config.patch_size,
+        merge_size=vision_config.spatial_merge_size,
+        temporal_patch_size=vision_config.temporal_patch_size,
+    )
+    return Spa3VLMProcessor(image_processor, tokenizer, num_appended_tokens=config.num_appended_tokens)
+
+
 def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     """Read a checkpoint: a `.safetensors` file, a folder of them, or a PyTorch file of tensors.
 
@@ -457,56 +407,218 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
 
 def save_atomically(model: PreTrainedModel, output: str | os.PathLike):
     """Write a model with `save_pretrained`; the folder, new or empty, is there complete or not at all."""
-    output = Path(output)
-    check_output(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent)
-    try:
+    with new_folder(output) as unfinished:
         model.save_pretrained(unfinished)
-        os.chmod(unfinished, 0o755)  # temporary folders are private
-        os.replace(unfinished, output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def check_output(output: Path):
-    """Refuse a place that holds something already."""
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise FileExistsError(f"`{output}` exists and is not an empty folder; name another place for the result.")
-
+# --- Command line ---
 
 SOURCES = {"vggt": vggt_from_official, "spa3r": spa3r_from_official, "dinov3": dinov3_from_official}
 
 
-def main(arguments: Sequence[str] | None = None):
-    """Command line of `spa3r-convert`."""
-    parser = argparse.ArgumentParser(
-        prog="spa3r-convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", choices=SOURCES, help="what the checkpoint is of")
-    parser.add_argument("input", type=Path, help="`.safetensors` or PyTorch file, or folder of `.safetensors` files")
-    parser.add_argument("output", type=Path, help="folder for the result, new or empty")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="by default as in the checkpoint")
-    parser.add_argument("--config", type=Path, help="JSON file of configuration fields that shapes do not tell")
-    options = parser.parse_args(arguments)
-
-    try:
-        _run(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"spa3r-convert: {error}")
-
-
-def _run(options: argparse.Namespace):
-    check_output(options.output)
+def _run_source(options: argparse.Namespace):
     config = json.loads(options.config.read_text()) if options.config else {}
-    model, reasons = SOURCES[options.source](read_tensors(options.input), **config)
+    model, reasons = SOURCES[options.command](read_tensors(options.input), **config)
+    _print_left_out(reasons)
+    _write(model, options)
+
+
+def _print_left_out(reasons: Mapping[str, str]):
     for reason, number in Counter(reasons.values()).items():
         first = next(name for name in reasons if reasons[name] == reason)
         print(f"Left out {number} tensors such as `{first}`: {reason}.")
+
+
+def _write(model: PreTrainedModel, options: argparse.Namespace):
     if options.dtype:
         model.to(getattr(torch, options.dtype))
     save_atomically(model, options.output)
     print(f"Wrote {type(model).__name__} to {options.output}.")
+
+
+def _write_spa3_vlm(
+    model: Spa3VLMForConditionalGeneration,
+    processor: Spa3VLMProcessor | None,
+    origins: Mapping[str, str | None],
+    options: argparse.Namespace,
+):
+    """Write a checkpoint that carries its code, and a card that says where its weights are from."""
+    if options.dtype:
+        model.to(getattr(torch, options.dtype))
+    # A place on this machine says nothing elsewhere.
+    names = {part: _public_name(name) for part, name in origins.items() if part in parts_of(model.config)}
+    model.config.vlm_config.name_or_path = names["vlm"] or ""
+    model.config.spatial_config.name_or_path = ""
+    save_self_contained(model, processor, options.output, spa3_vlm_card(options.output.name, model.config, names))
+    and_processor = "" if processor is None else f" and {type(processor).__name__}"
+    print(f"Wrote {type(model).__name__}{and_processor} to {options.output}.")
+
+
+def _public_name(checkpoint: str | os.PathLike | None) -> str | None:
+    """What a card calls a checkpoint: its name on the Hub, or that of its folder."""
+    if checkpoint is None:
+        return None
+    return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else str(checkpoint)
+
+
+def _run_spa3_vlm(options: argparse.Namespace):
+    config_file = options.input / "config.json"
+    if not config_file.is_file():
+        raise FileNotFoundError(f"There is no `{config_file}`; give the whole folder of an official Spa3-VLM.")
+    spatial_config = json.loads(options.config.read_text()) if options.config else {}
+    model, reasons = spa3_vlm_from_official(
+        read_tensors(options.input), json.loads(config_file.read_text()), **spatial_config
+    )
+    if (options.input / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(options.input)
+    tokenizer = _load_tokenizer(options.input)
+    processor = None if tokenizer is None else make_processor(model.config, tokenizer, options.image_width)
+    _print_left_out(reasons)
+    _write_spa3_vlm(model, processor, dict.fromkeys(PARTS, options.input), options)
+    if processor is None:
+        print(f"There is no tokenizer in {options.input}: no processor was written. `make_processor` makes one.")
+
+
+def _run_assemble(options: argparse.Namespace):
+    torch.manual_seed(options.seed)
+    spa3r = _load_whole(Spa3RModel, options.spa3r)
+    vlm, tokenizer = _load_vlm(options.vlm, options.dtype)
+    model = assemble_spa3_vlm(vlm, spa3r, fusion=options.fusion, spatial_representation=options.spatial_representation)
+    processor = make_processor(model.config, tokenizer, options.image_width)
+    origins = {
+        "vlm": options.vlm if _is_checkpoint(options.vlm) else None,
+        "vggt": spa3r.config.vggt_checkpoint or options.spa3r,
+        "spatial_encoder": options.spa3r,
+        "fusion": None,
+    }
+    _write_spa3_vlm(model, processor, origins, options)
+
+
+def _is_checkpoint(name: str) -> bool:
+    """Whether a name is of a folder or of a repository on the Hub, not of a preset."""
+    return Path(name).is_dir() or "/" in name
+
+
+def _load_vlm(name: str, dtype: str | None) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerBase]:
+    """A Qwen2.5-VL from a folder or the Hub with its tokenizer, or an untrained one by the name of a preset."""
+    if _is_checkpoint(name):
+        _check_place(name)
+        model_type = AutoConfig.from_pretrained(name).model_type
+        if model_type != "qwen2_5_vl":
+            raise ValueError(f"`{name}` holds a `{model_type}` model; give a Qwen2.5-VL (`qwen2_5_vl`).")
+        tokenizer = _load_tokenizer(name)
+        if tokenizer is None:
+            raise FileNotFoundError(f"There is no tokenizer in `{name}`; give the whole folder of a Qwen2.5-VL.")
+        return _load_whole(AutoModelForImageTextToText, name, dtype=dtype or "auto"), tokenizer
+    config, tokenizer = Spa3VLMConfig(**load_preset(name)), byte_tokenizer()
+    make_processor(config, tokenizer)  # refuses a large vocabulary before weights are made
+    print(f"`{name}` is an architecture: its vision-language model is untrained, and its tokens are bytes.")
+    return AutoModelForImageTextToText.from_config(config.vlm_config, dtype=dtype), tokenizer
+
+
+def _load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase | None:
+    # Where there is none, the library would make an empty one.
+    if Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").is_file():
+        return None
+    return AutoTokenizer.from_pretrained(name)
+
+
+def _load_whole(model_class, name: str, **kwargs) -> PreTrainedModel:
+    """Load a model, all of it: the library would fill in random weights for what is missing or does not fit."""
+    _check_place(name)
+    model, info = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    wrong = [f"{key}: missing" for key in sorted(info["missing_keys"])]
+    wrong += [f"{key}: not in the model" for key in sorted(info["unexpected_keys"])]
+    wrong += [
+        f"{key}: shape {tuple(found)} instead of {tuple(shape)}" for key, found, shape in info["mismatched_keys"]
+    ]
+    if wrong:
+        raise ValueError(f"`{name}` does not fit its own `config.json`, in {len(wrong)} tensors:{listed(wrong)}")
+    return model
+
+
+def _check_place(name: str):
+    """Refuse what is neither a folder nor could be a name on the Hub."""
+    if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise FileNotFoundError(f"There is no checkpoint at `{name}`; give a folder, or OWNER/NAME of one on the Hub.")
+
+
+def main(arguments: Sequence[str] | None = None):
+    """Command line of `spa3r-convert`."""
+    options = _parser().parse_args(arguments)
+    try:
+        check_output(options.output)
+        options.run(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"spa3r-convert: {error}")
+    except StrictDataclassError as error:
+        # The library wraps what a configuration class says in lines of its own.
+        sys.exit(f"spa3r-convert: {error.__cause__ or error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spa3r-convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    file = "`.safetensors` or PyTorch file, or folder of `.safetensors` files"
+    _add_command(commands, "vggt", _run_source, "import VGGT as facebook/VGGT-1B", file)
+    _add_command(commands, "spa3r", _run_source, "import the official Spa3R, teachers included", file)
+    _add_command(commands, "dinov3", _run_source, "import DINOv3 as Meta publishes it", file)
+
+    folder = "folder of `.safetensors` files with `config.json`, and the tokenizer's if there"
+    spa3_vlm = _add_command(commands, "spa3-vlm", _run_spa3_vlm, "import the official Spa3-VLM", folder)
+    _add_width(spa3_vlm, "width in pixels that images are resized to (default: 518)")
+
+    text = "put a Qwen2.5-VL and a Spa3R together, with a new adapter"
+    assemble = _add_command(commands, "assemble", _run_assemble, text)
+    assemble.add_argument(
+        "--vlm",
+        required=True,
+        metavar="VLM",
+        help="Qwen2.5-VL: a folder, a name on the Hub, or a preset such as spa3-vlm-nano, which is untrained",
+    )
+    assemble.add_argument(
+        "--spa3r", required=True, metavar="SPA3R", help="Spa3R of this package: a folder or a name on the Hub"
+    )
+    assemble.add_argument(
+        "--fusion",
+        choices=["cross_attention", "append", "none"],
+        default="cross_attention",
+        help="how image features and the scene meet (default: cross_attention)",
+    )
+    assemble.add_argument(
+        "--spatial-representation",
+        choices=["spa3r", "vggt"],
+        default="spa3r",
+        help="what the scene is represented by (default: spa3r)",
+    )
+    _add_width(assemble, "width in pixels of the images that Spa3R was trained with (default: 518)")
+    assemble.add_argument("--seed", type=int, default=0, metavar="N", help="seed of untrained weights (default: 0)")
+    return parser
+
+
+def _add_command(commands, name: str, run, text: str, input_help: str | None = None) -> argparse.ArgumentParser:
+    """A command that writes a checkpoint, and with `input_help` reads an official one."""
+    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    command.set_defaults(run=run)
+    if input_help:
+        command.add_argument("input", type=Path, metavar="INPUT", help=input_help)
+        command.add_argument(
+            "--config",
+            type=Path,
+            metavar="FILE",
+            help="JSON of configuration fields that shapes do not tell, where they are not those of the full size",
+        )
+    command.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the result, new or empty")
+    command.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="type of the weights (default: as they are)"
+    )
+    return command
+
+
+def _add_width(command: argparse.ArgumentParser, text: str):
+    command.add_argument("--image-width", type=int, default=518, metavar="PIXELS", help=text)
 
 
 if __name__ == "__main__":

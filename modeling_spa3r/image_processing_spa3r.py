@@ -6,24 +6,35 @@ square. The spatial encoder sees this; the vision tower sees its top left part o
 Deviation from the official code: the EXIF orientation of a photo is applied.
 """
 
+import base64
+import binascii
 import os
 from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
+import torch
+from huggingface_hub.utils import httpx
 from transformers import BatchFeature
-from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import SizeDict
+from transformers.image_utils import is_valid_image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorKwargs,
     Qwen2VLImageProcessorPil,
 )
 
-__all__ = ["Spa3RImageProcessor"]
+__all__ = ["Spa3RImageProcessor", "list_scenes"]
 
 # Views of a scene that are smaller than the largest are framed in it, as VGGT's own loader does.
 WHITE = 255
+# What is higher than so many times its width is no photo, and would take gigabytes until it is cropped; as in Qwen.
+MAX_ASPECT_RATIO = 200
+DOWNLOAD_TIMEOUT = 60  # seconds
+# Pillow reports broken files by any of these.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError)
 
 
 class Spa3RImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
@@ -38,8 +49,9 @@ class Spa3RImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
 class Spa3RImageProcessor(Qwen2VLImageProcessorPil):
     """Prepares the images of scenes.
 
-    `images` are those of one scene, or a list of scenes, each a list: `PIL.Image.Image`, path, URL, base64 string, or
-    array of bytes or of values in [0, 1]. The result holds, one after another:
+    `images` are those of one scene, or a list of scenes, each a list: `PIL.Image.Image` (transparent on white), path,
+    URL, base64 string, array of bytes or of floats in [0, 1] (channels first or last), or such an array of several
+    images. The result holds, one after another:
 
     - `pixel_values` of shape `(num_patches, channels * temporal_patch_size * patch_size**2)` and `image_grid_thw` of
       shape `(num_images, 3)`: normalised patches for the vision tower, with frames, rows and columns of each image;
@@ -49,97 +61,200 @@ class Spa3RImageProcessor(Qwen2VLImageProcessorPil):
     - `num_views` of shape `(num_scenes,)`.
 
     Raises:
-        ValueError: If an image cannot be read (says which and why), or there is none.
+        ValueError: If an image cannot be read or is too elongated (says which and why), or there is none.
     """
 
     valid_kwargs = Spa3RImageProcessorKwargs
     model_input_names = ["pixel_values", "image_grid_thw", "pixel_values_geometry", "geometry_sizes", "num_views"]
     image_width = 518
-    # The images come in their final size.
+    # The images come in their final size. With `do_resize` the vision tower, and it alone, gets them by Qwen's rule.
     do_resize = False
 
     def fetch_images(self, image_url_or_urls):
-        """Load what is named by path, URL or base64 string, in any nesting; a path keeps its alpha channel."""
-        source = image_url_or_urls
-        if isinstance(source, (list, tuple)):
-            return [self.fetch_images(image) for image in source]
-        if isinstance(source, os.PathLike):
-            source = os.fspath(source)
-        try:
-            if isinstance(source, str) and os.path.isfile(source):
-                with PIL.Image.open(source) as image:
-                    return PIL.ImageOps.exif_transpose(image)
-            if isinstance(source, str) and os.path.splitext(source)[1] and len(source) < 1000 and ":" not in source:
-                raise FileNotFoundError("there is no such file")
-            return super().fetch_images(source)
-        # Decoders report broken files by any of these.
-        except (OSError, ValueError, TypeError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
-            name = source if isinstance(source, str) else type(source).__name__
-            raise ValueError(f"The image `{str(name)[:200]}` cannot be read: {error}") from error
-        except Exception as error:  # a failing download, by any of the HTTP library's own errors
-            raise ValueError(f"The image `{str(source)[:200]}` cannot be fetched: {error}") from error
+        """Open what is named by path, URL or base64 string, in any nesting; arrays of several images become lists."""
+        image = image_url_or_urls
+        if isinstance(image, (list, tuple)):
+            return [self.fetch_images(each) for each in image]
+        if isinstance(image, (str, os.PathLike)):
+            return _open_image(image)
+        if not is_valid_image(image):
+            raise ValueError(
+                "An image must be a `PIL.Image.Image`, an array, a path, a URL or a base64 string, got "
+                f"{type(image).__name__}."
+            )
+        if isinstance(image, PIL.Image.Image) or image.ndim == 3:
+            return image
+        if image.ndim not in (2, 4):
+            raise ValueError(
+                f"An array of shape {tuple(image.shape)} is given as image; it must have 3 dimensions, 2 if it is "
+                "gray, or 4 if it holds several."
+            )
+        return image[..., None] if image.ndim == 2 else list(image)
 
     def resized_size(self, height: int, width: int, image_width: int | None = None) -> tuple[int, int]:
         """Height and width in pixels of an image after resizing, before what is higher than wide is cropped."""
         image_width, patch_size = image_width or self.image_width, self.patch_size
         return max(round(height * image_width / width / patch_size), 1) * patch_size, image_width
 
-    def _preprocess_image_like_inputs(self, images, *args, **kwargs) -> BatchFeature:
-        """The hook that the library gives for several kinds of output from the same images."""
-        images = self.fetch_images(images)
-        is_nested = isinstance(images, (list, tuple)) and any(isinstance(scene, (list, tuple)) for scene in images)
-        scenes = images if is_nested else [images]
-        return_tensors, image_width = kwargs.pop("return_tensors", None), kwargs["image_width"]
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
+        """Patches that the vision tower gets of an image of this size in pixels; see `Qwen2VLImageProcessorPil`."""
+        options = images_kwargs or {}
+        height, width = self.resized_size(height, width, options.get("image_width"))
+        merged = self.patch_size * self.merge_size
+        height, width = min(height, width) // merged * merged, width // merged * merged
+        if options.get("do_resize", self.do_resize):
+            return super().get_number_of_image_patches(height, width, options)
+        return height * width // self.patch_size**2
+
+    def _standardize_kwargs(self, image_width: int | None = None, **kwargs) -> dict:
+        """The hook through which options of the constructor and of a call pass."""
         patch_size, merged = kwargs["patch_size"], kwargs["patch_size"] * kwargs["merge_size"]
         if image_width % patch_size or image_width < merged:
             raise ValueError(
                 f"`image_width` must be a multiple of the patch size {patch_size} and at least {merged}, got "
                 f"{image_width}."
             )
-        views = [self._load_views(scene, image_width, kwargs) for scene in scenes]
+        return super()._standardize_kwargs(**kwargs) | {"image_width": image_width}
+
+    def _preprocess_image_like_inputs(self, images, *args, **kwargs) -> BatchFeature:
+        """The hook that the library gives for several kinds of output from the same images."""
+        scenes, is_nested = list_scenes(self.fetch_images(images))
+        return_tensors = kwargs.pop("return_tensors", None)
+        views = [
+            [
+                self._make_view(image, f"Image {index}" + (f" of scene {row}" if is_nested else ""), kwargs)
+                for index, image in enumerate(scene)
+            ]
+            for row, scene in enumerate(scenes)
+        ]
         if not any(views):
             raise ValueError("There is no image; give at least one, or text alone without `images`.")
-        flat = [view for scene in views for view in scene]
+        merged = kwargs["patch_size"] * kwargs["merge_size"]
         features = self._preprocess(
-            [view[:, : view.shape[1] // merged * merged, : view.shape[2] // merged * merged] for view in flat],
+            [
+                view[:, : view.shape[1] // merged * merged, : view.shape[2] // merged * merged]
+                for scene in views
+                for view in scene
+            ],
             **kwargs,
             return_tensors=None,
         )
-        padded = [view for scene in views for view in _frame_on_white(scene)]
-        sizes = np.array([view.shape[1:] for view in padded])
-        geometry = np.zeros((len(padded), 3, *sizes.max(axis=0)), dtype=np.float32)
-        for canvas, view in zip(geometry, padded, strict=True):
-            canvas[:, : view.shape[1], : view.shape[2]] = view
-        features["pixel_values_geometry"] = geometry / np.float32(255)
-        features["geometry_sizes"] = sizes
+        geometry, sizes = _stack_on_zeros([view for scene in views for view in _frame_on_white(scene)])
+        features["pixel_values_geometry"], features["geometry_sizes"] = geometry, sizes
         features["num_views"] = np.array([len(scene) for scene in views])
         return BatchFeature(data=dict(features), tensor_type=return_tensors)
 
-    def _load_views(self, images, image_width: int, kwargs: dict) -> list[np.ndarray]:
-        """RGB bytes of shape `(3, height, width)` of each image of a scene."""
-        if isinstance(images, (list, tuple)) and not images:
-            return []
-        prepare = {"do_convert_rgb": True, "input_data_format": kwargs.get("input_data_format")}
-        views = []
-        for image in self._prepare_image_like_inputs(images, **prepare):
-            if image.dtype != np.uint8:
-                if not (np.isfinite(image).all() and 0 <= image.min() and image.max() <= 1):
-                    raise ValueError(
-                        f"An array of type {image.dtype} must hold values in [0, 1], got {image.min():.4g} to "
-                        f"{image.max():.4g}; give bytes for 0 to 255."
-                    )
-                image = (image * 255).round().astype(np.uint8)
-            height, width = self.resized_size(*image.shape[1:], image_width)
-            image = PilBackend.resize(self, image, SizeDict(height=height, width=width), kwargs["resample"])
-            top = max((height - width) // 2, 0)
-            view = image[:, top : top + min(height, width)]
-            if view.shape[1] < kwargs["patch_size"] * kwargs["merge_size"]:
-                raise ValueError(
-                    f"An image {image.shape[2]} x {image.shape[1]} pixels after resizing is less than one 2 x 2 patch "
-                    "high; crop it to a less elongated one."
-                )
-            views.append(view)
-        return views
+    def _make_view(self, image, name: str, kwargs: dict) -> np.ndarray:
+        """RGB bytes of shape `(3, height, width)` of an image, resized and cropped."""
+        image = self._to_rgb(image, name, kwargs.get("input_data_format"))
+        lowest = kwargs["patch_size"] * kwargs["merge_size"]
+        if image.height > MAX_ASPECT_RATIO * image.width:
+            raise ValueError(
+                f"{name} is {image.width} x {image.height} pixels, more than {MAX_ASPECT_RATIO} times as high as "
+                "wide; crop it."
+            )
+        height, width = self.resized_size(image.height, image.width, kwargs["image_width"])
+        if height < lowest:
+            raise ValueError(
+                f"{name} is {image.width} x {image.height} pixels, and resized to {width} x {height} less than the "
+                f"{lowest} pixels high that one 2 x 2 patch takes; crop it."
+            )
+        resized = np.asarray(image.resize((width, height), kwargs["resample"]))
+        top = max((height - width) // 2, 0)
+        # Copied, as what follows is quicker channel by channel.
+        return np.ascontiguousarray(np.moveaxis(resized[top : top + min(height, width)], -1, 0))
+
+    def _to_rgb(self, image, name: str, input_data_format: str | None) -> PIL.Image.Image:
+        """An image of bytes, upright and on white."""
+        if isinstance(image, PIL.Image.Image):
+            image = _upright(image, name)
+            if image.mode == "RGB" and "transparency" not in image.info:
+                return image
+        else:
+            image = _to_bytes(image, name)
+        pixels = self.process_image(image, do_convert_rgb=True, input_data_format=input_data_format)
+        return PIL.Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
+
+
+def list_scenes(images) -> tuple[list[list], bool]:
+    """Images that `fetch_images` returned, scene by scene, and whether they were given so; flat ones are one scene."""
+    images = images if isinstance(images, list) else [images]
+    nested = [isinstance(image, list) for image in images]
+    is_deeper = any(isinstance(image, list) for scene in images if isinstance(scene, list) for image in scene)
+    if is_deeper or any(nested) and not all(nested):
+        raise ValueError(
+            "`images` must be a list of images, or a list of lists of images, one for each scene; got a mixture of "
+            "images and lists, or deeper lists."
+        )
+    return (images, True) if any(nested) else ([images], False)
+
+
+def _open_image(source: str | os.PathLike) -> PIL.Image.Image:
+    """Decode an image named by path, URL, data URL or base64 string, with its alpha channel."""
+    name = os.fspath(source)
+    is_url = name.startswith(("http://", "https://"))
+    is_file = isinstance(source, os.PathLike) or os.path.exists(name)
+    try:
+        if is_url:
+            response = httpx.get(name, follow_redirects=True, timeout=DOWNLOAD_TIMEOUT)
+            if response.is_error:
+                raise OSError(f"the server answers {response.status_code} {response.reason_phrase}")
+            content = response.content
+        elif is_file:
+            content = Path(name).read_bytes()
+        else:
+            content = base64.b64decode(name.partition(",")[2] if name.startswith("data:") else name)
+        image = PIL.Image.open(BytesIO(content))
+        image.load()
+    except (PIL.UnidentifiedImageError, binascii.Error) as error:
+        reason = "it is of no image format that Pillow knows"
+        if not (is_url or is_file):
+            reason = "there is no such file, and it is no image in base64 either"
+        raise ValueError(f"The image `{name[:200]}` cannot be read: {reason}.") from error
+    except (*BROKEN, httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ValueError(f"The image `{name[:200]}` cannot be read: {_reason(error)}.") from error
+    return image
+
+
+def _upright(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    try:
+        image.load()
+        orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+        image = image if orientation == 1 else PIL.ImageOps.exif_transpose(image)
+    except BROKEN as error:
+        raise ValueError(f"{name} cannot be read: {_reason(error)}.") from error
+    if 0 in image.size:
+        raise ValueError(f"{name} is {image.width} x {image.height} pixels: it has none; leave it out.")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise ValueError(f"{name} has the mode `{image.mode}`, not of bytes; scale it to bytes, as mode `L` or `RGB`.")
+    return image
+
+
+def _to_bytes(image, name: str) -> np.ndarray:
+    """Bytes of an array of bytes or of floats in [0, 1], in the same shape."""
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    if 0 in image.shape or not {1, 3, 4} & {image.shape[0], image.shape[-1]}:
+        raise ValueError(
+            f"{name} is an array of shape {image.shape}; it must be (height, width, channels) or (channels, height, "
+            "width), with 1, 3 or 4 channels and at least one pixel."
+        )
+    if image.dtype == np.uint8:
+        return image
+    low, high = image.min(), image.max()
+    # Not a number compares as false.
+    if not (np.issubdtype(image.dtype, np.floating) and low >= 0 and high <= 1):
+        raise ValueError(
+            f"{name} is an array of type {image.dtype} with values from {low:.4g} to {high:.4g}; give floats in "
+            "[0, 1], or bytes (`uint8`) from 0 to 255."
+        )
+    return (image * 255).round().astype(np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    """Without the number that the system gives an error."""
+    return str(isinstance(error, OSError) and error.strerror or error)
 
 
 def _frame_on_white(views: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -154,3 +269,12 @@ def _frame_on_white(views: Sequence[np.ndarray]) -> list[np.ndarray]:
         canvas[:, top : top + view.shape[1], left : left + view.shape[2]] = view
         framed.append(canvas)
     return framed
+
+
+def _stack_on_zeros(views: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Views in [0, 1], each in the top left corner, and their heights and widths."""
+    sizes = np.array([view.shape[1:] for view in views])
+    stacked = np.zeros((len(views), 3, *sizes.max(axis=0)), dtype=np.float32)
+    for canvas, view in zip(stacked, views, strict=True):
+        np.divide(view, np.float32(255), out=canvas[:, : view.shape[1], : view.shape[2]])
+    return stacked, sizes

@@ -25,7 +25,8 @@ from transformers.utils import can_return_tuple, logging
 from ..configuration.configuration_spa3_vlm import Spa3VLMConfig
 from .layers import MLP, attend
 from .modeling_spa3r import Spa3RModel, Spa3RModelOutput
-from .modeling_vggt import VGGTModel
+from .modeling_vggt import VGGTModel, check_pixel_range
+from .scene_inputs import check_inputs, check_latents, split_views
 
 __all__ = ["Spa3VLMForConditionalGeneration", "Spa3VLMModel", "Spa3VLMPreTrainedModel"]
 
@@ -38,13 +39,19 @@ class VGGTSpatialEncoder(VGGTModel):
     @can_return_tuple
     def forward(self, pixel_values: Tensor) -> Spa3RModelOutput:
         """See `Spa3RModel.forward`; there are as many latents as patches in all views."""
+        if pixel_values.device.type != "cpu":
+            check_pixel_range(pixel_values)
         layer = self.config.num_hidden_layers - 2
         (tokens,) = super().forward(pixel_values, output_layers=(layer,)).layer_patch_tokens
         return Spa3RModelOutput(latents=tokens.flatten(1, 2))
 
 
-class SceneCrossAttention(nn.Module):
-    """Image tokens attend to the latents of their own scene (paper Eq. 14)."""
+class SceneQuery(nn.Module):
+    """Image tokens attend to the latents of their own scene (paper Eq. 14).
+
+    Not named an attention, nor is what holds it: by that name the library finds classes that do not call its attention
+    interface in their own file, and would refuse to `set_attn_implementation`.
+    """
 
     is_causal = False
 
@@ -83,14 +90,14 @@ class SceneCrossAttention(nn.Module):
         return self.proj(torch.cat(output).flatten(1))
 
 
-class CrossAttentionFusion(nn.Module):
+class QueryFusion(nn.Module):
     """Adds to each image token what it finds in its scene's latents, through a gated adapter (paper Eq. 14-15)."""
 
     def __init__(self, config: Spa3VLMConfig):
         super().__init__()
         size = config.get_text_config().hidden_size
         self.projector = MLP(config.latent_size, size, size)
-        self.cross_attention = SceneCrossAttention(config)
+        self.cross_attention = SceneQuery(config)
         self.norm = nn.LayerNorm(size)
         self.adapter = MLP(size, size // 4, size)
         self.adapter.fc2.starts_at_zero = True
@@ -121,7 +128,7 @@ class AppendFusion(nn.Module):
         self.projector = MLP(config.latent_size, size, size)
 
     def forward(self, image_tokens: list[Tensor], latents: list[Tensor]) -> list[Tensor]:
-        """See `CrossAttentionFusion.forward`; each scene gets longer by its number of latents."""
+        """See `QueryFusion.forward`; each scene gets longer by its number of latents."""
         projected = self.projector(torch.cat(latents)).split([len(scene) for scene in latents])
         pairs = zip(image_tokens, projected, strict=True)
         return [torch.cat([tokens, scene.to(tokens.dtype)]) for tokens, scene in pairs]
@@ -131,7 +138,7 @@ SPATIAL_ENCODERS = {
     "spa3r": lambda config: Spa3RModel(config.spatial_config),
     "vggt": lambda config: VGGTSpatialEncoder(config.spatial_config.vggt_config),
 }
-FUSIONS = {"cross_attention": CrossAttentionFusion, "append": AppendFusion}
+FUSIONS = {"cross_attention": QueryFusion, "append": AppendFusion}
 
 
 class Spa3VLMPreTrainedModel(PreTrainedModel):
@@ -142,6 +149,7 @@ class Spa3VLMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # Token-weighted losses under gradient accumulation.
     accepts_loss_kwargs = True
+    _no_split_modules = ["QueryFusion", "AppendFusion"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -230,35 +238,9 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         self, pixel_values_geometry: Tensor, geometry_sizes: Tensor | None, num_views: Tensor | None
     ) -> list[Tensor]:
         """Latents of each scene that has views, of shape `(num_latents, latent_size)`."""
-        if pixel_values_geometry.ndim != 4:
-            raise ValueError(
-                "`pixel_values_geometry` must have shape (num_views of all scenes, 3, height, width), got "
-                f"{tuple(pixel_values_geometry.shape)}."
-            )
-        total = len(pixel_values_geometry)
-        counts = [total] if num_views is None else num_views.tolist()
-        sizes = (
-            [tuple(pixel_values_geometry.shape[-2:])] * total if geometry_sizes is None else geometry_sizes.tolist()
-        )
-        if sum(counts) != total or len(sizes) != total:
-            raise ValueError(
-                f"`num_views` {counts} and `geometry_sizes` of {len(sizes)} views do not fit `pixel_values_geometry` "
-                f"of {total} views; pass what the processor returned, together."
-            )
-        latents, end = [], 0
-        for count in filter(None, counts):
-            start, end = end, end + count
-            scene_sizes = {tuple(size) for size in sizes[start:end]}
-            if len(scene_sizes) > 1:
-                raise ValueError(
-                    f"The views of one scene have different sizes, {sorted(scene_sizes)}; the processor pads them to "
-                    "one, give it the images of a scene together."
-                )
-            ((height, width),) = scene_sizes
-            # A scene by itself: its number and size of views are its own, and it fills an accelerator alone.
-            views = pixel_values_geometry[None, start:end, :, :height, :width]
-            latents.append(self.spatial_encoder(views).latents.squeeze(0))
-        return latents
+        views = split_views(pixel_values_geometry, geometry_sizes, num_views)
+        # A scene by itself: the number and size of its views are its own, and it fills an accelerator alone.
+        return [self.spatial_encoder(scene[None]).latents.squeeze(0) for scene in views]
 
     @can_return_tuple
     def get_image_features(
@@ -289,29 +271,13 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             return output
         counts = [len(images)] if num_views is None else [count for count in num_views.tolist() if count]
         if spatial_latents is None:
-            latents = self._encode_scenes(pixel_values_geometry, geometry_sizes, num_views)
+            spatial_latents = self._encode_scenes(pixel_values_geometry, geometry_sizes, num_views)
         else:
-            latents = self._check_latents(spatial_latents, len(counts))
-        output.pooler_output = self._fuse(images, counts, latents)
+            check_latents(self.config, spatial_latents, len(counts))
+        output.pooler_output = self._fuse(images, counts, spatial_latents)
         return output
 
-    def _check_latents(self, spatial_latents: Tensor | Sequence[Tensor], num_scenes: int) -> list[Tensor]:
-        latents = list(spatial_latents)
-        shapes = [tuple(scene.shape) for scene in latents]
-        if len(latents) != num_scenes or any(
-            len(shape) != 2 or shape[0] == 0 or shape[1] != self.config.latent_size for shape in shapes
-        ):
-            raise ValueError(
-                f"`spatial_latents` must be of shape (num_latents, {self.config.latent_size}) for each of the "
-                f"{num_scenes} scenes that have images, got {shapes}; make them with `encode_scene` of this model."
-            )
-        if self.config.fusion == "append" and any(shape[0] != self.config.num_appended_tokens for shape in shapes):
-            raise ValueError(
-                f"`fusion='append'` needs {self.config.num_appended_tokens} latents of each scene, got {shapes}."
-            )
-        return latents
-
-    def _fuse(self, images: list[Tensor], counts: list[int], latents: list[Tensor]) -> list[Tensor]:
+    def _fuse(self, images: list[Tensor], counts: list[int], latents: Sequence[Tensor]) -> list[Tensor]:
         """Fuse tokens of images, `counts` of them in a scene, with the latents of their scenes."""
         if sum(counts) != len(images):
             raise ValueError(
@@ -329,50 +295,20 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             fused += scene_tokens.split(lengths)
         return fused
 
-    def check_placeholders(
-        self,
-        input_ids: Tensor,
-        mm_token_type_ids: Tensor | None,
-        image_grid_thw: Tensor | None,
-        num_views: Tensor | None,
-        has_geometry: bool,
-    ):
-        """Refuse inputs whose images would reach the wrong row, or the wrong position: the library does not notice."""
-        if mm_token_type_ids is None:
-            raise ValueError(
-                "Images need `mm_token_type_ids`, which tell their placeholders from text: without them images get "
-                "the positions of text, and answers are wrong. The processor returns them."
-            )
-        if image_grid_thw is None:
-            raise ValueError("Images need `image_grid_thw`, the size of each in patches. The processor returns it.")
-        found = (input_ids == self.config.image_token_id).sum(-1).tolist()
-        merged = self.config.vlm_config.vision_config.spatial_merge_size**2
-        lengths = (image_grid_thw.prod(-1) // merged).tolist()
-        if num_views is None and has_geometry and len(found) > 1:
-            raise ValueError(
-                f"A batch of {len(found)} rows needs `num_views`, the number of images in each row. The processor "
-                "returns it."
-            )
-        if num_views is None:
-            # Without a scene there is nothing to mix up but the images themselves.
-            found, counts = [sum(found)], [len(lengths)]
-        else:
-            counts = num_views.tolist()
-        if len(counts) != len(found) or sum(counts) != len(lengths):
-            raise ValueError(
-                f"`num_views` {counts} must tell for each of {len(found)} rows how many of the {len(lengths)} images "
-                "are its own."
-            )
-        appended = self.config.num_appended_tokens if has_geometry else 0
-        end = 0
-        for row, (count, placeholders) in enumerate(zip(counts, found, strict=True)):
-            start, end = end, end + count
-            expected = sum(lengths[start:end]) + (appended if count else 0)
-            if placeholders != expected:
-                raise ValueError(
-                    f"Row {row} has {placeholders} image placeholders, but its {count} images make {expected} "
-                    "features; the text needs one placeholder for each image, in order, and no cut through them."
-                )
+    def _positions_after(
+        self, past_key_values: Cache | None, num_tokens: int, attention_mask: Tensor | None, has_images: bool
+    ) -> Tensor | None:
+        """Positions of new tokens, of shape `(batch_size, num_tokens)`, where the VLM's own forward has them wrong."""
+        if past_key_values is None or not past_key_values.get_seq_length():
+            if not has_images:
+                # What an earlier batch left.
+                self.rope_deltas = None
+            return None
+        if attention_mask is None or attention_mask.ndim != 2:
+            return None
+        # The VLM would give one to each place of the mask, also to what is in the cache.
+        positions = (attention_mask.long().cumsum(-1) - 1)[:, -num_tokens:]
+        return positions if self.rope_deltas is None else positions + self.rope_deltas
 
     @can_return_tuple
     def forward(
@@ -410,14 +346,30 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             How many of the images are each row's; they are one scene, the first its reference view. A batch of one
             row can do without.
         spatial_latents (`torch.FloatTensor` of shape `(num_scenes, num_latents, latent_size)`, *optional*):
-            What `encode_scene` returned, in the place of `pixel_values_geometry`: one for each row that has images.
+            What `encode_scene` returned, one for each row that has images; used in the place of
+            `pixel_values_geometry`, even if that is given too.
         mm_encoder_outputs (`dict`, *optional*):
-            `{"image": get_image_features(...)}`, in the place of all of the above.
+            `{"image": get_image_features(...)}`, in the place of `pixel_values` and of what belongs to the scene.
         """
+        if pixel_values is not None or position_ids is None:
+            check_inputs(
+                self.config,
+                input_ids,
+                past_key_values=past_key_values,
+                pixel_values=pixel_values,
+                image_grid_thw=image_grid_thw,
+                mm_token_type_ids=mm_token_type_ids,
+                pixel_values_geometry=pixel_values_geometry,
+                num_views=num_views,
+                spatial_latents=spatial_latents,
+                mm_encoder_outputs=mm_encoder_outputs,
+            )
+        if position_ids is None:
+            num_tokens = (inputs_embeds if input_ids is None else input_ids).shape[1]
+            position_ids = self._positions_after(
+                past_key_values, num_tokens, attention_mask, has_images=image_grid_thw is not None
+            )
         if pixel_values is not None:
-            if input_ids is not None:
-                has_geometry = pixel_values_geometry is not None or spatial_latents is not None
-                self.check_placeholders(input_ids, mm_token_type_ids, image_grid_thw, num_views, has_geometry)
             features = self.get_image_features(
                 pixel_values,
                 image_grid_thw,
@@ -427,9 +379,7 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
                 spatial_latents=spatial_latents,
                 return_dict=True,
             )
-            mm_encoder_outputs = {**(mm_encoder_outputs or {}), "image": features}
-        elif spatial_latents is not None or pixel_values_geometry is not None:
-            raise ValueError("A scene is seen through its images: pass their `pixel_values` too.")
+            mm_encoder_outputs = {"image": features}
         return self.vlm(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -540,6 +490,7 @@ class Spa3VLMForConditionalGeneration(Spa3VLMPreTrainedModel, GenerationMixin):
             num_views=num_views,
             spatial_latents=spatial_latents,
             mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -559,23 +510,23 @@ class Spa3VLMForConditionalGeneration(Spa3VLMPreTrainedModel, GenerationMixin):
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict) -> Tensor:
         """Positions of shape `(4, batch_size, sequence_length)`: those in the text, then time, row and column."""
         text = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
-        input_ids = model_kwargs.get("input_ids", inputs_tensor)
+        input_ids, cache = model_kwargs.get("input_ids", inputs_tensor), model_kwargs.get("past_key_values")
+        if not input_ids.shape[1]:
+            input_ids = None  # only `inputs_embeds`
+        is_whole = (inputs_tensor if input_ids is None else input_ids).shape[1] == text.shape[1]
+        num_cached = int(cache.get_seq_length()) if is_whole and cache is not None else 0
+        check_inputs(self.config, **{**model_kwargs, "input_ids": input_ids, "num_cached": num_cached})
         types, grids = model_kwargs.get("mm_token_type_ids"), model_kwargs.get("image_grid_thw")
-        if model_kwargs.get("pixel_values") is not None:
-            has_geometry = any(
-                model_kwargs.get(name) is not None for name in ("pixel_values_geometry", "spatial_latents")
-            )
-            self.model.check_placeholders(input_ids, types, grids, model_kwargs.get("num_views"), has_geometry)
-        if types is not None and grids is not None and types.shape == input_ids.shape == text.shape:
+        if not is_whole:
+            # Only new tokens, after those of the last call.
+            grid = text if self.model.rope_deltas is None else text + self.model.rope_deltas
+            grid = grid.expand(3, -1, -1)
+        elif input_ids is not None and types is not None and grids is not None:
             # The whole sequence is here, so nothing remembered of an earlier call is needed.
             mask = model_kwargs.get("attention_mask")
             grid, self.model.rope_deltas = self.model.vlm.get_rope_index(
                 input_ids, types, image_grid_thw=grids, attention_mask=mask
             )
-        elif model_kwargs.get("past_key_values") is not None and self.model.rope_deltas is not None:
-            # Only new tokens, after those in the cache.
-            grid = (text + self.model.rope_deltas).expand(3, -1, -1)
         else:
-            grid = text.expand(3, *text.shape)
-            self.model.rope_deltas = None
-        return torch.cat([text.expand(grid.shape[1:])[None], grid])
+            grid, self.model.rope_deltas = text.expand(3, -1, -1), None
+        return torch.cat([text[None], grid])

@@ -2,21 +2,27 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import PIL.Image
 from transformers import BatchFeature, ProcessorMixin
+from transformers.image_utils import is_valid_image
+from transformers.processing_utils import ProcessingKwargs, TextKwargs
 
-from .video_frames import read_frames
+from .image_processing_spa3r import list_scenes
+from .video_frames import read_frames, spread_evenly
 
 __all__ = ["CHAT_TEMPLATE", "Spa3VLMProcessor"]
 
 CONTENT = (
     "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part.type == 'text' %}{{ part.text }}{% endif %}"
+    "{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif part.type == 'text' %}{{ part.text }}"
+    "{% else %}{{ raise_exception('A part of a message must be an image, a video or text, got the type `' ~ part.type"
+    " ~ '`.') }}{% endif %}"
     "{% endfor %}{% endif %}"
 )
 # Qwen's format; `generation` marks what an answer's loss is taken of, as in the official training.
@@ -32,6 +38,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+BETWEEN_IMAGES = "<|vision_end|><|vision_start|>"
+SPECIAL_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 
 class Spa3VLMProcessor(ProcessorMixin):
@@ -72,20 +80,19 @@ class Spa3VLMProcessor(ProcessorMixin):
         chat_template: str | None = None,
         num_frames: int = 32,
         num_appended_tokens: int = 0,
-        **kwargs,
     ):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         self.num_frames = num_frames
         self.num_appended_tokens = num_appended_tokens
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(
-            [self.image_token, self.video_token]
-        )
-        if self.image_token_id in (None, tokenizer.unk_token_id):
+        token_ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
+        missing = [token for token, index in token_ids.items() if index in (None, tokenizer.unk_token_id)]
+        if missing:
             raise ValueError(
-                f"The tokenizer has no token `{self.image_token}`; use that of a Qwen2.5-VL checkpoint, or add it and "
-                "the other special tokens of Qwen2.5-VL."
+                f"The tokenizer has no token {missing}; use that of a Qwen2.5-VL checkpoint, or add the special "
+                "tokens of Qwen2.5-VL."
             )
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        self.image_token, self.video_token = SPECIAL_TOKENS[:2]
+        self.image_token_id, self.video_token_id = token_ids[self.image_token], token_ids[self.video_token]
 
     @property
     def model_input_names(self) -> list[str]:
@@ -97,106 +104,38 @@ class Spa3VLMProcessor(ProcessorMixin):
         give a bare tokenizer without a word."""
         return super().to_dict() | {"auto_map": {"AutoProcessor": "processing_spa3_vlm.Spa3VLMProcessor"}}
 
-    def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
-        """See `ProcessorMixin.apply_chat_template`; a part `{"type": "video", "path": ...}` becomes images, of which
-        `processor_kwargs={"num_frames": ...}` tells the number."""
-        processor_kwargs = dict(kwargs.pop("processor_kwargs", None) or {})
-        num_frames = processor_kwargs.pop("num_frames", self.num_frames)
-        is_batch = len(conversation) > 0 and isinstance(conversation[0], (list, tuple))
-        conversations = [
-            [_with_frames(message, num_frames) for message in messages]
-            for messages in (conversation if is_batch else [conversation])
-        ]
+    def apply_chat_template(
+        self,
+        conversation,
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        processor_kwargs: dict | None = None,
+        **kwargs,
+    ):
+        """See `ProcessorMixin.apply_chat_template`; `processor_kwargs` are those of `__call__`.
+
+        A part of a message is `{"type": "text", "text": ...}`, an image with `image`, `path`, `url` or `base64`, or a
+        video with `video`, `path` or `url`, which becomes images where it stands."""
+        if len(conversation) == 0:
+            raise ValueError("The conversation has no message; give at least one.")
+        processor_kwargs = dict(processor_kwargs or {})
+        if tokenize:
+            # Before the template is rendered, so that the places of answers in the text are those after expansion.
+            num_frames = processor_kwargs.pop("num_frames", kwargs.pop("num_frames", None))
+            is_batch = isinstance(conversation[0], (list, tuple))
+            conversation = [
+                [self._with_frames(message, num_frames) for message in messages]
+                for messages in (conversation if is_batch else [conversation])
+            ]
+            conversation = conversation if is_batch else conversation[0]
         return super().apply_chat_template(
-            conversations if is_batch else conversations[0],
-            chat_template=chat_template,
-            processor_kwargs=processor_kwargs,
-            **kwargs,
+            conversation, chat_template=chat_template, tokenize=tokenize, processor_kwargs=processor_kwargs, **kwargs
         )
 
-    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        """Turn videos into images, and group the images by rows: a row is a scene."""
-        if audio is not None:
-            raise ValueError("`audio` is given, but this model takes text, images and videos only.")
-        if text is None:
-            return super().prepare_inputs_layout(images=images, text=text, videos=videos, **kwargs)
-        text = [text] if isinstance(text, str) else list(text)
-        if videos is not None:
-            num_frames = kwargs.get("num_frames", kwargs.get("videos_kwargs", {}).get("num_frames", self.num_frames))
-            text, images = self._expand_videos(text, _flatten_images(images), _list_videos(videos), num_frames)
-        if images is not None:
-            images = self._group_by_rows(text, images)
-        return super().prepare_inputs_layout(images=images, text=text, **kwargs)
-
-    def _expand_videos(
-        self, text: list[str], images: list, videos: list, num_frames: int
-    ) -> tuple[list[str], list[list]]:
-        """Put as many image placeholders as there are frames where a video's is, and the frames among the images."""
-        number = sum(sample.count(self.video_token) for sample in text)
-        if number != len(videos):
-            raise ValueError(
-                f"The text has {number} `{self.video_token}` for {len(videos)} videos; give one video for each."
-            )
-        frames_of, images_of = iter(videos), iter(images)
-        one_image = f"<|vision_start|>{self.image_token}<|vision_end|>"
-        place = re.compile(
-            f"{re.escape(self.image_token)}|(?:<\\|vision_start\\|>)?{re.escape(self.video_token)}(?:<\\|vision_end\\|>)?"
-        )
-        rows, row_images = [], []
-        for sample in text:
-            row = []
-
-            def expand(match: re.Match, row: list = row) -> str:
-                if match.group() == self.image_token:
-                    row.extend(_next_of(images_of))
-                    return match.group()
-                frames = _frames(next(frames_of), num_frames)
-                row.extend(frames)
-                return one_image * len(frames)
-
-            rows.append(place.sub(expand, sample))
-            row_images.append(row)
-        if left := len(list(images_of)):
-            raise ValueError(f"{left} of {len(images)} images have no `{self.image_token}` in the text.")
-        return rows, row_images
-
-    def _group_by_rows(self, text: list[str], images) -> list[list]:
-        counts = [sample.count(self.image_token) for sample in text]
-        if isinstance(images, (list, tuple)) and any(isinstance(row, (list, tuple)) for row in images):
-            given = [len(row) for row in images]
-            if given != counts:
-                raise ValueError(
-                    f"The rows of `images` hold {given} images, but the texts have {counts} `{self.image_token}`; "
-                    "give each row one placeholder for each of its images."
-                )
-            return [list(row) for row in images]
-        flat = _flatten_images(images)
-        if sum(counts) != len(flat):
-            raise ValueError(
-                f"There are {len(flat)} images, but the text has {sum(counts)} `{self.image_token}`; give one for "
-                "each."
-            )
-        rest = iter(flat)
-        return [[next(rest) for _ in range(count)] for count in counts]
-
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """As many placeholders as an image has features, and after a scene's last image those of its latents."""
-        num_patches = int(image_inputs["image_grid_thw"][image_idx].prod())
-        placeholders = self.image_token * (num_patches // self.image_processor.merge_size**2)
-        if self.num_appended_tokens and image_idx + 1 in image_inputs["num_views"].cumsum(0).tolist():
-            placeholders += "<|vision_end|><|vision_start|>" + self.image_token * self.num_appended_tokens
-        return placeholders
-
-    def create_mm_token_type_ids(self, input_ids: list) -> list[list[int]]:
-        """1 where an image's placeholder stands, else 0: latents have positions like text, as they have no place."""
-        token_types = super().create_mm_token_type_ids(input_ids)
-        for row in token_types if self.num_appended_tokens else ():
-            images = np.flatnonzero(row)
-            for index in images[len(images) - self.num_appended_tokens :] if len(images) else ():
-                row[index] = 0
-        return token_types
-
-    def __call__(self, images=None, text=None, videos=None, audio=None, **kwargs) -> BatchFeature:
+    def __call__(
+        self, images=None, text=None, videos=None, audio=None, num_frames: int | None = None, **kwargs
+    ) -> BatchFeature:
         """Prepare a batch.
 
         Args:
@@ -205,60 +144,165 @@ class Spa3VLMProcessor(ProcessorMixin):
                 `Spa3RImageProcessor` for what an image can be.
             text (`str` or `list[str]`, *optional*): One for each row, with a `<|image_pad|>` for each image.
             videos (*optional*):
-                One or a list: a file, a URL, or a list of frames, for each `<|video_pad|>` in the text.
-            num_frames (`int`, *optional*): Frames to take of a video file.
+                One for each `<|video_pad|>` in the text, in order: a file, a URL, an array of frames, or a list of
+                frames.
+            num_frames (`int`, *optional*):
+                Frames to take of each video; by default `self.num_frames` of a file, and all that are given as images.
+            kwargs (*optional*): Options of the tokenizer and of the image processor, as the library calls them.
 
         Returns:
             `BatchFeature`: `input_ids`, `attention_mask` and `mm_token_type_ids` of shape
             `(batch_size, sequence_length)`, and what `Spa3RImageProcessor` returns, with `num_views` of each row.
 
         Raises:
-            ValueError: If placeholders and images differ in number, or an image or video cannot be read.
+            ValueError: If placeholders and images differ in number, an image or video cannot be read, or an option is
+                unknown.
         """
-        return super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
+        self._refuse_unknown(kwargs)
+        if audio is not None:
+            raise ValueError("`audio` is given, but this model takes text, images and videos only.")
+        if text is None:
+            if videos is not None:
+                raise ValueError(f"`videos` need a `text` with a `{self.video_token}` for each of them.")
+            return super().__call__(images=images, **kwargs)
+        text = [text] if isinstance(text, str) else text
+        if not (isinstance(text, (list, tuple)) and text and all(isinstance(sample, str) for sample in text)):
+            raise ValueError(f"`text` must be a string or a list of strings, got {str(text)[:200]}.")
+        rows = self._group_by_rows(text, images)
+        if videos is not None:
+            text, rows = self._insert_frames(text, rows, _list_videos(videos), num_frames)
+        return super().__call__(images=rows if any(rows) else None, text=list(text), **kwargs)
 
+    def validate_inputs(self, images=None, text=None, **kwargs):
+        """As the library's, and that each row has its own images. `text` is without what was marked as plain text."""
+        if text is not None:
+            self._check_counts(text, images or [[] for _ in text])
+        super().validate_inputs(images=images, text=text, **kwargs)
 
-def _with_frames(message: dict, num_frames: int) -> dict:
-    """A message whose videos are images."""
-    if not isinstance(message.get("content"), (list, tuple)):
-        return message
-    content = []
-    for part in message["content"]:
-        if isinstance(part, dict) and part.get("type") == "video":
-            source = next((part[key] for key in ("video", "path", "url") if part.get(key) is not None), None)
-            if source is None:
+    def _refuse_unknown(self, options: dict):
+        """The library goes on with a warning."""
+        known = {*ProcessingKwargs.__annotations__, *TextKwargs.__annotations__}
+        known = known.union(self.image_processor.valid_kwargs.__annotations__) - {"videos_kwargs", "audio_kwargs"}
+        given = {*options, *options.get("text_kwargs", {}), *options.get("images_kwargs", {})}
+        if unknown := sorted(given - known):
+            raise ValueError(
+                f"The processor has no options {unknown}; it takes `num_frames`, those of the tokenizer (`padding`, "
+                "`max_length`, ...) and those of the image processor (`image_width`, ...)."
+            )
+
+    def _group_by_rows(self, text: list[str], images) -> list[list]:
+        """Images of each row of text."""
+        if images is None:
+            return [[] for _ in text]
+        scenes, is_nested = list_scenes(self.image_processor.fetch_images(images))
+        if is_nested or len(text) == 1:
+            return scenes
+        (images,) = scenes
+        counts = [sample.count(self.image_token) for sample in text]
+        if sum(counts) != len(images):
+            raise ValueError(
+                f"There are {len(images)} images, but the {len(text)} texts have {sum(counts)} `{self.image_token}`; "
+                "give one for each image."
+            )
+        rest = iter(images)
+        return [list(islice(rest, count)) for count in counts]
+
+    def _check_counts(self, text: list[str], rows: list[list]):
+        if len(rows) != len(text):
+            raise ValueError(
+                f"`images` has {len(rows)} rows, but `text` {len(text)}; give a list of images for each "
+                "text, or all in one list."
+            )
+        for index, (sample, row) in enumerate(zip(text, rows, strict=True)):
+            count = sample.count(self.image_token)
+            if count != len(row):
                 raise ValueError(
-                    f"A video needs a `path`, a `url`, or frames as `video`; got the keys {sorted(part)}."
+                    f"Row {index} has {len(row)} images, but its text {count} `{self.image_token}`; give one for each "
+                    "image, and no other."
                 )
-            content += [{"type": "image", "image": frame} for frame in _frames(source, num_frames)]
-        else:
-            content.append(part)
-    return {**message, "content": content}
 
+    def _insert_frames(
+        self, text: list[str], rows: list[list], videos: list, num_frames: int | None
+    ) -> tuple[list[str], list[list]]:
+        """Put the frames of videos among the images of each row, and placeholders for them in its text."""
+        self._check_counts(text, rows)
+        number = sum(sample.count(self.video_token) for sample in text)
+        if number != len(videos):
+            raise ValueError(
+                f"There are {len(videos)} videos, but {number} `{self.video_token}` in the text; give one for each."
+            )
+        placeholder = re.compile(f"({re.escape(self.image_token)}|{re.escape(self.video_token)})")
+        rest = iter(videos)
+        samples, images_and_frames = [], []
+        for sample, row in zip(text, rows, strict=True):
+            images, views, pieces = iter(row), [], []
+            for piece in placeholder.split(sample):
+                if piece == self.image_token:
+                    views.append(next(images))
+                elif piece == self.video_token:
+                    frames = self._frames(next(rest), num_frames)
+                    views += frames
+                    piece = BETWEEN_IMAGES.join([self.image_token] * len(frames))
+                pieces.append(piece)
+            samples.append("".join(pieces))
+            images_and_frames.append(views)
+        return samples, images_and_frames
 
-def _frames(video, num_frames: int) -> list:
-    """Images of a video; frames that are given as such are all taken."""
-    return read_frames(video, num_frames) if isinstance(video, (str, os.PathLike)) else list(video)
+    def _with_frames(self, message: dict, num_frames: int | None) -> dict:
+        """A message whose videos are images."""
+        if not isinstance(message.get("content"), (list, tuple)):
+            return message
+        content = []
+        for part in message["content"]:
+            if part.get("type") == "video":
+                source = next((part[key] for key in ("video", "path", "url") if part.get(key) is not None), None)
+                if source is None:
+                    raise ValueError(
+                        f"A video needs a `path`, a `url`, or frames as `video`; got the keys {sorted(part)}."
+                    )
+                content += [{"type": "image", "image": frame} for frame in self._frames(source, num_frames)]
+            else:
+                content.append(part)
+        return {**message, "content": content}
 
+    def _frames(self, video, num_frames: int | None) -> list:
+        """Images of a video."""
+        if isinstance(video, (str, os.PathLike)):
+            return read_frames(video, self.num_frames if num_frames is None else num_frames)
+        if not (isinstance(video, (list, tuple)) or _is_array(video, 4)):
+            raise ValueError(
+                "A video must be a path, a URL, a list of frames or an array of 4 dimensions, got "
+                f"{type(video).__name__}."
+            )
+        if len(video) == 0:
+            raise ValueError("A video is given as a list without frames; give at least one.")
+        return list(video) if num_frames is None else [video[index] for index in spread_evenly(len(video), num_frames)]
 
-def _flatten_images(images) -> list:
-    if images is None:
-        return []
-    if isinstance(images, (str, os.PathLike, PIL.Image.Image)) or getattr(images, "ndim", None) == 3:
-        return [images]
-    return [image for row in images for image in (row if isinstance(row, (list, tuple)) else [row])]
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """As many placeholders as an image has features, and after a scene's last image those of its latents."""
+        num_patches = int(image_inputs["image_grid_thw"][image_idx].prod())
+        placeholders = self.image_token * (num_patches // self.image_processor.merge_size**2)
+        if self.num_appended_tokens and image_idx + 1 in image_inputs["num_views"].cumsum(0).tolist():
+            placeholders += BETWEEN_IMAGES + self.image_token * self.num_appended_tokens
+        return placeholders
+
+    def create_mm_token_type_ids(self, input_ids: list) -> list[list[int]]:
+        """1 where an image's placeholder stands, else 0: latents have positions like text, as they have no place."""
+        token_types = super().create_mm_token_type_ids(input_ids)
+        if self.num_appended_tokens:
+            for row in token_types:
+                for index in np.flatnonzero(row)[-self.num_appended_tokens :]:
+                    row[index] = 0
+        return token_types
 
 
 def _list_videos(videos) -> list:
     """Videos one by one; a list of images is one video."""
-    is_one = isinstance(videos, (str, os.PathLike)) or getattr(videos, "ndim", None) == 4
-    if is_one or all(isinstance(frame, PIL.Image.Image) or getattr(frame, "ndim", None) == 3 for frame in videos):
+    if not isinstance(videos, (list, tuple)):
         return [videos]
-    return list(videos)
+    is_frame = [isinstance(each, PIL.Image.Image) or _is_array(each, 3) for each in videos]
+    return [videos] if is_frame and all(is_frame) else list(videos)
 
 
-def _next_of(images: Iterator) -> Sequence:
-    try:
-        return [next(images)]
-    except StopIteration:
-        raise ValueError("The text has more `<|image_pad|>` than there are images; give one for each.") from None
+def _is_array(value, num_dimensions: int) -> bool:
+    return is_valid_image(value) and not isinstance(value, PIL.Image.Image) and value.ndim == num_dimensions

@@ -1,8 +1,8 @@
 """Frames spread evenly over a video, decoded with PyAV."""
 
-import importlib
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import PIL.Image
@@ -35,31 +35,42 @@ def read_frames(source: str | os.PathLike, num_frames: int) -> list[PIL.Image.Im
         ValueError: If it cannot be read; says which and why.
         ImportError: If PyAV is not installed.
     """
+    with _open_video(source) as container:
+        # The number in a header is often missing or wrong. A packet holds a frame, and is not decoded for counting.
+        total = sum(packet.size > 0 for packet in container.demux(video=0))
+    frames, num_shown = _decode(source, spread_evenly(total, num_frames))
+    if num_shown != total:
+        # Not every packet is a frame to show: VP8 keeps hidden references, MP4 cuts a beginning away.
+        frames, _ = _decode(source, spread_evenly(num_shown, num_frames))
+    if not frames:
+        raise ValueError(f"The video `{os.fspath(source)}` cannot be read: no frame can be decoded.")
+    return frames
+
+
+def _decode(source: str | os.PathLike, indices: list[int]) -> tuple[list[PIL.Image.Image], int]:
+    """The frames of these indices, and how many there are in all."""
+    wanted, frames, num_shown = set(indices), [], 0
+    with _open_video(source) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        for num_shown, frame in enumerate(container.decode(video=0), start=1):
+            if num_shown - 1 in wanted:
+                # The display matrix of a phone's video says how to turn it, counterclockwise.
+                frames.append(frame.to_image().rotate(frame.rotation, expand=True))
+    return frames, num_shown
+
+
+@contextmanager
+def _open_video(source: str | os.PathLike) -> Iterator:
     try:
-        # Not by an import statement: a checkpoint that carries this file must load without PyAV.
-        av = importlib.import_module("av")
+        # In a `try`, so that a checkpoint that carries this file does not ask for PyAV before there is a video.
+        import av
     except ModuleNotFoundError as error:
         raise ImportError("Reading videos needs PyAV: `pip install av`; or give the frames as images.") from error
     name = os.fspath(source)
     try:
-        with closing(av.open(name)) as container:
+        with av.open(name) as container:
             if not container.streams.video:
                 raise ValueError(f"The video `{name}` cannot be read: it has no video stream.")
-            container.streams.video[0].thread_type = "AUTO"
-            # Counted, as the number in a header is often wrong; a packet holds a frame, and is not decoded for this.
-            total = sum(1 for packet in container.demux(video=0) if packet.size)
-        wanted = set(spread_evenly(total, num_frames))
-        with closing(av.open(name)) as container:
-            container.streams.video[0].thread_type = "AUTO"
-            decoded = enumerate(container.decode(video=0))
-            frames = [_upright(frame) for index, frame in decoded if index in wanted]
+            yield container
     except (av.FFmpegError, OSError) as error:
-        raise ValueError(f"The video `{name}` cannot be read: {error}") from error
-    if not frames:
-        raise ValueError(f"The video `{name}` cannot be read: no frame can be decoded.")
-    return frames
-
-
-def _upright(frame) -> PIL.Image.Image:
-    # The display matrix of a phone's video says how to turn it, counterclockwise.
-    return frame.to_image().rotate(frame.rotation, expand=True)
+        raise ValueError(f"The video `{name}` cannot be read: {error.strerror or error}.") from error

@@ -139,7 +139,9 @@ class _Requests(BaseHTTPRequestHandler):
             for name, file in files.items()
             if name.startswith(f"{path}/" if path else "")
         ]
-        self.answer(entries, **({} if entries else {"status": 404, "X_Error_Code": "EntryNotFound"}))
+        if not entries:
+            return self.answer({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
+        self.answer(entries)
 
     def resolve(self, body: bytes, kind: str | None, id: str, revision: str, path: str):
         sha, files = self.at(kind, id, revision)

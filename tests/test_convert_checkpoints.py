@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recordings import GOLDEN, full_size_tensors, manifest, needs_golden, needs_manifests, untold_vggt_sizes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DINOv3ViTModel
@@ -22,18 +23,6 @@ from spa3r.modeling_spa3r.convert_checkpoints import (
 )
 from spa3r.modeling_spa3r.modeling_spa3r import Spa3RForPreTraining, Spa3RModel
 from spa3r.modeling_spa3r.modeling_vggt import VGGTForGeometry
-
-SHARED = Path(__file__).resolve().parents[1] / "../shared"
-MANIFESTS = Path(os.environ.get("SPA3R_MANIFESTS_DIR") or SHARED / "manifests")
-GOLDEN = Path(os.environ.get("SPA3R_GOLDEN_DIR") or SHARED / "golden")
-needs_manifests = pytest.mark.skipif(not MANIFESTS.is_dir(), reason=f"no manifests at {MANIFESTS}")
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no recordings at {GOLDEN}")
-
-
-def manifest(name: str) -> dict[str, Tensor]:
-    """Every tensor of a full-size public checkpoint, on the meta device."""
-    shapes = json.loads((MANIFESTS / f"{name}.json").read_text())["tensors"]
-    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +55,7 @@ def dinov3_state(spa3r_state) -> dict[str, Tensor]:
 @pytest.fixture
 def vggt_sizes() -> dict:
     """What the shapes of the recorded weights do not tell."""
-    sizes = json.loads((GOLDEN / "spa3r_predict.json").read_text())["config"]["vggt"]
-    return {
-        "patch_embedding_heads": sizes["vit_heads"],
-        "camera_heads": sizes["cam_heads"],
-        "camera_iterations": sizes["cam_iters"],
-        "dense_layers": sizes["dpt_layers"],
-    }
+    return untold_vggt_sizes(json.loads((GOLDEN / "spa3r_predict.json").read_text())["config"]["vggt"])
 
 
 # Full size, on the meta device
@@ -80,7 +63,7 @@ def vggt_sizes() -> dict:
 
 @needs_manifests
 def test_full_size_vggt_is_used_up_but_for_the_track_head():
-    state = manifest("vggt-1b")
+    state = full_size_tensors("vggt-1b")
     model, left_out = vggt_from_official(state)
     assert set(left_out) == {name for name in state if name.startswith("track_head.")}
     assert model.config.global_qk_norm == "layer_norm"
@@ -88,13 +71,13 @@ def test_full_size_vggt_is_used_up_but_for_the_track_head():
 
 @needs_manifests
 def test_full_size_vggt_has_the_default_configuration():
-    model, _ = vggt_from_official(manifest("vggt-1b"))
+    model, _ = vggt_from_official(full_size_tensors("vggt-1b"))
     assert model.config.to_dict() == VGGTConfig().to_dict()
 
 
 @needs_manifests
 def test_full_size_spa3r_is_used_up_but_for_points_and_dinov3_buffers():
-    state = manifest("official-spa3r-ckpt")
+    state = full_size_tensors("official-spa3r-ckpt")
     model, left_out = spa3r_from_official(state)
     unused = ("model.point_head.", "model.dino.rope_embed.periods")
     assert set(left_out) == {name for name in state if name.startswith(unused) or name.endswith("bias_mask")}
@@ -103,15 +86,15 @@ def test_full_size_spa3r_is_used_up_but_for_points_and_dinov3_buffers():
 
 @needs_manifests
 def test_full_size_spa3r_keeps_every_trainable_parameter():
-    trainable = json.loads((MANIFESTS / "official-spa3r-ckpt.json").read_text())["trainable"]
-    model, _ = spa3r_from_official(manifest("official-spa3r-ckpt"))
+    trainable = manifest("official-spa3r-ckpt")["trainable"]
+    model, _ = spa3r_from_official(full_size_tensors("official-spa3r-ckpt"))
     model.freeze_teachers()
     assert sum(parameter.requires_grad for parameter in model.parameters()) == len(trainable)
 
 
 @needs_manifests
 def test_full_size_conversion_keeps_the_number_of_values():
-    state = manifest("vggt-1b")
+    state = full_size_tensors("vggt-1b")
     model, left_out = vggt_from_official(state)
     kept = sum(tensor.numel() for name, tensor in state.items() if name not in left_out)
     assert sum(tensor.numel() for tensor in model.state_dict().values()) == kept

@@ -1,29 +1,37 @@
-"""Parity with the official code: every output of every file in a directory of recordings.
+"""Parity with the official code: every output of every recording of VGGT, Spa3R and their data.
 
-A recording is a JSON file, which tells sizes, beside a safetensors file of inputs, outputs and weights under official
-names. `SPA3R_GOLDEN_DIR` names the directory. Its data_sampling files, and train_data_cases.json in
-`SPA3R_CASES_DIR`, hold draws, image sizes and batches instead, in JSON alone.
+See recordings.py for what a recording is, and test_parity_vlm.py for those of Spa3-VLM.
 
-What is recorded of Spa3-VLM is not compared here. `interval_after`, `interval_after_call_BUG_mutated` and their trace
-are not compared either: they show that the official frame sampling narrows its caller's interval in place, which ours
-does not. Of the recorded batches, the number of scenes for each number of views must be ours. How many batches there
-are, which number of views each has and which scenes differ on purpose: the official code draws the number for each
-batch, takes the scenes of one pass in order and cuts the last batch short; our batches share a number by eight, for
-equal work on up to 8 processes, and follow each other endlessly, each one full.
+`interval_after`, `interval_after_call_BUG_mutated` and their trace are not compared: they show that the official frame
+sampling narrows its caller's interval in place, which ours does not. Of the recorded batches, the number of scenes for
+each number of views must be ours. How many batches there are, which number of views each has and which scenes differ
+on purpose: the official code draws the number for each batch, takes the scenes of one pass in order and cuts the last
+batch short; our batches share a number by eight, for equal work on up to 8 processes, and follow each other
+endlessly, each one full.
 """
 
 import functools
-import json
 import math
 import os
 import random
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from recordings import (
+    FEATURE_TOLERANCE,
+    Recording,
+    assert_every_output_matches,
+    capture,
+    golden,
+    needs_cases,
+    needs_golden,
+    recorded_cases,
+    recordings,
+    starting_with,
+    training_cases,
+)
 from torch import Tensor
 from transformers import DINOv3ViTConfig
 from transformers.utils import ModelOutput
@@ -42,62 +50,14 @@ from spa3r.modeling_spa3r.layers import Attention, Rope2D, grid_positions
 from spa3r.modeling_spa3r.modeling_spa3r import Spa3RForPreTraining, Spa3RTeacher
 from spa3r.modeling_spa3r.modeling_vggt import VGGTCameraHead, VGGTDenseHead, VGGTModel, normalize_images
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-GOLDEN = Path(os.environ.get("SPA3R_GOLDEN_DIR") or SHARED / "golden")
-CASES = Path(os.environ.get("SPA3R_CASES_DIR") or SHARED / "cases") / "train_data_cases.json"
-# A recording's name begins with its kind; a kind has the tests that call `recordings` with it.
+# A recording's name begins with its kind; a kind has the tests that call `recordings` with it, here or in
+# test_parity_vlm.py.
 KINDS = (
     *("aggregator", "rope2d", "camera_head", "dpt_heads", "dino_target", "camera_rays", "prope", "transformers"),
-    *("spa3r_predict", "spa3r_loss", "data_sampling"),
+    *("spa3r_predict", "spa3r_loss", "data_sampling", "vlm_fusion", "vlm_preprocess", "vlm_end_to_end"),
 )
-# Of Spa3-VLM, which has its own tests.
-OTHER_KINDS = ("vlm_",)
-FEATURE_TOLERANCE = 1e-4
 
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no recordings at {GOLDEN}")
-needs_cases = pytest.mark.skipif(not CASES.is_file(), reason=f"no cases at {CASES}")
-
-
-@dataclass
-class Recording:
-    """What was recorded of one piece of the official code; names have lost `inputs.`, `outputs.` or `weights.`."""
-
-    info: dict
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-    weights: dict[str, Tensor]
-
-    @property
-    def images(self) -> Tensor:
-        return self.inputs["images_u8"].float() / 255
-
-
-def starting_with(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names start so, without that start."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def golden(name: str) -> Recording:
-    """Load a recording by its name."""
-    tensors = load_file(GOLDEN / f"{name}.safetensors")
-    return Recording(
-        json.loads((GOLDEN / f"{name}.json").read_text()),
-        *(starting_with(f"{kind}.", tensors) for kind in ("inputs", "outputs", "weights")),
-    )
-
-
-def recordings(kind: str) -> list[str]:
-    """Names of the recordings of a kind, or with an empty one of all, also where one of their two files is missing."""
-    return sorted({path.stem for path in GOLDEN.glob(f"{kind}*") if path.suffix in (".json", ".safetensors")})
-
-
-def assert_every_output_matches(recording: Recording, computed: dict[str, Tensor]):
-    """Compare all outputs of a recording, neither more nor less, within 1e-4 (or, of large values, 1e-5 relative)."""
-    assert computed.keys() == recording.outputs.keys()
-    for name, expected in recording.outputs.items():
-        torch.testing.assert_close(
-            computed[name], expected, atol=FEATURE_TOLERANCE, rtol=1e-5, msg=lambda message, n=name: f"{n}: {message}"
-        )
+pytestmark = needs_golden
 
 
 def vggt_config(sizes: dict, global_qk_norm: str = "rms_norm", vit_mlp_ratio: int = 4) -> VGGTConfig:
@@ -194,7 +154,7 @@ def views_attended_to(model: VGGTModel, num_tokens: int, view_mask: Tensor) -> T
 
 
 def test_every_recording_is_of_one_kind():
-    kinds = {name: [kind for kind in (*KINDS, *OTHER_KINDS) if name.startswith(kind)] for name in recordings("")}
+    kinds = {name: [kind for kind in KINDS if name.startswith(kind)] for name in recordings("")}
     assert {name: found for name, found in kinds.items() if len(found) != 1} == {}
 
 
@@ -344,11 +304,6 @@ def spa3r_config(sizes: dict, **variant) -> Spa3RConfig:
         predict_context_views=True,
         **variant,
     )
-
-
-def capture(module: torch.nn.Module, calls: list):
-    """Keep the inputs and the output of each call of a module."""
-    module.register_forward_hook(lambda _, inputs, output: calls.append((inputs, output)))
 
 
 @pytest.mark.parametrize("name", recordings("camera_rays"))
@@ -536,15 +491,6 @@ def test_pretraining_gradients(name):
 
 
 # --- Data ---
-
-
-def recorded_cases(name: str) -> dict:
-    """The contents of a data_sampling file."""
-    return json.loads((GOLDEN / f"{name}.json").read_text())
-
-
-def training_cases(key: str) -> list[dict]:
-    return json.loads(CASES.read_text())[key]
 
 
 def assert_frames_match(case: dict, interval: list[int]):

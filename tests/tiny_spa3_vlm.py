@@ -9,6 +9,14 @@ from spa3r.configuration import Spa3VLMConfig, load_preset
 from spa3r.modeling_spa3r import Spa3RImageProcessor, Spa3VLMForConditionalGeneration, Spa3VLMProcessor
 from spa3r.modeling_spa3r.byte_tokenizer import byte_tokenizer
 
+# Fields of the configuration that make another model (paper Tab. 3 and 5).
+VARIANTS = {
+    "paper": {},
+    "append": {"fusion": "append"},
+    "none": {"fusion": "none"},
+    "vggt": {"spatial_representation": "vggt"},
+}
+
 
 def tiny_config(**changes) -> Spa3VLMConfig:
     """The preset `spa3-vlm-tiny` with some fields changed."""
@@ -16,13 +24,13 @@ def tiny_config(**changes) -> Spa3VLMConfig:
 
 
 def tiny_model(seed: int = 0, **changes) -> Spa3VLMForConditionalGeneration:
-    """A model in eval mode with weights of ordinary size, so that differences show: its adapter is not silent."""
+    """A model in eval mode with weights of a size that shows differences: what it says depends on the scene."""
     torch.manual_seed(seed)
     model = Spa3VLMForConditionalGeneration(tiny_config(**changes))
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                parameter.add_(0.2 * torch.randn_like(parameter))
+                parameter.add_((1.0 if "fusion" in name else 0.2) * torch.randn_like(parameter))
     return model.eval()
 
 
@@ -52,3 +60,24 @@ def prepare(processor: Spa3VLMProcessor, conversations, **kwargs) -> BatchFeatur
         return_tensors="pt",
         processor_kwargs={"padding": True} | kwargs,
     )
+
+
+# What of a batch is the scene's alone.
+GEOMETRY = ("pixel_values_geometry", "geometry_sizes")
+# Scenes of several numbers and sizes of views, some of which span fewer positions than tokens; and a text alone.
+CONVERSATIONS = [
+    conversation([photo(0, 48, 64), photo(1, 48, 64)], "How many?"),
+    conversation([], "Hello."),
+    conversation([photo(2, 48, 64)], "Is it left of the door?"),
+    conversation([photo(3, 90, 40), photo(4, 90, 40), photo(5, 90, 40)], "Where?"),
+]
+
+
+def batch_of(model: Spa3VLMForConditionalGeneration, conversations=CONVERSATIONS, **kwargs) -> BatchFeature:
+    """Tensors as a model needs them; see `prepare`."""
+    return prepare(tiny_processor(num_appended_tokens=model.config.num_appended_tokens), conversations, **kwargs)
+
+
+def without(inputs, *names) -> dict[str, torch.Tensor]:
+    """The other inputs."""
+    return {name: tensor for name, tensor in inputs.items() if name not in names}

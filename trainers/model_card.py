@@ -1,11 +1,11 @@
 """The card of a pre-trained Spa3R: how to load it, whose weights are in it, what it saw, and how well it predicts."""
 
 from collections import Counter
-from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..configuration import Spa3RConfig
+from ..modeling_spa3r.hub import origin, published
 from .psfm_evaluation import PSFMReport
 from .psfm_trainer import Spa3RTrainer
 
@@ -18,17 +18,6 @@ SOURCES = {
     "folders": "folders of images",
     "videos": "videos",
 }
-CC_BY_NC = "[CC BY-NC 4.0](https://creativecommons.org/licenses/by-nc/4.0/), which rules out commercial use"
-DINOV3_LICENSE = "the [DINOv3 License](https://ai.meta.com/resources/models-and-libraries/dinov3-license/)"
-DINOV3 = "facebook/dinov3-vitl16-pretrain-lvd1689m"
-# By the last part of a checkpoint's name, in lower case: where its weights come from, and under which licence.
-PUBLISHED = {
-    "vggt-1b": ("facebook/VGGT-1B", CC_BY_NC),
-    "dinov3-vitl16": (DINOV3, DINOV3_LICENSE),
-    "dinov3-vitl16-pretrain-lvd1689m": (DINOV3, DINOV3_LICENSE),
-    "clip-vit-large-patch14": ("openai/clip-vit-large-patch14", "the licence stated there"),
-    "siglip-large-patch16-256": ("google/siglip-large-patch16-256", "the licence stated there"),
-}
 
 
 def pretraining_card(name: str, trainer: Spa3RTrainer) -> ModelCard:
@@ -40,7 +29,7 @@ def pretraining_card(name: str, trainer: Spa3RTrainer) -> ModelCard:
     """
     config = trainer.accelerator.unwrap_model(trainer.model).config
     parts = _frozen_parts(config)
-    base_models = [PUBLISHED[key][0] for key in map(_published, parts.values()) if key]
+    base_models = [weights[0] for weights in map(published, parts.values()) if weights]
     has_weights_of_others = any(parts.values()) or config.name_or_path
     data = ModelCardData(
         library_name="transformers",
@@ -89,26 +78,17 @@ def _frozen_parts(config: Spa3RConfig) -> dict[str, str | None]:
     return {"VGGT": config.vggt_checkpoint} | teachers
 
 
-def _published(checkpoint: str | None) -> str | None:
-    """Key of `PUBLISHED` of a checkpoint that is known by its name."""
-    key = Path(checkpoint or "").name.lower()
-    return key if key in PUBLISHED else None
-
-
 def _weights(config: Spa3RConfig, parts: dict[str, str | None]) -> str:
     start = config.name_or_path
     lines = []
     for part, checkpoint in parts.items():
-        if key := _published(checkpoint):
-            name, licence = PUBLISHED[key]
-            origin = f"from [{name}](https://huggingface.co/{name}), under {licence}."
-        elif checkpoint:
-            origin = f"from `{checkpoint}`, under the licence of that."
+        if checkpoint:
+            where = origin(checkpoint)
         elif start:
-            origin = f"as it was in `{start}`, under the licence of that."
+            where = f"as it was in `{start}`, under the licence of that."
         else:
-            origin = "**untrained**: random weights, for demonstrations only."
-        lines.append(f"- {part}, frozen: {origin}")
+            where = "**untrained**: random weights, for demonstrations only."
+        lines.append(f"- {part}, frozen: {where}")
     lines.append(f"- Encoder and decoder: trained {f'further, from `{start}`' if start else 'from scratch'}.")
     return "\n".join(lines)
 

@@ -1,0 +1,297 @@
+"""Names of the tensors of published checkpoints, and what each is called here.
+
+Tables give each tensor of a source its name here. A tensor that no table knows is an error that lists the names; what
+is left out on purpose is listed with the reason.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+__all__ = [
+    "State",
+    "convert_dinov3_state_dict",
+    "convert_spa3_vlm_state_dict",
+    "convert_spa3r_state_dict",
+    "convert_vggt_state_dict",
+    "listed",
+]
+
+State = Mapping[str, Tensor]
+# Rest of a name, as a regular expression -> what takes its place. A tuple splits the tensor into equal parts along its
+# first dimension; a part without a name must be zero and is left out.
+Rules = Mapping[str, str | tuple[str | None, ...]]
+# (Beginning of a name, as a regular expression; what takes its place; rules for the rest).
+Table = Sequence[tuple[str, str, Rules]]
+
+NORM_AND_MLP: Rules = {r"(norm[12]|mlp\.fc[12])\.(weight|bias)": r"\1.\2"}
+BLOCK: Rules = {
+    **NORM_AND_MLP,
+    r"attn\.(qkv|proj|q_norm|k_norm)\.(weight|bias)": r"attention.\1.\2",
+    r"ls([12])\.gamma": r"layer_scale\1.scale",
+}
+DINOV2_BLOCK: Rules = {
+    **NORM_AND_MLP,
+    r"attn\.qkv\.(weight|bias)": (r"attention.q_proj.\1", r"attention.k_proj.\1", r"attention.v_proj.\1"),
+    r"attn\.proj\.(weight|bias)": r"attention.o_proj.\1",
+    r"ls([12])\.gamma": r"layer_scale\1.lambda1",
+}
+DINOV3_BLOCK: Rules = {
+    r"norm([12])\.(weight|bias)": r"norm\1.\2",
+    r"mlp\.fc1\.(weight|bias)": r"mlp.up_proj.\1",
+    r"mlp\.fc2\.(weight|bias)": r"mlp.down_proj.\1",
+    r"attn\.qkv\.weight": ("attention.q_proj.weight", "attention.k_proj.weight", "attention.v_proj.weight"),
+    r"attn\.qkv\.bias": ("attention.q_proj.bias", None, "attention.v_proj.bias"),
+    r"attn\.proj\.(weight|bias)": r"attention.o_proj.\1",
+    r"ls([12])\.gamma": r"layer_scale\1.lambda1",
+}
+DENSE_HEAD: Rules = {
+    r"norm\.(weight|bias)": r"norm.\1",
+    r"projects\.(\d)\.(weight|bias)": r"projections.\1.\2",
+    r"resize_layers\.(\d)\.(weight|bias)": r"resamplers.\1.\2",
+    r"scratch\.output_conv1\.(weight|bias)": r"output_conv1.\1",
+    r"scratch\.output_conv2\.0\.(weight|bias)": r"output_conv2.\1",
+    r"scratch\.output_conv2\.2\.(weight|bias)": r"output_conv3.\1",
+}
+# The official names count the levels from 1.
+DENSE_HEAD_LEVELS: Table = [
+    row
+    for level in range(4)
+    for row in (
+        (rf"scratch\.layer{level + 1}_rn\.", f"level_convs.{level}.", {"weight": "weight"}),
+        (
+            rf"scratch\.refinenet{level + 1}\.",
+            f"fusion_layers.{level}.",
+            {
+                r"out_conv\.(weight|bias)": r"projection.\1",
+                r"resConfUnit1\.conv([12])\.(weight|bias)": r"skip_unit.conv\1.\2",
+                r"resConfUnit2\.conv([12])\.(weight|bias)": r"unit.conv\1.\2",
+            },
+        ),
+    )
+]
+DENSE_HEAD_TABLE: Table = [("", "", DENSE_HEAD), *DENSE_HEAD_LEVELS]
+CAMERA_HEAD_TABLE: Table = [
+    (
+        "",
+        "",
+        {
+            "empty_pose_tokens": "empty_pose",
+            r"embed_pose\.(weight|bias)": r"pose_embedding.\1",
+            r"poseLN_modulation\.1\.(weight|bias)": r"modulation.\1",
+            r"token_norm\.(weight|bias)": r"token_norm.\1",
+            r"trunk_norm\.(weight|bias)": r"norm.\1",
+            r"pose_branch\.fc([12])\.(weight|bias)": r"pose_mlp.fc\1.\2",
+        },
+    ),
+    (r"trunk\.(\d+)\.", r"layers.\1.", BLOCK),
+]
+AGGREGATOR_TABLE: Table = [
+    ("", "", {"camera_token": "camera_token", "register_token": "register_tokens"}),
+    (r"(frame|global)_blocks\.(\d+)\.", r"\1_blocks.\2.", BLOCK),
+    (r"patch_embed\.", "patch_embedding.", {r"proj\.(weight|bias)": r"projection.\1"}),
+    (
+        r"patch_embed\.",
+        "patch_embedding.vit.",
+        {
+            r"(cls_token|mask_token|register_tokens)": r"embeddings.\1",
+            "pos_embed": "embeddings.position_embeddings",
+            r"patch_embed\.proj\.(weight|bias)": r"embeddings.patch_embeddings.projection.\1",
+            r"norm\.(weight|bias)": r"layernorm.\1",
+        },
+    ),
+    (r"patch_embed\.blocks\.(\d+)\.", r"patch_embedding.vit.encoder.layer.\1.", DINOV2_BLOCK),
+]
+DINOV3_TABLE: Table = [
+    (
+        "",
+        "",
+        {
+            r"(cls_token|mask_token)": r"embeddings.\1",
+            "storage_tokens": "embeddings.register_tokens",
+            r"patch_embed\.proj\.(weight|bias)": r"embeddings.patch_embeddings.\1",
+            r"norm\.(weight|bias)": r"norm.\1",
+        },
+    ),
+    (r"blocks\.(\d+)\.", r"model.layer.\1.", DINOV3_BLOCK),
+]
+
+
+def _inside(source: str, target: str, table: Table) -> Table:
+    """The same table for a module that stands in another one, in the source and here."""
+    return [(re.escape(source) + beginning, target + place, rules) for beginning, place, rules in table]
+
+
+VGGT_TABLE: Table = [
+    *_inside("aggregator.", "vggt.", AGGREGATOR_TABLE),
+    *_inside("camera_head.", "camera_head.", CAMERA_HEAD_TABLE),
+    *_inside("depth_head.", "depth_head.", DENSE_HEAD_TABLE),
+    *_inside("point_head.", "point_head.", DENSE_HEAD_TABLE),
+]
+VGGT_LEFT_OUT = {r"track_head\..*": "point tracking is not part of this package"}
+
+SPA3R_ENCODER_TABLE: Table = [
+    *_inside("aggregator.", "vggt.", AGGREGATOR_TABLE),
+    (
+        "",
+        "",
+        {
+            r"projection\.(weight|bias)": r"projection.\1",
+            r"query_embed\.weight": "latent_queries",
+            r"encoder\.(register_tokens|norm\.weight|norm\.bias)": r"encoder.\1",
+        },
+    ),
+    (r"encoder\.blocks\.(\d+)\.", r"encoder.layers.\1.", BLOCK),
+]
+SPA3R_TABLE: Table = _inside(
+    "model.",
+    "",
+    [
+        *_inside("", "model.", SPA3R_ENCODER_TABLE),
+        *_inside("camera_head.", "camera_head.", CAMERA_HEAD_TABLE),
+        *_inside("depth_head.", "depth_head.", DENSE_HEAD_TABLE),
+        *_inside("dino.", "teachers.semantic.model.", DINOV3_TABLE),
+        (
+            "",
+            "",
+            {
+                r"pose_tokenizer\.(weight|bias)": r"ray_embedding.\1",
+                r"decoder\.(register_tokens|norm\.weight|norm\.bias)": r"decoder.\1",
+                r"heads\.geo\.fc([12])\.(weight|bias)": r"heads.geometry.fc\1.\2",
+                r"heads\.sem\.fc([12])\.(weight|bias)": r"heads.semantic.fc\1.\2",
+                r"depth_prob\.fc([12])\.(weight|bias)": r"depth_probe.fc\1.\2",
+            },
+        ),
+        (r"decoder\.blocks\.(\d+)\.", r"decoder.layers.\1.", BLOCK),
+    ],
+)
+DINOV3_LEFT_OUT = {
+    r"rope_embed\.periods": "computed from the configuration",
+    r"blocks\.\d+\.attn\.qkv\.bias_mask": "applied to the bias: keys have none",
+}
+SPA3R_LEFT_OUT = {
+    r"model\.point_head\..*": "Spa3R does not use VGGT's points",
+    **{rf"model\.dino\.{pattern}": reason for pattern, reason in DINOV3_LEFT_OUT.items()},
+}
+
+# Qwen2.5-VL by the names of transformers 4.50; its parts kept their names since, but not their places.
+SPA3_VLM_TABLE: Table = [
+    (r"visual\.", "model.vlm.visual.", {".+": r"\g<0>"}),
+    (r"model\.", "model.vlm.language_model.", {".+": r"\g<0>"}),
+    ("", "", {r"lm_head\.weight": "lm_head.weight"}),
+    (
+        "",
+        "model.fusion.",
+        {
+            r"geometry_projector\.0\.(weight|bias)": r"projector.fc1.\1",
+            r"geometry_projector\.2\.(weight|bias)": r"projector.fc2.\1",
+            r"geom_cross_attention\.([qkv]_proj|[qk]_norm|proj)\.(weight|bias)": r"cross_attention.\1.\2",
+            r"ln\.(weight|bias)": r"norm.\1",
+            r"geometry_adaptor\.0\.(weight|bias)": r"adapter.fc1.\1",
+            r"geometry_adaptor\.2\.(weight|bias)": r"adapter.fc2.\1",
+            r"geometry_gate\.0\.(weight|bias)": r"gate.\1",
+        },
+    ),
+    *_inside("geometry_encoder.spa3r.", "model.spatial_encoder.", SPA3R_ENCODER_TABLE),
+]
+SPA3_VLM_LEFT_OUT = {
+    r"geometry_encoder\.spa3r\.(decoder|pose_tokenizer|heads|depth_prob)\..*": (
+        "predicts the features of other views, which only pre-training needs"
+    ),
+    r"geometry_encoder\.spa3r\.(camera_head|depth_head|point_head)\..*": "the latents need no cameras and no depth",
+    r"geometry_encoder\.spa3r\.dino\..*": "DINOv3 teaches in pre-training only",
+}
+
+
+def _translate(name: str, table: Table) -> tuple[str | None, ...] | None:
+    """The new name, or the new names of equal parts; `None` where the table does not know the name."""
+    for beginning, place, rules in table:
+        if not (start := re.match(beginning, name)):
+            continue
+        for pattern, targets in rules.items():
+            if rest := re.fullmatch(pattern, name[start.end() :]):
+                targets = (targets,) if isinstance(targets, str) else targets
+                return tuple(t if t is None else start.expand(place) + rest.expand(t) for t in targets)
+    return None
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for the end of a sentence, a line each."""
+    return "".join(f"\n  {name}" for name in names)
+
+
+def _convert(state: State, table: Table, left_out: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    converted, reasons, unknown = {}, {}, []
+    for name, tensor in state.items():
+        reason = next((reason for pattern, reason in left_out.items() if re.fullmatch(pattern, name)), None)
+        targets = _translate(name, table)
+        if reason is not None:
+            reasons[name] = reason
+            continue
+        if targets is None:
+            unknown.append(name)
+            continue
+        # Parts are copied, so that each owns its memory, as safetensors requires.
+        parts = [part.clone() for part in tensor.chunk(len(targets))] if len(targets) > 1 else [tensor]
+        for target, part in zip(targets, parts, strict=True):
+            if target is None:
+                if not part.is_meta and part.any():
+                    raise ValueError(f"A part of `{name}` has no place in the converted model, but is not zero.")
+            elif target in converted:
+                raise ValueError(f"Two tensors of the checkpoint would become `{target}`, the second is `{name}`.")
+            else:
+                converted[target] = part
+    if unknown:
+        raise ValueError(
+            f"The checkpoint is of another architecture: {len(unknown)} tensors are unknown:{listed(unknown)}"
+        )
+    return converted, reasons
+
+
+def _with_masked_biases(state: State) -> dict[str, Tensor]:
+    """DINOv3 multiplies the bias of queries, keys and values by a stored mask whenever it runs; do it once."""
+    state = dict(state)
+    for name in [name for name in state if name.endswith(".qkv.bias_mask")]:
+        bias = name.removesuffix("_mask")
+        state[bias] = state[bias] * state[name]
+    return state
+
+
+def _with_mask_token_axis(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    if name in state:
+        state[name] = state[name].unsqueeze(0)  # (1, C) -> (1, 1, C)
+    return state
+
+
+def convert_vggt_state_dict(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Rename the tensors of an official VGGT checkpoint to those of `VGGTForGeometry`.
+
+    Args:
+        state (`dict[str, torch.Tensor]`): Tensors by their official names; may be on the meta device, or a part.
+
+    Returns:
+        `tuple[dict[str, torch.Tensor], dict[str, str]]`: Tensors by their names here, and why the others were left
+        out, by their official names. An unknown name is a `ValueError`.
+    """
+    return _convert(state, VGGT_TABLE, VGGT_LEFT_OUT)
+
+
+def convert_spa3r_state_dict(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Rename the tensors of an official Spa3R checkpoint, `model.*`, to those of `Spa3RForPreTraining`; see above."""
+    converted, reasons = _convert(_with_masked_biases(state), SPA3R_TABLE, SPA3R_LEFT_OUT)
+    return _with_mask_token_axis(converted, "teachers.semantic.model.embeddings.mask_token"), reasons
+
+
+def convert_dinov3_state_dict(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Rename the tensors of an official DINOv3 vision transformer to those of `DINOv3ViTModel`; see above."""
+    converted, reasons = _convert(_with_masked_biases(state), DINOV3_TABLE, DINOV3_LEFT_OUT)
+    return _with_mask_token_axis(converted, "embeddings.mask_token"), reasons
+
+
+def convert_spa3_vlm_state_dict(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Rename the tensors of an official Spa3-VLM checkpoint to those of `Spa3VLMForConditionalGeneration`; see above.
+
+    The names of Qwen2.5-VL's own tensors are not checked: what its model does not have is found when they fill it.
+    """
+    return _convert(state, SPA3_VLM_TABLE, SPA3_VLM_LEFT_OUT)
