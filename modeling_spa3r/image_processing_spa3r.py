@@ -55,9 +55,9 @@ class Spa3RImageProcessor(Qwen2VLImageProcessorPil):
 
     - `pixel_values` of shape `(num_patches, channels * temporal_patch_size * patch_size**2)` and `image_grid_thw` of
       shape `(num_images, 3)`: normalised patches for the vision tower, with frames, rows and columns of each image;
-    - `pixel_values_geometry` of shape `(num_images, 3, height, width)`, RGB in [0, 1], and `geometry_sizes` of shape
-      `(num_images, 2)`: images for the spatial encoder, each in the top left corner, with height and width in pixels.
-      Views of a scene have one size: smaller ones are centered on white;
+    - `pixel_values_geometry` of shape `(num_pixels, 3)`, RGB in [0, 1], and `geometry_sizes` of shape
+      `(num_images, 2)`: images for the spatial encoder, row by row, with height and width in pixels. Views of a scene
+      have one size: smaller ones are centered on white;
     - `num_views` of shape `(num_scenes,)`.
 
     Raises:
@@ -139,8 +139,10 @@ class Spa3RImageProcessor(Qwen2VLImageProcessorPil):
             **kwargs,
             return_tensors=None,
         )
-        geometry, sizes = _stack_on_zeros([view for scene in views for view in _frame_on_white(scene)])
-        features["pixel_values_geometry"], features["geometry_sizes"] = geometry, sizes
+        framed = [view for scene in views for view in _frame_on_white(scene)]
+        pixels = np.concatenate([np.moveaxis(view, 0, -1).reshape(-1, 3) for view in framed])
+        features["pixel_values_geometry"] = pixels / np.float32(255)
+        features["geometry_sizes"] = np.array([view.shape[1:] for view in framed])
         features["num_views"] = np.array([len(scene) for scene in views])
         return BatchFeature(data=dict(features), tensor_type=return_tensors)
 
@@ -269,12 +271,3 @@ def _frame_on_white(views: Sequence[np.ndarray]) -> list[np.ndarray]:
         canvas[:, top : top + view.shape[1], left : left + view.shape[2]] = view
         framed.append(canvas)
     return framed
-
-
-def _stack_on_zeros(views: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Views in [0, 1], each in the top left corner, and their heights and widths."""
-    sizes = np.array([view.shape[1:] for view in views])
-    stacked = np.zeros((len(views), 3, *sizes.max(axis=0)), dtype=np.float32)
-    for canvas, view in zip(stacked, views, strict=True):
-        np.divide(view, np.float32(255), out=canvas[:, : view.shape[1], : view.shape[2]])
-    return stacked, sizes

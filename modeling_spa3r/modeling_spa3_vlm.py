@@ -212,7 +212,7 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         return self
 
     def encode_scene(
-        self, pixel_values_geometry: Tensor, geometry_sizes: Tensor | None = None, num_views: Tensor | None = None
+        self, pixel_values_geometry: Tensor, geometry_sizes: Tensor, num_views: Tensor | None = None
     ) -> Tensor:
         """Encode scenes once, for any number of questions about them.
 
@@ -338,10 +338,11 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             Frames, rows and columns of each image's patches.
         mm_token_type_ids (`torch.IntTensor` of shape `(batch_size, sequence_length)`):
             1 where an image's placeholder stands, else 0.
-        pixel_values_geometry (`torch.FloatTensor` of shape `(num_images, 3, height, width)`, *optional*):
-            The same images for the spatial encoder, RGB in [0, 1]; smaller ones lie in the top left corner.
+        pixel_values_geometry (`torch.FloatTensor` of shape `(num_pixels, 3)`, *optional*):
+            The same images for the spatial encoder, RGB in [0, 1], row by row. They are flat, as scenes have views of
+            different numbers and sizes, and so that whatever makes batches can put them one after another.
         geometry_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
-            Height and width of each in pixels, one size within a scene; by default the whole.
+            Height and width of each in pixels, one size within a scene.
         num_views (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             How many of the images are each row's; they are one scene, the first its reference view. A batch of one
             row can do without.
@@ -419,7 +420,7 @@ class Spa3VLMForConditionalGeneration(Spa3VLMPreTrainedModel, GenerationMixin):
         self.model.freeze_encoders()
 
     def encode_scene(
-        self, pixel_values_geometry: Tensor, geometry_sizes: Tensor | None = None, num_views: Tensor | None = None
+        self, pixel_values_geometry: Tensor, geometry_sizes: Tensor, num_views: Tensor | None = None
     ) -> Tensor:
         """See `Spa3VLMModel.encode_scene`."""
         return self.model.encode_scene(pixel_values_geometry, geometry_sizes, num_views)

@@ -187,27 +187,31 @@ def split_views(
         ValueError: If they do not fit one another, or the views of a scene differ in size.
     """
     shape = tuple(pixel_values_geometry.shape)
-    if len(shape) != 4 or shape[0] == 0:
+    if len(shape) != 2 or shape[0] == 0 or shape[1] != 3:
         raise ValueError(
-            "`pixel_values_geometry` must have shape (num_views of all scenes, 3, height, width) and hold a view, got "
-            f"{shape}."
+            "`pixel_values_geometry` must have shape (num_pixels of all views, 3) and hold a view, got "
+            f"{shape}; the processor returns it."
         )
-    counts = [shape[0]] if num_views is None else num_views.tolist()
-    sizes = [shape[2:]] * shape[0] if geometry_sizes is None else [tuple(size) for size in geometry_sizes.tolist()]
-    if sum(counts) != shape[0] or len(sizes) != shape[0]:
+    if geometry_sizes is None:
+        raise ValueError("Views need `geometry_sizes`, their heights and widths. The processor returns it.")
+    sizes = [tuple(size) for size in geometry_sizes.tolist()]
+    counts = [len(sizes)] if num_views is None else num_views.tolist()
+    num_pixels = sum(height * width for height, width in sizes)
+    if sum(counts) != len(sizes) or num_pixels != shape[0]:
         raise ValueError(
-            f"`num_views` {counts} and `geometry_sizes` of {len(sizes)} views do not fit `pixel_values_geometry` of "
-            f"{shape[0]} views; pass what the processor returned, together."
+            f"`num_views` {counts} and `geometry_sizes` of {len(sizes)} views with {num_pixels} pixels do not fit "
+            f"`pixel_values_geometry` of {shape[0]} pixels; pass what the processor returned, together."
         )
-    scenes, end = [], 0
+    scenes, view, pixel = [], 0, 0
     for count in filter(None, counts):
-        start, end = end, end + count
-        scene_sizes = sorted(set(sizes[start:end]))
+        scene_sizes = sorted(set(sizes[view : view + count]))
         if len(scene_sizes) > 1:
             raise ValueError(
-                f"The views of one scene have different sizes, {scene_sizes}; the processor pads them to one, give it "
-                "the images of a scene together."
+                f"The views of one scene have different sizes, {scene_sizes}; the processor frames them in one: "
+                "give it the images of a scene together."
             )
         height, width = scene_sizes[0]
-        scenes.append(pixel_values_geometry[start:end, :, :height, :width])
+        pixels = pixel_values_geometry[pixel : pixel + count * height * width]
+        scenes.append(pixels.unflatten(0, (count, height, width)).permute(0, 3, 1, 2))
+        view, pixel = view + count, pixel + len(pixels)
     return scenes

@@ -16,7 +16,7 @@ from recordings import (
 )
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tiny_spa3_vlm import conversation, photo, prepare, tiny_config
+from tiny_spa3_vlm import conversation, geometry_of, photo, prepare, tiny_config, views_of
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -137,7 +137,7 @@ def test_official_folder_becomes_a_model_that_answers_as_officially(recording, o
     assert not info["missing_keys"] and not info["unexpected_keys"]
     inputs = {name: recording.inputs[name] for name in ("input_ids", "pixel_values", "image_grid_thw")}
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).int()
-    inputs["pixel_values_geometry"] = recording.inputs["geometry_images_u8"].float() / 255
+    inputs |= geometry_of(recording.inputs["geometry_images_u8"].float() / 255)
     tokens = model.generate(**inputs, max_new_tokens=recording.info["max_new_tokens"], do_sample=False)
     expected = recording.outputs["generated_ids"]
     assert torch.equal(tokens[:, -expected.shape[1] :], expected)
@@ -300,17 +300,16 @@ def test_parts_are_taken_as_they_are(qwen, spa3r):
 
 
 def test_scenes_are_encoded_as_by_spa3r(qwen, spa3r, scene):
-    views = scene["pixel_values_geometry"]
-    latents = assemble_spa3_vlm(qwen, spa3r).encode_scene(views)
-    assert torch.equal(latents, spa3r(views[None]).latents)
+    latents = assemble_spa3_vlm(qwen, spa3r).encode_scene(*(scene[name] for name in GEOMETRY[:2]))
+    assert torch.equal(latents, spa3r(torch.stack(views_of(scene))[None]).latents)
 
 
 @torch.no_grad()
 def test_vggt_takes_the_place_of_spa3r_on_request(qwen, spa3r, scene):
     model = assemble_spa3_vlm(qwen, spa3r, spatial_representation="vggt")
-    views = scene["pixel_values_geometry"][None]
+    views = torch.stack(views_of(scene))[None]
     (tokens,) = spa3r.vggt(views, output_layers=[len(spa3r.vggt.frame_blocks) - 2]).layer_patch_tokens
-    assert torch.equal(model.encode_scene(views[0]), tokens.flatten(1, 2))
+    assert torch.equal(model.encode_scene(*(scene[name] for name in GEOMETRY[:2])), tokens.flatten(1, 2))
     assert model.model.spatial_encoder.camera_token.data_ptr() == spa3r.vggt.camera_token.data_ptr()
 
 

@@ -9,7 +9,6 @@ from tiny_spa3_vlm import (
     GEOMETRY,
     VARIANTS,
     batch_of,
-    conversation,
     photo,
     tiny_model,
     tiny_processor,
@@ -350,17 +349,10 @@ def test_a_pipeline_answers_images_with_a_text(pipe, model, scene):
 
 @pytest.mark.parametrize(
     "conversations, batch_size",
-    [(CONVERSATIONS, 1), ([conversation([photo(seed)], "How many?") for seed in (0, 1)], 2)],
-    ids=["one_by_one", "photos_of_one_size_in_a_batch"],
+    [(CONVERSATIONS, 1), ([CONVERSATIONS[index] for index in (0, 2, 3)], 3)],
+    ids=["one_by_one", "scenes_of_different_sizes_in_a_batch"],
 )
 def test_a_pipeline_answers_several_conversations(conversations, batch_size, pipe, model):
     answers = pipe(text=conversations, batch_size=batch_size, **OPTIONS)
     expected = [decoded(model, generate(model, batch_of(model, row))) for row in conversations]
     assert [[part["generated_text"] for part in answer] for answer in answers] == expected
-
-
-def test_a_pipeline_refuses_a_batch_of_scenes_of_several_views(pipe):
-    # The library stacks what it does not know by its first row, that is, by the first view of each scene.
-    conversations = [conversation([photo(seed), photo(seed + 1)], "How many?") for seed in (0, 1)]
-    with pytest.raises(ValueError, match="do not fit `pixel_values_geometry` of 2 views"):
-        pipe(text=conversations, batch_size=2, **OPTIONS)

@@ -12,6 +12,7 @@ from tiny_spa3_vlm import (
     photo,
     tiny_config,
     tiny_model,
+    views_of,
     without,
 )
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
@@ -162,7 +163,8 @@ def test_the_geometry_of_a_scene_changes_its_own_row_only(variant):
     model = tiny_model(**VARIANTS[variant])
     batch = batch_of(model)
     geometry = batch["pixel_values_geometry"].clone()
-    geometry[:2] = 1 - geometry[:2]
+    own = sum(view[0].numel() for view in views_of(batch)[:2])
+    geometry[:own] = 1 - geometry[:own]
     before, after = logits(model, **batch), logits(model, **{**batch, "pixel_values_geometry": geometry})
     difference = (before - after).abs().amax((1, 2))
     assert difference[0] > 0.1 and difference[1:].max() < 1e-6
@@ -199,26 +201,26 @@ def test_appended_latents_stand_where_their_placeholders_are():
 
 def test_vggt_in_the_place_of_spa3r_gives_the_tokens_of_all_views_before_the_last_layer(scene):
     model = tiny_model(spatial_representation="vggt")
-    views = scene["pixel_values_geometry"][None]
+    height, width = scene["geometry_sizes"][0].tolist()
     expected = []
     layer = model.model.spatial_encoder.global_blocks[0]
     frame = model.model.spatial_encoder.frame_blocks[0]
     handles = [
         block.register_forward_hook(lambda module, args, output: expected.append(output)) for block in (frame, layer)
     ]
-    latents = model.encode_scene(scene["pixel_values_geometry"])
+    latents = model.encode_scene(*(scene[name] for name in GEOMETRY))
     for handle in handles:
         handle.remove()
     by_view = [tokens.reshape(2, -1, 32)[:, 5:] for tokens in expected]
     assert torch.equal(latents[0], torch.cat(by_view, dim=-1).flatten(0, 1))
-    assert latents.shape[1] == 2 * (views.shape[-1] // 14) * (views.shape[-2] // 14)
+    assert latents.shape[1] == 2 * (height // 14) * (width // 14)
 
 
 # A scene can be encoded once.
 
 
 def test_an_encoded_scene_is_what_the_model_itself_uses(model, scene):
-    latents = model.encode_scene(scene["pixel_values_geometry"])
+    latents = model.encode_scene(*(scene[name] for name in GEOMETRY))
     assert latents.shape == (1, 8, 32)
     expected = logits(model, **scene)
     assert torch.equal(logits(model, **without(scene, *GEOMETRY), spatial_latents=latents), expected)
@@ -240,7 +242,7 @@ def test_latents_in_another_precision_are_taken_as_the_model_is(batch):
 
 
 def test_given_latents_win_over_the_geometry_that_a_processor_returns(model, scene):
-    latents = model.encode_scene(1 - scene["pixel_values_geometry"])
+    latents = model.encode_scene(1 - scene["pixel_values_geometry"], scene["geometry_sizes"])
     expected = logits(model, **without(scene, *GEOMETRY), spatial_latents=latents)
     assert torch.equal(logits(model, **scene, spatial_latents=latents), expected)
 

@@ -23,6 +23,7 @@ from recordings import (
     training_cases,
     untold_vggt_sizes,
 )
+from tiny_spa3_vlm import GEOMETRY, geometry_of, views_of
 from torch import Tensor
 
 from spa3r.configuration import Spa3VLMConfig
@@ -91,7 +92,7 @@ def test_images_are_resized_to_the_official_bytes(name):
     expected = recording.outputs["geometry_input_u8"]
     image = recording.inputs["image_hwc_u8"].numpy()
     prepared = Spa3RImageProcessor(image_width=expected.shape[-1])(image, return_tensors="pt")
-    assert torch.equal((prepared["pixel_values_geometry"][0] * 255).round().to(torch.uint8), expected)
+    assert torch.equal((views_of(prepared)[0] * 255).round().to(torch.uint8), expected)
 
 
 @needs_cases
@@ -100,7 +101,7 @@ def test_images_are_sized_as_officially():
         width, height = case["input_wh"]
         prepared = Spa3RImageProcessor()(np.zeros((height, width, 3), np.uint8), return_tensors="np")
         (grid,) = prepared["image_grid_thw"]
-        assert list(prepared["pixel_values_geometry"].shape[1:]) == case["geometry_chw"], case
+        assert [3, *prepared["geometry_sizes"][0]] == case["geometry_chw"], case
         assert grid.tolist() == case["grid_thw"], case
         assert [14 * side for side in grid[1:]] == case["qwen_hw"], case
         assert grid.prod() // 4 == case["llm_tokens"], case
@@ -109,7 +110,7 @@ def test_images_are_sized_as_officially():
 @needs_cases
 def test_what_is_transparent_becomes_the_official_white():
     image = PIL.Image.new("RGBA", (64, 48), (10, 120, 30, 0))
-    views = Spa3RImageProcessor()(image, return_tensors="pt")["pixel_values_geometry"]
+    views = views_of(Spa3RImageProcessor()(image, return_tensors="pt"))
     assert views[0].amin((1, 2)).tolist() == training_cases("rgba_transparent_becomes")
 
 
@@ -117,7 +118,7 @@ def test_what_is_transparent_becomes_the_official_white():
 def test_views_of_different_heights_are_padded_as_officially():
     # The sizes that were recorded are not known; these become two different ones.
     images = [PIL.Image.new("RGB", size) for size in ((640, 480), (1920, 1080))]
-    views = Spa3RImageProcessor()(images, return_tensors="pt")["pixel_values_geometry"]
+    views = torch.stack(views_of(Spa3RImageProcessor()(images, return_tensors="pt")))
     assert list(views.shape) == training_cases("mixed_shapes_batch_shape")
     assert views[1, :, 0].unique().tolist() == [training_cases("mixed_pad_value_top_row_img2")]
 
@@ -215,7 +216,7 @@ def inputs_of(name: str, *, with_scene: bool) -> dict[str, Tensor]:
     image_token_id = golden(name).info["special_token_ids"]["image_token_id"]
     prepared["mm_token_type_ids"] = (inputs["input_ids"] == image_token_id).int()
     if with_scene:
-        prepared["pixel_values_geometry"] = inputs["geometry_images_u8"].float() / 255
+        prepared |= geometry_of(inputs["geometry_images_u8"].float() / 255)
     return prepared
 
 
@@ -224,8 +225,9 @@ def scene_outputs(name: str) -> dict[str, Tensor]:
     images = (inputs["pixel_values"], inputs["image_grid_thw"])
     calls = []
     capture(model.model.fusion.cross_attention, calls)
-    fused = model.get_image_features(*images, pixel_values_geometry=inputs["pixel_values_geometry"])
-    latents = model.encode_scene(inputs["pixel_values_geometry"])
+    geometry = {name: inputs[name] for name in GEOMETRY}
+    fused = model.get_image_features(*images, **geometry)
+    latents = model.encode_scene(**geometry)
     return {
         "latents": latents,
         "projected_latents": model.model.fusion.projector(latents),

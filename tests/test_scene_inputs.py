@@ -47,7 +47,7 @@ def one_placeholder_moved_to_another_row(inputs):
 
 def views_of_two_sizes(inputs):
     sizes = inputs["geometry_sizes"].clone()
-    sizes[0, 0] = 28
+    sizes[0] = torch.tensor([28, 112])  # as many pixels
     return {**inputs, "geometry_sizes": sizes}
 
 
@@ -90,11 +90,12 @@ WRONG = {
     "geometry_alone": (dropped("pixel_values"), "pass their `pixel_values` too"),
     "geometry_of_too_few_views": (
         lambda inputs: {**inputs, "pixel_values_geometry": inputs["pixel_values_geometry"][1:]},
-        "do not fit `pixel_values_geometry` of 5 views",
+        "do not fit `pixel_values_geometry` of",
     ),
+    "geometry_without_sizes": (dropped("geometry_sizes"), "Views need `geometry_sizes`"),
     "geometry_of_one_scene": (
         lambda inputs: {**inputs, "pixel_values_geometry": inputs["pixel_values_geometry"][None]},
-        r"must have shape \(num_views of all scenes, 3, height, width\)",
+        r"must have shape \(num_pixels of all views, 3\)",
     ),
     "geometry_in_bytes": (
         lambda inputs: {**inputs, "pixel_values_geometry": inputs["pixel_values_geometry"] * 255},
@@ -143,7 +144,7 @@ def test_latents_of_another_number_cannot_be_appended(scene):
 
 def test_a_model_without_fusion_encodes_no_scene(scene):
     with pytest.raises(ValueError, match="`fusion='none'` and encodes no scenes"):
-        tiny_model(fusion="none").encode_scene(scene["pixel_values_geometry"])
+        tiny_model(fusion="none").encode_scene(*(scene[name] for name in GEOMETRY))
 
 
 def test_scenes_of_different_numbers_of_patches_are_not_one_tensor(batch):

@@ -78,6 +78,23 @@ def batch_of(model: Spa3VLMForConditionalGeneration, conversations=CONVERSATIONS
     return prepare(tiny_processor(num_appended_tokens=model.config.num_appended_tokens), conversations, **kwargs)
 
 
+def views_of(inputs) -> list[torch.Tensor]:
+    """The views for the spatial encoder, each of shape `(3, height, width)`."""
+    views, start = [], 0
+    for height, width in inputs["geometry_sizes"].tolist():
+        pixels = inputs["pixel_values_geometry"][start : start + height * width]
+        views.append(pixels.reshape(height, width, 3).permute(2, 0, 1))
+        start += len(pixels)
+    assert start == len(inputs["pixel_values_geometry"])
+    return views
+
+
+def geometry_of(views: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a processor makes of views of shape `(num_views, 3, height, width)`: the other way round."""
+    sizes = torch.tensor([view.shape[1:] for view in views])
+    return {"pixel_values_geometry": views.permute(0, 2, 3, 1).reshape(-1, 3), "geometry_sizes": sizes}
+
+
 def without(inputs, *names) -> dict[str, torch.Tensor]:
     """The other inputs."""
     return {name: tensor for name, tensor in inputs.items() if name not in names}
