@@ -208,7 +208,7 @@ class VGGTModel(VGGTPreTrainedModel):
         """
         batch_size, num_views = pixel_values.shape[:2]
         patches = self.patch_embedding(normalize_images(pixel_values.flatten(0, 1)))
-        special = torch.cat([self.camera_token, self.register_tokens], dim=2).to(patches.dtype)
+        special = torch.cat([self.camera_token, self.register_tokens], dim=2).to(patches)
         special = torch.cat([special[:, :1], special[:, 1:].expand(-1, num_views - 1, -1, -1)], dim=1)
         special = special.expand(batch_size, -1, -1, -1)
         return torch.cat([special, patches.unflatten(0, (batch_size, num_views))], dim=2)
