@@ -1,0 +1,151 @@
+"""Instruction-tune Spa3-VLM with TRL's SFTTrainer.
+
+    spa3r-sft --config configuration/recipes/rooms-sft-cpu.yaml
+    accelerate launch --config_file configuration/accelerate/zero2.yaml sft.py \\
+        --config configuration/recipes/spa3-vlm-vsi590k.yaml --instructions data/vsi590k --output_dir runs/spa3-vlm
+
+A recipe is a YAML file with any of the options; options on the command line win. The spatial encoder and the vision
+tower stay frozen; the adapter and the language model, or with `--use_peft` LoRA layers of it, are trained (paper 4.2),
+on the tokens of the answers alone. The same command, run again, continues from the last complete checkpoint of its
+output folder. The final model is in <output_dir>/model.
+"""
+
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset, concatenate_datasets, load_dataset
+from transformers import AutoProcessor, TrainerCallback, set_seed
+from transformers.utils import logging
+from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
+
+from ..modeling_spa3r.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
+from .checkpointing import MarkCompleteCheckpoints, last_complete_checkpoint
+
+__all__ = ["build_trainer", "load_instructions", "main"]
+
+logger = logging.get_logger(__name__)
+
+COLUMNS = ("images", "messages")
+
+
+@dataclass
+class InstructionArguments:
+    """What is trained on."""
+
+    instructions: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Instruction sets: FOLDER, or FOLDER@SHARE to take that share of it, drawn by the seed."},
+    )
+    eval_instructions: list[str] = field(
+        default_factory=list, metadata={"help": "Instruction sets for the loss during training, likewise."}
+    )
+
+
+def load_instructions(sources: list[str], seed: int) -> Dataset:
+    """Load instruction sets in TRL's conversational vision format, one after another.
+
+    Args:
+        sources (`list[str]`): `FOLDER`, with `data/*.parquet` in it, or `FOLDER@SHARE`.
+        seed (`int`): Which records a share takes.
+
+    Raises:
+        ValueError: If a folder holds no instruction set, one without images or messages, or a share is none.
+    """
+    parts = []
+    for source in sources:
+        folder, _, share = source.partition("@")
+        files = sorted(str(file) for file in (Path(folder) / "data").glob("*.parquet"))
+        if not files:
+            raise ValueError(f"`{folder}` holds no instruction set: there is no `data/*.parquet` in it.")
+        part = load_dataset("parquet", data_files=files, split="train")
+        if missing := [name for name in COLUMNS if name not in part.column_names]:
+            raise ValueError(f"The instruction set `{folder}` has no column {missing}, but {part.column_names}.")
+        if share:
+            part = part.shuffle(seed=seed).select(range(math.ceil(_share(source, share) * len(part))))
+        parts.append(part.select_columns(list(COLUMNS)))
+    return concatenate_datasets(parts)
+
+
+def _share(source: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise ValueError(f"The share of an instruction set must be in (0, 1], got `{source}`; leave `@` out for all.")
+    return share
+
+
+class StopAtLostLoss(TrainerCallback):
+    """Ends a run whose loss is no number, before a checkpoint of it is written."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            checkpoint = last_complete_checkpoint(args.output_dir)
+            last = f"the last complete checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+            raise FloatingPointError(f"The loss is not finite ({loss}) at step {state.global_step}; {last}.")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> tuple[InstructionArguments, SFTConfig, ModelConfig]:
+    """Read the command line, over the recipe that it names, over the defaults."""
+    parser = TrlParser((InstructionArguments, SFTConfig, ModelConfig), prog="spa3r-sft", description=__doc__)
+    return parser.parse_args_and_config(arguments)
+
+
+def build_trainer(data_args: InstructionArguments, args: SFTConfig, model_args: ModelConfig) -> SFTTrainer:
+    """Everything that can be refused before training begins."""
+    if model_args.model_name_or_path is None:
+        raise ValueError("There is no model to train: give `--model_name_or_path`, a Spa3-VLM.")
+    if not data_args.instructions:
+        raise ValueError("There is nothing to train on: give `--instructions FOLDER`.")
+    set_seed(args.seed)
+    train = load_instructions(data_args.instructions, args.seed)
+    evaluation = load_instructions(data_args.eval_instructions, args.seed) if data_args.eval_instructions else None
+    # The whole answer is learnt, and nothing else; a sequence is never cut; a lost loss is shown.
+    args.assistant_only_loss, args.max_length, args.logging_nan_inf_filter = True, None, False
+    options = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype}
+    model = Spa3VLMForConditionalGeneration.from_pretrained(
+        model_args.model_name_or_path, **{name: value for name, value in options.items() if value is not None}
+    )
+    model.freeze_encoders()
+    trainer = SFTTrainer(
+        model,
+        args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=AutoProcessor.from_pretrained(model_args.model_name_or_path),
+        peft_config=get_peft_config(model_args),
+        callbacks=[StopAtLostLoss()],
+    )
+    trainer.add_callback(MarkCompleteCheckpoints(trainer.accelerator))
+    return trainer
+
+
+def run(trainer: SFTTrainer):
+    """Train, and save model and processor to `<output_dir>/model`."""
+    checkpoint = last_complete_checkpoint(trainer.args.output_dir)
+    if checkpoint is not None:
+        logger.warning(f"Continuing from {checkpoint}.")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    final = str(Path(trainer.args.output_dir) / "model")
+    trainer.save_model(final)
+    trainer.accelerator.print(f"The model is in {final}.")
+
+
+def main(arguments: list[str] | None = None):
+    """Entry point of `spa3r-sft`."""
+    try:
+        trainer = build_trainer(*parse_arguments(arguments))
+    except (ValueError, OSError) as error:
+        sys.exit(f"spa3r-sft: {error}")
+    try:
+        run(trainer)
+    except FloatingPointError as error:
+        sys.exit(f"spa3r-sft: {error}")
+
+
+if __name__ == "__main__":
+    main()
