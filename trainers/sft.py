@@ -15,19 +15,18 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import Dataset, concatenate_datasets, load_dataset
 from transformers import AutoProcessor, TrainerCallback, set_seed
 from transformers.utils import logging
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
 from ..modeling_spa3r.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from .checkpointing import MarkCompleteCheckpoints, last_complete_checkpoint
+from .instructions import load_instructions
+from .scene_latents import CachedLatentsCollator, SceneLatents, encoder_fingerprint, with_scene_keys
 
-__all__ = ["build_trainer", "load_instructions", "main"]
+__all__ = ["build_trainer", "main"]
 
 logger = logging.get_logger(__name__)
-
-COLUMNS = ("images", "messages")
 
 
 @dataclass
@@ -41,41 +40,10 @@ class InstructionArguments:
     eval_instructions: list[str] = field(
         default_factory=list, metadata={"help": "Instruction sets for the loss during training, likewise."}
     )
-
-
-def load_instructions(sources: list[str], seed: int) -> Dataset:
-    """Load instruction sets in TRL's conversational vision format, one after another.
-
-    Args:
-        sources (`list[str]`): `FOLDER`, with `data/*.parquet` in it, or `FOLDER@SHARE`.
-        seed (`int`): Which records a share takes.
-
-    Raises:
-        ValueError: If a folder holds no instruction set, one without images or messages, or a share is none.
-    """
-    parts = []
-    for source in sources:
-        folder, _, share = source.partition("@")
-        files = sorted(str(file) for file in (Path(folder) / "data").glob("*.parquet"))
-        if not files:
-            raise ValueError(f"`{folder}` holds no instruction set: there is no `data/*.parquet` in it.")
-        part = load_dataset("parquet", data_files=files, split="train")
-        if missing := [name for name in COLUMNS if name not in part.column_names]:
-            raise ValueError(f"The instruction set `{folder}` has no column {missing}, but {part.column_names}.")
-        if share:
-            part = part.shuffle(seed=seed).select(range(math.ceil(_share(source, share) * len(part))))
-        parts.append(part.select_columns(list(COLUMNS)))
-    return concatenate_datasets(parts)
-
-
-def _share(source: str, text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 1:
-        raise ValueError(f"The share of an instruction set must be in (0, 1], got `{source}`; leave `@` out for all.")
-    return share
+    scene_latents: str | None = field(
+        default=None,
+        metadata={"help": "Folder of `spa3r-encode-scenes`: train from the latents there, and encode no scene."},
+    )
 
 
 class StopAtLostLoss(TrainerCallback):
@@ -111,12 +79,22 @@ def build_trainer(data_args: InstructionArguments, args: SFTConfig, model_args: 
         model_args.model_name_or_path, **{name: value for name, value in options.items() if value is not None}
     )
     model.freeze_encoders()
+    processor = AutoProcessor.from_pretrained(model_args.model_name_or_path)
+    collator = None
+    if data_args.scene_latents is not None:
+        latents = SceneLatents(data_args.scene_latents, encoder_fingerprint(model, processor))
+        train, evaluation = (data and with_scene_keys(data) for data in (train, evaluation))
+        for data in filter(None, (train, evaluation)):
+            latents.check_complete(data["scene_key"])
+        args.remove_unused_columns = False
+        collator = CachedLatentsCollator(latents, processor=processor, assistant_only_loss=True)
     trainer = SFTTrainer(
         model,
         args,
+        data_collator=collator,
         train_dataset=train,
         eval_dataset=evaluation,
-        processing_class=AutoProcessor.from_pretrained(model_args.model_name_or_path),
+        processing_class=processor,
         peft_config=get_peft_config(model_args),
         callbacks=[StopAtLostLoss()],
     )

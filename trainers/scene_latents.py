@@ -1,0 +1,214 @@
+"""Encode each scene of instruction sets once, and train from what was kept.
+
+    accelerate launch -m spa3r.trainers.scene_latents --model checkpoints/spa3-vlm-4b \\
+        --instructions data/vsi590k --output data/vsi590k-latents
+    spa3r-sft ... --scene_latents data/vsi590k-latents
+
+Scenes are shared out over the processes. Latents are written in safetensors shards, each whole or not at all; the same
+command, run again, goes on with what is missing. A fingerprint tells by which encoder, from which image sizes, they
+were made: training refuses latents of another.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset, Image, List
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoProcessor
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from ..modeling_spa3r.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
+from ..modeling_spa3r.processing_spa3_vlm import Spa3VLMProcessor
+from .checkpointing import write_json
+from .instructions import load_instructions
+
+__all__ = ["CachedLatentsCollator", "SceneLatents", "encoder_fingerprint", "main", "with_scene_keys"]
+
+FINGERPRINT = "fingerprint.json"
+SCENES_PER_SHARD = 64
+GEOMETRY = ("pixel_values_geometry", "geometry_sizes")
+
+
+def encoder_fingerprint(model: Spa3VLMForConditionalGeneration, processor: Spa3VLMProcessor) -> dict[str, str]:
+    """What decides the latents of a scene: hashes of the encoder's weights and of how images are prepared."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.model.spatial_encoder.state_dict().items()):
+        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    images = processor.image_processor.to_json_string().encode()
+    return {"spatial_encoder": weights.hexdigest(), "images": hashlib.sha256(images).hexdigest()}
+
+
+def _key(images: Sequence[dict[str, Any]]) -> str:
+    """Tells one list of views from another, by their paths, or their bytes where they have none."""
+    names = [image["path"] or hashlib.sha256(image["bytes"]).hexdigest() for image in images]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def with_scene_keys(dataset: Dataset) -> Dataset:
+    """Add the column `scene_key`, empty for records without images; no image is decoded."""
+    decoded = dataset.features["images"]
+    dataset = dataset.cast_column("images", List(Image(decode=False)))
+    keyed = dataset.map(
+        lambda record: {"scene_key": _key(record["images"]) if record["images"] else ""}, desc="Scenes"
+    )
+    return keyed.cast_column("images", decoded)
+
+
+class SceneLatents:
+    """Latents that `spa3r-encode-scenes` has written.
+
+    Args:
+        folder (`str` or `os.PathLike`): The `--output` of that command.
+        fingerprint (`dict[str, str]`): `encoder_fingerprint` of the model that is trained.
+
+    Raises:
+        ValueError: If the folder holds none, or those of another encoder.
+    """
+
+    def __init__(self, folder: str | os.PathLike, fingerprint: dict[str, str]):
+        self.folder = Path(folder)
+        check_fingerprint(self.folder, fingerprint)
+        self.shards = find_latents(self.folder)
+
+    def check_complete(self, keys: Sequence[str]):
+        """Refuse a data set with scenes that were not encoded."""
+        scenes = {key for key in keys if key}
+        if missing := scenes - self.shards.keys():
+            raise ValueError(
+                f"{len(missing)} of {len(scenes)} scenes have no latents in `{self.folder}`; encode them by "
+                "`spa3r-encode-scenes` with the same instruction sets."
+            )
+
+    def __getitem__(self, key: str) -> Tensor:
+        """Latents of a scene, of shape `(num_latents, latent_size)`."""
+        return _open(self.shards[key]).get_tensor(key)
+
+
+@lru_cache(maxsize=128)
+def _open(shard: Path):
+    return safe_open(shard, framework="pt")
+
+
+def find_latents(folder: Path) -> dict[str, Path]:
+    """The shard of each scene that was encoded."""
+    shards = {}
+    for shard in sorted(folder.glob("latents-*.safetensors")):
+        with safe_open(shard, framework="pt") as content:
+            shards |= dict.fromkeys(content.keys(), shard)
+    return shards
+
+
+def check_fingerprint(folder: Path, fingerprint: dict[str, str]):
+    """Refuse latents of another encoder."""
+    file = folder / FINGERPRINT
+    if not file.is_file():
+        raise ValueError(f"`{folder}` holds no latents of scenes; make them by `spa3r-encode-scenes`.")
+    kept = json.loads(file.read_text())
+    if different := sorted(name for name in fingerprint if kept.get(name) != fingerprint[name]):
+        raise ValueError(
+            f"The latents in `{folder}` are of another model: {', '.join(different)} differ; encode the scenes by "
+            "this one, into another folder."
+        )
+
+
+class CachedLatentsCollator(DataCollatorForVisionLanguageModeling):
+    """TRL's own collator, with latents in the place of the images' geometry."""
+
+    def __init__(self, latents: SceneLatents, **kwargs):
+        super().__init__(**kwargs)
+        self.latents = latents
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Needs the column `scene_key`; see `with_scene_keys`."""
+        keys = [example["scene_key"] for example in examples if example["scene_key"]]
+        names = ("images", "messages")
+        batch = super().torch_call([{name: example[name] for name in names} for example in examples])
+        for name in GEOMETRY:
+            batch.pop(name, None)
+        if keys:
+            batch["spatial_latents"] = torch.stack([self.latents[key] for key in keys])
+        return batch
+
+
+def encode_scenes(
+    model: Spa3VLMForConditionalGeneration,
+    processor: Spa3VLMProcessor,
+    dataset: Dataset,
+    folder: str | os.PathLike,
+):
+    """Write the latents of all scenes of a data set that are not there yet; every process must call it.
+
+    Args:
+        model (`Spa3VLMForConditionalGeneration`): On the device of this process.
+        processor (`Spa3VLMProcessor`): Its processor.
+        dataset (`Dataset`): With a column `images`.
+        folder (`str` or `os.PathLike`): For the shards.
+
+    Raises:
+        ValueError: If the folder holds latents of another encoder.
+    """
+    folder, state, fingerprint = Path(folder), PartialState(), encoder_fingerprint(model, processor)
+    if state.is_main_process and not (folder / FINGERPRINT).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / FINGERPRINT, fingerprint)
+    state.wait_for_everyone()
+    check_fingerprint(folder, fingerprint)
+    done = find_latents(folder)
+    dataset = with_scene_keys(dataset)
+    rows = {key: row for row, key in enumerate(dataset["scene_key"]) if key and key not in done}
+    own = sorted(rows.items())[state.process_index :: state.num_processes]
+    state.wait_for_everyone()  # all have seen the same shards before there are new ones
+    progress = tqdm(total=len(own), desc="Encoding scenes", unit="scene", disable=not state.is_local_main_process)
+    for start in range(0, len(own), SCENES_PER_SHARD):
+        shard = dict(_encode(model, processor, dataset, own[start : start + SCENES_PER_SHARD], progress))
+        # Named by what is in it, so that no two processes or runs write the same file.
+        name = hashlib.sha256("".join(shard).encode()).hexdigest()[:16]
+        temporary = folder / f".{name}.safetensors"
+        save_file(shard, temporary)
+        os.replace(temporary, folder / f"latents-{name}.safetensors")
+    state.wait_for_everyone()
+
+
+def _encode(
+    model, processor, dataset: Dataset, scenes: list[tuple[str, int]], progress
+) -> Iterator[tuple[str, Tensor]]:
+    for key, row in scenes:
+        inputs = processor.image_processor(dataset[row]["images"], return_tensors="pt").to(model.device)
+        yield key, model.encode_scene(*(inputs[name] for name in GEOMETRY))[0].cpu()
+        progress.update()
+
+
+def main(arguments: Sequence[str] | None = None):
+    """Command line of `spa3r-encode-scenes`."""
+    parser = argparse.ArgumentParser(
+        prog="spa3r-encode-scenes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="folder or Hub name of a Spa3-VLM")
+    parser.add_argument("--instructions", required=True, nargs="+", metavar="FOLDER", help="instruction sets")
+    parser.add_argument("--output", required=True, help="folder for the latents")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: as in the checkpoint)")
+    options = parser.parse_args(arguments)
+    try:
+        model = Spa3VLMForConditionalGeneration.from_pretrained(options.model, dtype=options.dtype or "auto")
+        model.to(PartialState().device).eval()
+        processor = AutoProcessor.from_pretrained(options.model)
+        encode_scenes(model, processor, load_instructions(options.instructions, seed=0), options.output)
+    except (ValueError, OSError) as error:
+        sys.exit(f"spa3r-encode-scenes: {error}")
+
+
+if __name__ == "__main__":
+    main()
