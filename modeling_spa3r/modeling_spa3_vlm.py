@@ -155,6 +155,11 @@ class Spa3VLMPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _can_compile_fullgraph = True
 
+    def post_init(self):
+        super().post_init()
+        # FSDP refuses classes that the model does not have.
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -186,13 +191,10 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
     def rope_deltas(self, deltas: Tensor | None):
         self.vlm.rope_deltas = deltas
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The language model's."""
-        return self.vlm.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        """Replace the language model's."""
-        self.vlm.set_input_embeddings(value)
+    @property
+    def language_model(self) -> nn.Module:
+        """The VLM's; by this name the library finds its embeddings and the decoder."""
+        return self.vlm.language_model
 
     def frozen_modules(self) -> dict[str, nn.Module]:
         """What instruction tuning leaves as it is (paper 4.2), by its prefix in the state dict."""
@@ -241,6 +243,13 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         views = split_views(pixel_values_geometry, geometry_sizes, num_views)
         # A scene by itself: the number and size of its views are its own, and it fills an accelerator alone.
         return [self.spatial_encoder(scene[None]).latents.squeeze(0) for scene in views]
+
+    def _embed_without_images(self, input_ids: Tensor) -> Tensor:
+        """Embeddings of a batch of text alone, in training. They depend on the adapter, by nothing, as processes that
+        train together reduce the gradients of the same weights."""
+        embeddings = self.vlm.get_input_embeddings()(input_ids)
+        token, latent = (embeddings.new_zeros(1, size) for size in (embeddings.shape[-1], self.config.latent_size))
+        return embeddings + 0 * self.fusion([token], [latent])[0].sum()
 
     @can_return_tuple
     def get_image_features(
@@ -381,6 +390,8 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
                 return_dict=True,
             )
             mm_encoder_outputs = {"image": features}
+        elif self.training and self.fusion is not None and inputs_embeds is None and not mm_encoder_outputs:
+            inputs_embeds = self._embed_without_images(input_ids)
         return self.vlm(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -406,14 +417,6 @@ class Spa3VLMForConditionalGeneration(Spa3VLMPreTrainedModel, GenerationMixin):
         self.model = Spa3VLMModel(config)
         self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The language model's."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        """Replace the language model's."""
-        self.model.set_input_embeddings(value)
 
     def freeze_encoders(self):
         """See `Spa3VLMModel.freeze_encoders`."""

@@ -220,6 +220,11 @@ class Spa3VLMProcessor(ProcessorMixin):
                     f"Row {index} has {len(row)} images, but its text {count} `{self.image_token}`; give one for each "
                     "image, and no other."
                 )
+            if self.image_token * 2 in sample:
+                raise ValueError(
+                    f"Row {index} has two `{self.image_token}` side by side, and the features of both would count as "
+                    "one image's; put each between `<|vision_start|>` and `<|vision_end|>`."
+                )
 
     def _insert_frames(
         self, text: list[str], rows: list[list], videos: list, num_frames: int | None

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
+from transformers.generation import GenerationMode
 from transformers.utils import logging
 
 from .modeling_spa3_vlm import Spa3VLMForConditionalGeneration
@@ -64,7 +65,11 @@ class SceneSession:
     ):
         if (images is None) == (video is None):
             raise ValueError("A session is of one scene: give either its `images` or a `video` of it.")
-        images = list(images) if video is None else read_frames(video, num_frames or processor.num_frames)
+        if video is None:
+            images = processor.image_processor.fetch_images(images)
+            images = images if isinstance(images, list) else [images]
+        else:
+            images = read_frames(video, num_frames or processor.num_frames)
         if not images:
             raise ValueError("A session needs at least one image of the scene, got none.")
         self.model, self.processor = model, processor
@@ -97,7 +102,9 @@ class SceneSession:
         answers = [answer.strip() for answer in self.processor.batch_decode(tokens, skip_special_tokens=True)]
         return answers[0] if isinstance(questions, str) and len(answers) == 1 else answers
 
-    def generate(self, questions: Sequence[str], **kwargs) -> Tensor:
+    def generate(
+        self, questions: Sequence[str], generation_config: GenerationConfig | None = None, **kwargs
+    ) -> Tensor:
         """As `ask`, but the new tokens.
 
         Returns:
@@ -115,17 +122,23 @@ class SceneSession:
         beginning = {name: rows.expand(number, -1) for name, rows in self.beginning.items()}
         padded, is_padding = padded.to(device), is_padding.to(device)
         input_ids = torch.cat([beginning["input_ids"], padded], dim=1)
-        config = kwargs.get("generation_config") or self.model.generation_config
-        copies = max(kwargs.get(name) or getattr(config, name) or 1 for name in ("num_beams", "num_return_sequences"))
+        config, _ = self.model._prepare_generation_config(generation_config, **kwargs)
+        if config.get_generation_mode(kwargs.get("assistant_model")) == GenerationMode.ASSISTED_GENERATION:
+            raise ValueError(
+                "A session cannot have tokens guessed in advance: the library then overlooks what is kept, and "
+                "answers are wrong; leave out `prompt_lookup_num_tokens` and `assistant_model`."
+            )
         cache = copy.deepcopy(self.cache)
-        cache.batch_repeat_interleave(number * copies)
+        cache.batch_repeat_interleave(number * max(config.num_beams, config.num_return_sequences))
         output = self.model.generate(
             input_ids=input_ids,
             attention_mask=torch.cat([torch.ones_like(beginning["input_ids"]), 1 - is_padding], dim=1),
             mm_token_type_ids=torch.cat([beginning["mm_token_type_ids"], torch.zeros_like(padded)], dim=1),
             image_grid_thw=self.image_grid_thw.repeat(number, 1),
             past_key_values=cache,
-            **kwargs,
+            generation_config=generation_config,
+            # Without a cache the library would not know the scene either.
+            **(kwargs | {"use_cache": True, "return_dict_in_generate": False}),
         )
         return output[:, input_ids.shape[1] :]
 

@@ -64,7 +64,11 @@ class Run:
         launcher += ["--config_file", f"configuration/accelerate/{self.topology}.yaml"]
         launcher += ["--num_processes", "2", "--mixed_precision", self.precision, "--main_process_port", "0"]
         # Data parallelism needs no help on a CPU.
-        script = ["-m", "spa3r.trainers.pretrain"] if self.topology == "ddp" else ["tests/distributed_launcher.py"]
+        script = (
+            ["-m", "spa3r.trainers.pretrain"]
+            if self.topology == "ddp"
+            else ["tests/distributed_launcher.py", "pretrain"]
+        )
         options = ["--config", str(self.recipe), "--output_dir", str(self.folder)]
         options += ["--use_cpu", "true"] if self.topology == "ddp" else []
         with self.log.open("w") as log:

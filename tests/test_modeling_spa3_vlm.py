@@ -524,3 +524,14 @@ def test_logits_of_the_last_positions_can_be_had_alone(model, scene):
     everything = logits(model, **scene)
     torch.testing.assert_close(logits(model, **scene, logits_to_keep=3), everything[:, -3:])
     torch.testing.assert_close(logits(model, **scene, logits_to_keep=torch.tensor([1, 5])), everything[:, [1, 5]])
+
+
+@pytest.mark.parametrize("variant", ["paper", "append", "vggt"])
+def test_a_text_alone_gives_the_adapter_a_gradient_of_zero_in_training(variant):
+    # Processes that train together reduce the gradients of the same weights, whatever is in their batches.
+    model = tiny_model(**VARIANTS[variant]).train()
+    text = batch_of(model, CONVERSATIONS[1])
+    loss = model(**text, labels=text["input_ids"]).loss
+    loss.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.model.fusion.parameters())
+    assert loss.item() == pytest.approx(model.eval()(**text, labels=text["input_ids"]).loss.item(), rel=1e-6)

@@ -5,18 +5,13 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_spa3_vlm import conversation, photo, prepare, tiny_model, tiny_processor
+from tiny_spa3_vlm import VARIANTS, conversation, photo, prepare, tiny_model, tiny_processor
+from transformers import GenerationConfig
 
 from spa3r.modeling_spa3r import SceneSession
 
 QUESTIONS = ["How many chairs are there?", "Is the sofa left of the door, seen from the window?", "Why?"]
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
-VARIANTS = [
-    {},
-    {"fusion": "append"},
-    {"fusion": "none"},
-    {"spatial_representation": "vggt"},
-]
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +39,9 @@ def count_calls(module, calls):
     return module.register_forward_hook(lambda *_: calls.append(type(module).__name__))
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_each_answer_has_the_tokens_of_a_fresh_call(variant, views):
-    model = tiny_model(**variant)
+    model = tiny_model(**VARIANTS[variant])
     processor = tiny_processor(num_appended_tokens=model.config.num_appended_tokens)
     session = SceneSession(model, processor, views)
     for question in QUESTIONS:
@@ -72,6 +67,31 @@ def test_samples_have_the_tokens_of_fresh_calls(model, processor, views):
     session = SceneSession(model, processor, views)
     torch.manual_seed(0)
     assert torch.equal(session.generate(QUESTIONS[:1], **(GREEDY | sampling)), expected)
+
+
+def test_beams_can_be_the_models_own_where_a_configuration_leaves_them_open(model, processor, views, monkeypatch):
+    monkeypatch.setattr(model.generation_config, "num_beams", 3)
+    expected = fresh(model, processor, views, QUESTIONS[0])
+    given = GenerationConfig(**GREEDY)
+    assert torch.equal(SceneSession(model, processor, views).generate(QUESTIONS[:1], given), expected)
+
+
+@pytest.mark.parametrize("option", [{"use_cache": False}, {"return_dict_in_generate": True}], ids=str)
+def test_options_that_change_no_token_change_no_answer(option, model, processor, views):
+    expected = fresh(model, processor, views, QUESTIONS[0])
+    assert torch.equal(SceneSession(model, processor, views).generate(QUESTIONS[:1], **GREEDY, **option), expected)
+
+
+def test_guessing_tokens_in_advance_is_refused(model, processor, views):
+    with pytest.raises(ValueError, match="leave out `prompt_lookup_num_tokens`"):
+        SceneSession(model, processor, views).ask(QUESTIONS[0], prompt_lookup_num_tokens=2)
+
+
+def test_a_scene_can_be_of_one_image(model, processor, views, tmp_path):
+    views[0].save(tmp_path / "door.png")
+    expected = fresh(model, processor, views[:1], QUESTIONS[0])
+    for images in (views[0], str(tmp_path / "door.png")):
+        assert torch.equal(SceneSession(model, processor, images).generate(QUESTIONS[:1], **GREEDY), expected)
 
 
 def test_the_scene_is_seen_once_for_all_questions(model, processor, views):
