@@ -16,6 +16,7 @@ import torch
 from transformers import AutoProcessor, TextStreamer
 from transformers.utils import logging
 
+from .convert_checkpoints import check_place
 from .modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from .scene_session import SceneSession
 
@@ -49,8 +50,8 @@ def main(arguments: Sequence[str] | None = None):
 
 def _run(options: argparse.Namespace):
     logging.disable_progress_bar()
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    device = options.device or (accelerator if accelerator is not None else "cpu")
+    check_place(options.model)
+    device = _usable_device(options.device)
     start = time.perf_counter()
     model = Spa3VLMForConditionalGeneration.from_pretrained(options.model, dtype=options.dtype or "auto")
     model.to(device).eval()
@@ -64,8 +65,26 @@ def _run(options: argparse.Namespace):
         if options.questions:
             print(f"{PROMPT}{question}", flush=True)
         start = time.perf_counter()
-        session.generate([question], max_new_tokens=options.max_new_tokens, streamer=streamer)
+        try:
+            session.generate([question], max_new_tokens=options.max_new_tokens, streamer=streamer)
+        except ValueError as error:
+            if options.questions:
+                raise
+            # At the terminal there is a next question, and the scene is seen already.
+            _report(str(error))
+            continue
         _report(f"Answered in {time.perf_counter() - start:.1f} s.")
+
+
+def _usable_device(name: str | None) -> torch.device:
+    """The device of this name, or an accelerator if there is one."""
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    # What torch raises depends on what it was built with.
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"The device `{name}` cannot be used here ({str(error).splitlines()[0]}).") from error
 
 
 def _read_questions() -> Iterator[str]:

@@ -67,6 +67,7 @@ from .processing_spa3_vlm import Spa3VLMProcessor
 
 __all__ = [
     "assemble_spa3_vlm",
+    "check_place",
     "convert_dinov3_state_dict",
     "convert_spa3_vlm_state_dict",
     "convert_spa3r_state_dict",
@@ -502,7 +503,7 @@ def _is_checkpoint(name: str) -> bool:
 def _load_vlm(name: str, dtype: str | None) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerBase]:
     """A Qwen2.5-VL from a folder or the Hub with its tokenizer, or an untrained one by the name of a preset."""
     if _is_checkpoint(name):
-        _check_place(name)
+        check_place(name)
         model_type = AutoConfig.from_pretrained(name).model_type
         if model_type != "qwen2_5_vl":
             raise ValueError(f"`{name}` holds a `{model_type}` model; give a Qwen2.5-VL (`qwen2_5_vl`).")
@@ -525,7 +526,7 @@ def _load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase | None:
 
 def _load_whole(model_class, name: str, **kwargs) -> PreTrainedModel:
     """Load a model, all of it: the library would fill in random weights for what is missing or does not fit."""
-    _check_place(name)
+    check_place(name)
     model, info = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     wrong = [f"{key}: missing" for key in sorted(info["missing_keys"])]
     wrong += [f"{key}: not in the model" for key in sorted(info["unexpected_keys"])]
@@ -537,7 +538,7 @@ def _load_whole(model_class, name: str, **kwargs) -> PreTrainedModel:
     return model
 
 
-def _check_place(name: str):
+def check_place(name: str):
     """Refuse what is neither a folder nor could be a name on the Hub."""
     if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FileNotFoundError(f"There is no checkpoint at `{name}`; give a folder, or OWNER/NAME of one on the Hub.")

@@ -69,7 +69,7 @@ class SceneSession:
             images = processor.image_processor.fetch_images(images)
             images = images if isinstance(images, list) else [images]
         else:
-            images = read_frames(video, num_frames or processor.num_frames)
+            images = read_frames(video, processor.num_frames if num_frames is None else num_frames)
         if not images:
             raise ValueError("A session needs at least one image of the scene, got none.")
         self.model, self.processor = model, processor

@@ -97,5 +97,23 @@ def test_a_model_of_another_kind_is_refused(tmp_path, photos):
 
 
 def test_a_missing_model_is_named(photos, tmp_path):
-    with pytest.raises(SystemExit, match="nothing-here"):
+    with pytest.raises(SystemExit, match="There is no checkpoint at `.*nothing-here`"):
         main(["--model", str(tmp_path / "nothing-here"), "--images", *photos, "--device", "cpu"])
+
+
+def test_a_device_that_is_not_there_is_named(checkpoint, photos):
+    with pytest.raises(SystemExit, match="^spa3r-ask: The device `cuda:99` cannot be used here"):
+        main(["--model", str(checkpoint), "--images", *photos, "--device", "cuda:99"])
+
+
+def test_no_frames_of_a_video_are_refused(checkpoint, photos):
+    with pytest.raises(SystemExit, match="`num_frames` must be at least 1, got 0"):
+        main(["--model", str(checkpoint), "--video", photos[0], "--frames", "0", "--device", "cpu"])
+
+
+def test_a_question_that_is_refused_ends_nothing_at_the_terminal(checkpoint, photos, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is <|image_pad|>?\nWhy?\n"))
+    main(["--model", str(checkpoint), "--images", *photos, "--max-new-tokens", "6", "--device", "cpu"])
+    output = capfd.readouterr()
+    assert output.out == f"{expected_answer(photos, 'Why?', 6)}\n"
+    assert "The question contains `<|image_pad|>`" in output.err
