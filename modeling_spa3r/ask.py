@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoProcessor, TextStreamer
 from transformers.utils import logging
 
@@ -43,7 +44,9 @@ def main(arguments: Sequence[str] | None = None):
     try:
         _run(options)
     except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"spa3r-ask: {error}")
+        sys.exit(f"spa3r-ask: {' '.join(str(error).split())}")
+    except SafetensorError as error:
+        sys.exit(f"spa3r-ask: the weights in `{options.model}` are damaged ({error}); copy the checkpoint again.")
     except KeyboardInterrupt:
         sys.exit(130)
 

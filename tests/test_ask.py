@@ -1,6 +1,7 @@
 """The command `spa3r-ask`: photos or a video in, answers out, each question after the first from what was kept."""
 
 import io
+import shutil
 import sys
 
 import av
@@ -99,6 +100,14 @@ def test_a_model_of_another_kind_is_refused(tmp_path, photos):
 def test_a_missing_model_is_named(photos, tmp_path):
     with pytest.raises(SystemExit, match="There is no checkpoint at `.*nothing-here`"):
         main(["--model", str(tmp_path / "nothing-here"), "--images", *photos, "--device", "cpu"])
+
+
+def test_damaged_weights_are_named(checkpoint, photos, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    with (tmp_path / "model" / "model.safetensors").open("r+b") as file:
+        file.truncate(100000)
+    with pytest.raises(SystemExit, match="^spa3r-ask: the weights in `.*model` are damaged"):
+        main(["--model", str(tmp_path / "model"), "--images", *photos, "--device", "cpu"])
 
 
 def test_a_device_that_is_not_there_is_named(checkpoint, photos):

@@ -10,6 +10,7 @@ from tiny_spa3_vlm import tiny_model, tiny_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 
 from spa3r.trainers.instructions import load_instructions
+from spa3r.trainers.pretrain import RECIPES
 from spa3r.trainers.sft import parse_arguments, run
 
 
@@ -180,3 +181,15 @@ def test_an_unknown_key_of_a_recipe_is_refused(tmp_path):
         parse_arguments(
             ["--config", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path), "--use_cpu", "true"]
         )
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("spa3-vlm-*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_has_the_official_hyper_parameters(recipe, tmp_path):
+    # Precision is the machine's business.
+    options = ["--config", recipe, "--bf16", "false", "--use_cpu", "true", "--output_dir", tmp_path]
+    data_args, args, model_args = parse_arguments([str(option) for option in options])
+    assert data_args.instructions and model_args.model_name_or_path
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 8
+    assert (args.num_train_epochs, args.weight_decay, args.max_grad_norm) == (1, 0.01, 1.0)
+    assert args.get_warmup_steps(1000) == 30 and args.lr_scheduler_type == "cosine"
+    assert args.learning_rate == (1e-4 if model_args.use_peft else 1e-5)

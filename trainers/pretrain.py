@@ -97,7 +97,10 @@ def read_recipe(name: str | None) -> dict[str, Any]:
         return {}
     file = next((path for path in (Path(name), RECIPES / f"{name}.yaml") if path.is_file()), None)
     if file is None:
-        known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+        names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+        known = ", ".join(
+            name for name in names if not name.startswith("spa3-vlm-")
+        )  # those are of instruction tuning
         raise ValueError(f"There is no recipe `{name}`: give a YAML file or one of {known}.")
     try:
         recipe = yaml.safe_load(file.read_text())
