@@ -390,7 +390,13 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
                 return_dict=True,
             )
             mm_encoder_outputs = {"image": features}
-        elif self.training and self.fusion is not None and inputs_embeds is None and not mm_encoder_outputs:
+        elif (
+            self.training
+            and torch.is_grad_enabled()  # not while a model in training mode generates
+            and self.fusion is not None
+            and inputs_embeds is None
+            and not mm_encoder_outputs
+        ):
             inputs_embeds = self._embed_without_images(input_ids)
         return self.vlm(
             input_ids=input_ids,

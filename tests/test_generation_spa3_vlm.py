@@ -164,6 +164,13 @@ def test_images_are_seen_once_and_each_scene_by_itself(kwargs, model, calls):
     assert calls == {"visual": [sum(scenes)], "spatial_encoder": scenes}
 
 
+def test_a_model_in_training_mode_fuses_once_too():
+    model, fused = make_model().train(), []
+    model.model.fusion.register_forward_hook(lambda *_: fused.append(1))
+    generate(model, batch_of(model))
+    assert fused == [1]
+
+
 @pytest.mark.parametrize("kwargs", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 def test_latents_in_place_of_geometry_give_the_tokens_and_encode_nothing(kwargs, model, batch, calls):
     expected = generate(model, batch, **kwargs)

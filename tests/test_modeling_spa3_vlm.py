@@ -303,6 +303,13 @@ def test_tied_embeddings_are_stored_once_and_stay_tied(tmp_path, scene):
     torch.testing.assert_close(logits(loaded, **scene), logits(model, **scene), atol=1e-5, rtol=0)
 
 
+def test_the_library_finds_the_language_model(model):
+    decoder = model.model.vlm.language_model
+    for part in (model, model.model):
+        assert part.get_decoder() is decoder
+        assert part.get_input_embeddings() is decoder.embed_tokens
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_embeddings_can_be_resized(tied, scene, tmp_path):
     model = tiny_model(tie_word_embeddings=tied)

@@ -431,6 +431,7 @@ WRONG_CALLS = {
     "more images": ({"images": [photo(0)] * 2, "text": IMAGE}, f"Row 0 has 2 images, but its text 1 `{PAD}`; give"),
     "fewer images": ({"images": photo(0), "text": IMAGE * 2}, f"Row 0 has 1 images, but its text 2 `{PAD}`; give"),
     "no images": ({"text": ["none", IMAGE]}, f"Row 1 has 0 images, but its text 1 `{PAD}`; give"),
+    "images side by side": ({"images": [photo(0)] * 2, "text": PAD * 2}, f"Row 0 has two `{PAD}` side by side"),
     "an empty list": ({"images": [], "text": IMAGE}, f"Row 0 has 0 images, but its text 1 `{PAD}`; give"),
     "no placeholde": ({"images": photo(0), "text": "none"}, f"Row 0 has 1 images, but its text 0 `{PAD}`; give"),
     "flat images": (
