@@ -11,17 +11,21 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoProcessor, TextStreamer
 from transformers.utils import logging
 
+from ..configuration.configuration_spa3_vlm import Spa3VLMConfig
 from .convert_checkpoints import check_place
 from .modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from .scene_session import SceneSession
 
 PROMPT = "? "
+# What `save_pretrained` of model and processor write. Without the first the library would make the full-size model.
+NEEDED = ("config.json", "processor_config.json", "tokenizer.json")
 
 
 def main(arguments: Sequence[str] | None = None):
@@ -41,6 +45,11 @@ def main(arguments: Sequence[str] | None = None):
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: as in the checkpoint)")
     options = parser.parse_args(arguments)
+    if options.frames is not None and options.images:
+        parser.error("--frames is for a --video; all --images are seen")
+    for name, number in (("--frames", options.frames), ("--max-new-tokens", options.max_new_tokens)):
+        if number is not None and number < 1:
+            parser.error(f"{name} must be at least 1, got {number}")
     try:
         _run(options)
     except (ValueError, OSError, ImportError) as error:
@@ -53,20 +62,20 @@ def main(arguments: Sequence[str] | None = None):
 
 def _run(options: argparse.Namespace):
     logging.disable_progress_bar()
-    check_place(options.model)
     device = _usable_device(options.device)
     start = time.perf_counter()
-    model = Spa3VLMForConditionalGeneration.from_pretrained(options.model, dtype=options.dtype or "auto")
+    model = _load_model(options.model, options.dtype)
     model.to(device).eval()
     processor = AutoProcessor.from_pretrained(options.model)
     _report(f"Loaded {options.model} on {model.device} in {time.perf_counter() - start:.1f} s.")
     start = time.perf_counter()
     session = SceneSession(model, processor, options.images, options.video, options.frames)
-    _report(f"Saw {session.num_images} views in {time.perf_counter() - start:.1f} s.")
+    views = "1 view" if session.num_images == 1 else f"{session.num_images} views"
+    _report(f"Saw {views} in {time.perf_counter() - start:.1f} s.")
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     for question in options.questions or _read_questions():
         if options.questions:
-            print(f"{PROMPT}{question}", flush=True)
+            _report(f"{PROMPT}{question}")
         start = time.perf_counter()
         try:
             session.generate([question], max_new_tokens=options.max_new_tokens, streamer=streamer)
@@ -79,15 +88,42 @@ def _run(options: argparse.Namespace):
         _report(f"Answered in {time.perf_counter() - start:.1f} s.")
 
 
+def _load_model(name: str, dtype: str | None) -> Spa3VLMForConditionalGeneration:
+    """All of a model but perhaps its adapter, which adds nothing where it is missing; the library would fill in random
+    weights for the rest."""
+    check_place(name)
+    folder = Path(name)
+    if not folder.is_dir():
+        _report(f"There is no folder `{name}` here; looking for it on the Hub.")
+    elif missing := [file for file in NEEDED if not (folder / file).is_file()]:
+        if "config.json" not in missing:
+            Spa3VLMConfig.from_pretrained(folder)  # refuses a model of another kind, which has no need of the rest
+        raise ValueError(f"The folder `{name}` lacks {', '.join(missing)} of a Spa3-VLM; copy the checkpoint again.")
+    model, info = Spa3VLMForConditionalGeneration.from_pretrained(
+        name, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    wrong = [key for key in sorted(info["missing_keys"]) if not key.startswith("model.fusion.")]
+    wrong += [key for key, *_ in info["mismatched_keys"]]
+    if wrong:
+        raise ValueError(
+            f"The weights in `{name}` do not fit its config.json: {len(wrong)} are missing or of another shape, such "
+            f"as `{wrong[0]}`; copy the checkpoint again."
+        )
+    return model
+
+
 def _usable_device(name: str | None) -> torch.device:
     """The device of this name, or an accelerator if there is one."""
     if name is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         return torch.empty(0, device=name).device
-    # What torch raises depends on what it was built with.
+    # What torch raises depends on what it was built with, and may be pages long.
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"The device `{name}` cannot be used here ({str(error).splitlines()[0]}).") from error
+        raise ValueError(
+            f"The device `{name}` cannot be used here: it is not there, or this torch was built without it; leave out "
+            "--device, or give cpu."
+        ) from error
 
 
 def _read_questions() -> Iterator[str]:
@@ -96,7 +132,9 @@ def _read_questions() -> Iterator[str]:
         _report("Ask a question a line; an empty line, or Ctrl-D, ends.")
     while True:
         try:
-            question = input(PROMPT if sys.stdin.isatty() else "").strip()
+            if sys.stdin.isatty():
+                print(PROMPT, end="", file=sys.stderr, flush=True)
+            question = input().strip()
         except EOFError:
             return
         if not question:

@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_spa3_vlm import conversation, photo, prepare, tiny_model, tiny_processor
 from transformers import GenerationConfig
 
@@ -40,12 +41,18 @@ def expected_answer(images, question, max_new_tokens):
     return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_questions_are_answered_in_order(checkpoint, photos, capfd):
+def test_answers_alone_go_to_the_standard_output_in_the_order_of_the_questions(checkpoint, photos, capfd):
     questions = ["How many chairs?", "Why?"]
     options = [part for question in questions for part in ("--question", question)]
     main(["--model", str(checkpoint), "--images", *photos, *options, "--max-new-tokens", "6", "--device", "cpu"])
-    expected = "".join(f"? {question}\n{expected_answer(photos, question, 6)}\n" for question in questions)
+    expected = "".join(f"{expected_answer(photos, question, 6)}\n" for question in questions)
     assert capfd.readouterr().out == expected
+
+
+def test_questions_given_as_options_are_repeated_on_the_standard_error(checkpoint, photos, capfd):
+    options = ["--question", "How many chairs?", "--max-new-tokens", "1", "--device", "cpu"]
+    main(["--model", str(checkpoint), "--images", *photos, *options])
+    assert "? How many chairs?\n" in capfd.readouterr().err
 
 
 def test_the_second_question_does_not_encode_the_scene_again(checkpoint, photos, monkeypatch):
@@ -115,9 +122,60 @@ def test_a_device_that_is_not_there_is_named(checkpoint, photos):
         main(["--model", str(checkpoint), "--images", *photos, "--device", "cuda:99"])
 
 
-def test_no_frames_of_a_video_are_refused(checkpoint, photos):
-    with pytest.raises(SystemExit, match="`num_frames` must be at least 1, got 0"):
-        main(["--model", str(checkpoint), "--video", photos[0], "--frames", "0", "--device", "cpu"])
+@pytest.mark.parametrize("option", ["--frames", "--max-new-tokens"])
+def test_numbers_below_one_are_refused_before_anything_is_loaded(option, capsys):
+    with pytest.raises(SystemExit):
+        main(["--model", "nowhere", "--video", "room.mp4", option, "0"])
+    assert f"{option} must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_a_number_of_frames_without_a_video_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--model", "nowhere", "--images", "door.jpg", "--frames", "4"])
+    assert "--frames is for a --video" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer.json"])
+def test_files_that_a_model_lacks_are_named(checkpoint, photos, tmp_path, name):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    (tmp_path / "model" / name).unlink()
+    with pytest.raises(SystemExit, match=f"^spa3r-ask: The folder `.*model` lacks {name}"):
+        main(["--model", str(tmp_path / "model"), "--images", *photos, "--device", "cpu"])
+
+
+def change_weights(checkpoint, folder, change):
+    """A copy of a checkpoint whose weights `change` has made other ones."""
+    shutil.copytree(checkpoint, folder)
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+def test_a_model_whose_scene_encoder_is_incomplete_is_refused(checkpoint, photos, tmp_path):
+    def change(weights):
+        return {name: weight for name, weight in weights.items() if ".spatial_encoder.encoder." not in name}
+
+    model = change_weights(checkpoint, tmp_path / "model", change)
+    with pytest.raises(SystemExit, match="are missing or of another shape, such as `model.spatial_encoder.encoder"):
+        main(["--model", model, "--images", *photos, "--device", "cpu"])
+
+
+def test_a_model_whose_weights_have_another_shape_is_refused(checkpoint, photos, tmp_path):
+    def change(weights):
+        return weights | {"lm_head.weight": weights["lm_head.weight"][:-1].clone()}
+
+    model = change_weights(checkpoint, tmp_path / "model", change)
+    with pytest.raises(SystemExit, match="1 are missing or of another shape, such as `lm_head.weight`"):
+        main(["--model", model, "--images", *photos, "--device", "cpu"])
+
+
+def test_a_model_without_adapter_is_asked_as_it_is(checkpoint, photos, tmp_path, capfd):
+    def change(weights):
+        return {name: weight for name, weight in weights.items() if ".fusion." not in name}
+
+    model = change_weights(checkpoint, tmp_path / "model", change)
+    options = ["--question", "Why?", "--max-new-tokens", "1", "--device", "cpu"]
+    main(["--model", model, "--images", *photos, *options])
+    assert "Answered in" in capfd.readouterr().err
 
 
 def test_a_question_that_is_refused_ends_nothing_at_the_terminal(checkpoint, photos, monkeypatch, capfd):
