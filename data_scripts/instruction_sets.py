@@ -1,0 +1,611 @@
+"""Annotated questions in the formats of their data sets, made into instruction sets in TRL's vision format.
+
+An instruction set is a folder:
+
+    data/train-<block>.parquet   `images` (paths, decoded when read), `messages`, `scene_id`, `question_type`,
+                                 `source` and `id`
+    frames/, marked/             frames of videos, and images with markers drawn on them
+    manifest.json                options, fingerprint of the input, and counts
+    rejected.jsonl               records that could not be used: line, id, reason and detail
+
+The input is read in blocks of records; each block becomes a file of its own, in whichever process. So memory does not
+grow with the number of records, and a conversion that was killed goes on after its last complete block and ends with
+the same bytes. `data` appears when all of it is there; until then everything is in `.unfinished`.
+"""
+
+import argparse
+import functools
+import hashlib
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Image, List, Value
+from tqdm import tqdm
+
+from .media_files import (
+    MAX_VIDEO_FRAMES,
+    MediaFolders,
+    find_image,
+    find_video,
+    forget_media,
+    mark_images,
+    spread_evenly,
+)
+from .record_stream import BadRecord, check_text, parse_record, read_records
+
+logger = logging.getLogger(__name__)
+
+FEATURES = Features(
+    {
+        "images": List(Image()),
+        "messages": List(
+            {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
+        ),
+        "scene_id": Value("string"),
+        "question_type": Value("string"),
+        "source": Value("string"),
+        "id": Value("string"),
+    }
+)
+# Raised when the same input would give other bytes.
+FORMAT = 1
+BLOCK_RECORDS = 2048
+UNFINISHED = ".unfinished"
+PLACEHOLDER = re.compile("(<image>|<video>)")
+# In the first turn the official code drops one line break after each placeholder.
+FIRST_PLACEHOLDER = re.compile("(<image>|<video>)\n?")
+# A chat template's own marks would be read as such: a stray image mark ends a training run.
+CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
+SCANNET_SCENE = re.compile(r"(scene\d{4})_\d{2}")
+# Ids of ScanNet++ and of ARKitScenes.
+OTHER_SCENE = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-f]{10}|\d{8})(?![0-9A-Za-z])")
+# Ids shorter than this are looked for as whole folder and file names only.
+MIN_WORD = 8
+HOW_TO_EXCLUDE = (
+    "name the scenes to leave out with `--exclude FILE`, one a line, such as those of the benchmarks' test sets (the "
+    "column scene_name of nyu-visionx/VSI-Bench, split test), or keep all with `--no-exclude`"
+)
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """A record of any format, in common terms.
+
+    Args:
+        conversations (`Any`): Turns `{"from": "human" | "gpt", "value": text}`, as they are in the record.
+        question_type (`str`): Type of the question; `unknown` if None.
+        images (`Sequence[str]`, *optional*): Paths of images, relative to the media folder.
+        video (`str`, *optional*): Path of a video, or folder of frames, in place of images.
+        id (`Any`, *optional*): Text or number; defaults to the source and the record's line.
+        scene_id (`str`, *optional*): Scene; by default found in the path.
+        image_means_video (`bool`, *optional*): Read `<image>` as `<video>` in records of a video.
+        spar_info (`Mapping`, *optional*): SPAR's markers, to be drawn on copies of the images.
+    """
+
+    conversations: Any
+    question_type: str | None
+    images: Sequence[str] = ()
+    video: str | None = None
+    id: Any = None
+    scene_id: str | None = None
+    image_means_video: bool = False
+    spar_info: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What each process needs to convert a block."""
+
+    read_record: Callable[[dict[str, Any]], RawSample]
+    source: str
+    folders: MediaFolders
+    excluded: frozenset[str]
+
+
+@dataclass
+class Block:
+    """Outcome of a block: counts by name, or by name and value, and the rejected records."""
+
+    counts: Counter = field(default_factory=Counter)
+    tables: dict[str, Counter] = field(default_factory=dict)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+    def count(self, table: str, value: str) -> None:
+        self.tables.setdefault(table, Counter())[value] += 1
+
+
+def convert(
+    read_record: Callable[[dict[str, Any]], RawSample],
+    source: str,
+    input_file: str | os.PathLike,
+    media_root: str | os.PathLike,
+    output: str | os.PathLike,
+    excluded: Iterable[str],
+    workers: int = 1,
+    max_records: int | None = None,
+) -> dict[str, Any]:
+    """Convert an annotation file, or go on with a conversion that was interrupted.
+
+    Args:
+        read_record (`Callable[[dict], RawSample]`): Reads a record of the data set; a function of a module.
+        source (`str`): Name of the data set.
+        input_file (`str` or `os.PathLike`): Lines of JSON, or one JSON list.
+        media_root (`str` or `os.PathLike`): Folder that the records' paths are relative to.
+        output (`str` or `os.PathLike`): Folder of the instruction set.
+        excluded (`Iterable[str]`): Scenes to leave out; of ScanNet all scans of their rooms are left out.
+        workers (`int`, *optional*, defaults to 1): Number of processes; 1 converts in this one.
+        max_records (`int`, *optional*): Read no more than the first so many records.
+
+    Returns:
+        `dict[str, Any]`: The manifest.
+
+    Raises:
+        FileNotFoundError: If there is no input or no media folder.
+        ValueError: If a number is out of range, `output` was made with other options or from another input, or no
+            record can be used.
+    """
+    _check_inputs(input_file, media_root, workers, max_records)
+    forget_media()
+    output = Path(output).absolute()
+    excluded = frozenset(excluded)
+    options = {
+        "format": FORMAT,
+        "source": source,
+        "media_root": os.path.abspath(media_root),
+        "input_sha256": _file_sha256(input_file),
+        "excluded_sha256": hashlib.sha256("\n".join(sorted(excluded)).encode()).hexdigest(),
+        "max_records": max_records,
+    }
+    unfinished = output / UNFINISHED
+    if (output / "data").exists():
+        return _finished(output, options)
+    _claim(output, options)
+    scratch = unfinished / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    for folder in (scratch, unfinished / "data", unfinished / "blocks"):
+        folder.mkdir(exist_ok=True)
+    folders = MediaFolders(options["media_root"], str(output), str(scratch))
+    num_blocks = _convert_blocks(Job(read_record, source, folders, excluded), input_file, workers, max_records)
+    manifest = _merge(unfinished, num_blocks, output)
+    if not manifest["kept"]:
+        raise ValueError(_nothing_kept(input_file, manifest, output))
+    manifest = {"options": options, "input": os.path.basename(input_file), "listed_scenes": len(excluded)} | manifest
+    _write_atomically(output / "manifest.json", json.dumps(manifest, indent=2) + "\n", scratch)
+    (unfinished / "data").rename(output / "data")
+    shutil.rmtree(unfinished)
+    return manifest
+
+
+def _check_inputs(
+    input_file: str | os.PathLike, media_root: str | os.PathLike, workers: int, max_records: int | None
+) -> None:
+    if not os.path.isfile(input_file):
+        raise FileNotFoundError(f"There is no file `{input_file}` to read records from.")
+    if not os.path.isdir(media_root):
+        raise FileNotFoundError(f"There is no folder `{media_root}` that images and videos could be in.")
+    if workers < 1 or (max_records is not None and max_records < 1):
+        raise ValueError(f"Workers and records must be at least 1, got workers={workers}, max_records={max_records}.")
+
+
+def _finished(output: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Manifest of a conversion that is complete, if it was the same one."""
+    manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+    _compare(manifest["options"], options, output)
+    shutil.rmtree(output / UNFINISHED, ignore_errors=True)
+    logger.warning(f"{output} is complete. To convert again, as after adding media, delete it or choose another.")
+    return manifest
+
+
+def _claim(output: Path, options: Mapping[str, Any]) -> None:
+    """Note what the output is made of, or compare with an earlier note."""
+    note = output / UNFINISHED / "options.json"
+    note.parent.mkdir(parents=True, exist_ok=True)
+    if note.exists():
+        _compare(json.loads(note.read_text(encoding="utf-8")), options, output)
+    else:
+        _write_atomically(note, json.dumps(options), note.parent)
+
+
+def _compare(made_with: Mapping[str, Any], options: Mapping[str, Any], output: Path) -> None:
+    changed = [name for name in options if made_with.get(name) != options[name]]
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"{output} was made with {name}={made_with.get(name)!r}, but now it is {options[name]!r}: choose another "
+            "output folder, or the same input and options."
+        )
+
+
+def _nothing_kept(input_file: str | os.PathLike, manifest: Mapping[str, Any], output: Path) -> str:
+    reasons = ", ".join(f"{reason} ({number})" for reason, number in manifest["rejected_by_reason"].items())
+    return (
+        f"None of the {manifest['records']} records of `{input_file}` can be used: {manifest['excluded']} are of "
+        f"excluded scenes, {manifest['rejected']} are rejected{f' for {reasons}' if reasons else ''}; see "
+        f"{output / 'rejected.jsonl'}, put right what is wrong, and delete {output}."
+    )
+
+
+def _convert_blocks(job: Job, input_file: str | os.PathLike, workers: int, max_records: int | None) -> int:
+    """Convert all blocks that are not there yet; returns how many blocks there are."""
+    num_blocks = kept_blocks = 0
+
+    def missing() -> Iterator[tuple[int, list[tuple[int, bytes | BadRecord]]]]:
+        nonlocal num_blocks, kept_blocks
+        records = itertools.islice(read_records(input_file), max_records)
+        for index in itertools.count():
+            block = list(itertools.islice(records, BLOCK_RECORDS))
+            if not block:
+                return
+            num_blocks += 1
+            if _block_file(job, index).exists():
+                kept_blocks += 1
+                progress.update(_num_bytes(block))
+            else:
+                yield index, block
+
+    totals = Counter()
+    with tqdm(total=os.path.getsize(input_file), desc=job.source, unit="B", unit_scale=True) as progress:
+        for num_bytes, counts in _run(job, missing(), workers):
+            totals.update(counts)
+            progress.update(num_bytes)
+            progress.set_postfix(records=totals["records"], rejected=totals["rejected"])
+        if kept_blocks:
+            progress.write(f"{kept_blocks} of {num_blocks} blocks were finished before and are kept.")
+    return num_blocks
+
+
+def _run(job: Job, blocks: Iterator[tuple[int, Sequence]], workers: int) -> Iterator[tuple[int, Counter]]:
+    """Convert blocks in this process or in several, never holding more than two for each process."""
+    if workers == 1:
+        for index, block in blocks:
+            yield _convert_block(job, index, block)
+        return
+    # A forked child of a process that runs threads, as PyTorch's, may hang; a spawned one does not.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent)
+    pending = set()
+    try:
+        for index, block in blocks:
+            pending.add(pool.submit(_convert_block, job, index, block))
+            if len(pending) >= 2 * workers:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        yield from (future.result() for future in as_completed(pending))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _exit_with_parent() -> None:
+    """End this worker when the main process is killed, which would leave it waiting for work forever."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _convert_block(job: Job, index: int, records: Sequence[tuple[int, bytes | BadRecord]]) -> tuple[int, Counter]:
+    """Convert records and write them, and then what became of them: that file tells that the block is complete."""
+    block, rows = Block(), []
+    for line, raw in records:
+        block.counts["records"] += 1
+        record = {}
+        try:
+            record = parse_record(raw)
+            row = _convert_record(job, record, line, block)
+        except BadRecord as error:
+            block.counts["rejected"] += 1
+            block.count("rejected_by_reason", error.reason)
+            block.rejected.append(_rejection(record, line, error))
+            continue
+        if row is not None:
+            rows.append(row)
+    unfinished, scratch = Path(job.folders.output) / UNFINISHED, Path(job.folders.scratch)
+    if rows:
+        temporary = scratch / f"{index}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema), temporary, compression="zstd")
+        temporary.rename(unfinished / "data" / f"train-{index:06d}.parquet")
+    outcome = {"counts": block.counts, "tables": block.tables, "rejected": block.rejected}
+    _write_atomically(_block_file(job, index), json.dumps(outcome), scratch)
+    return _num_bytes(records), block.counts
+
+
+def _convert_record(job: Job, record: dict[str, Any], line: int, block: Block) -> dict[str, Any] | None:
+    """Row of a record, or nothing if its scene is excluded; counts on `block` if it is not rejected."""
+    sample = job.read_record(record)
+    if bool(sample.images) == (sample.video is not None):
+        raise BadRecord("malformed record", "a record has either images or a video")
+    paths = list(sample.images) if sample.video is None else [sample.video]
+    for path in paths:
+        check_text(path, "the path of an image or video")
+    scene_id = sample.scene_id or find_scene(paths[0], is_video=sample.video is not None)
+    if excluded := find_excluded(paths + [scene_id], job.excluded):
+        block.counts["excluded"] += 1
+        block.count("excluded_by_scene", excluded)
+        return None
+    if not isinstance(sample.id, (str, int, type(None))):
+        raise BadRecord("malformed record", f"an id is text or a number, got {sample.id!r:.200}")
+    row_id = f"{job.source}-{line}" if sample.id is None else check_text(str(sample.id), "an id")
+    question_type = check_text(sample.question_type or "unknown", "the type of a question")
+    turns, dropped = read_turns(sample.conversations)
+    turns, rewritten = _name_video(sample, turns)
+    needed = _count_placeholders(sample, turns)
+    images = _find_media(job.folders, sample)
+    if needed == "<video>" and sample.video is None:
+        images = [images[index] for index in spread_evenly(len(images), min(len(images), MAX_VIDEO_FRAMES))]
+    row = {
+        "images": [{"bytes": None, "path": path} for path in images],
+        "messages": compose_messages(turns, len(images)),
+        "scene_id": scene_id,
+        "question_type": question_type,
+        "source": job.source,
+        "id": row_id,
+    }
+    block.counts.update(
+        kept=1, images=len(images), leading_turns_dropped=dropped, video_placeholders_rewritten=rewritten
+    )
+    block.count("question_types", question_type)
+    block.count("media_folders", paths[0].split("/")[0])
+    return row
+
+
+def read_paths(value: Any) -> list[str]:
+    """Paths from a field that holds one, a list of them, or nothing."""
+    if not isinstance(value, (str, list, type(None))):
+        raise BadRecord("malformed record", f"images are a path or a list of paths, got {value!r:.200}")
+    return [value] if isinstance(value, str) else value or []
+
+
+def read_turns(conversations: Any) -> tuple[list[tuple[str, str]], int]:
+    """Check the turns of a conversation.
+
+    Args:
+        conversations (`Any`): A list of turns `{"from": "human" | "gpt", "value": text}`.
+
+    Returns:
+        `tuple[list[tuple[str, str]], int]`: Role (`user` or `assistant`) and text of each turn, and the number of
+        leading turns that are not the human's and are dropped, as in the official training: 0 or 1.
+
+    Raises:
+        BadRecord: If there is no answer, or turns do not alternate between question and answer.
+    """
+    if not isinstance(conversations, list) or not all(isinstance(turn, dict) for turn in conversations):
+        raise BadRecord("malformed record", f"`conversations` is a list of turns, got {conversations!r:.200}")
+    dropped = int(bool(conversations) and conversations[0].get("from") != "human")
+    turns = conversations[dropped:]
+    speakers = [turn.get("from") for turn in turns]
+    if "gpt" not in speakers or speakers[-1] != "gpt":
+        raise BadRecord("no answer turn", f"a conversation ends with a turn from gpt; turns are from {speakers}")
+    if speakers != ["human", "gpt"] * (len(turns) // 2):
+        raise BadRecord("turns do not alternate", f"human and gpt take turns; turns are from {speakers}")
+    result = []
+    for role, turn in zip(itertools.cycle(["user", "assistant"]), turns, strict=False):
+        text = check_text(turn.get("value"), "the value of a turn")
+        if not text.strip():
+            reason = "no answer turn" if role == "assistant" else "malformed record"
+            raise BadRecord(reason, f"a turn from {turn['from']} is empty")
+        if token := CONTROL_TOKEN.search(text):
+            raise BadRecord("control token in text", f"{token[0]} would be read as a part of the chat template")
+        result.append((role, text))
+    return result, dropped
+
+
+def compose_messages(turns: Sequence[tuple[str, str]], num_images: int) -> list[dict[str, Any]]:
+    """Messages in TRL's vision format, with images where the placeholders are.
+
+    Args:
+        turns (`Sequence[tuple[str, str]]`): Role and text; the user's text with `<image>` for each image or one
+            `<video>` for all. In the first turn a line break after a placeholder is dropped, as officially.
+        num_images (`int`): Number of images of the record.
+
+    Returns:
+        `list[dict[str, Any]]`: `{"role", "content": [{"type": "image" | "text", "text"}]}`; the text of an image is
+        None.
+    """
+    messages = []
+    for index, (role, text) in enumerate(turns):
+        if role == "assistant":
+            messages.append({"role": role, "content": [{"type": "text", "text": text}]})
+            continue
+        content = []
+        for piece in (FIRST_PLACEHOLDER if index == 0 else PLACEHOLDER).split(text):
+            if piece in ("<image>", "<video>"):
+                content += [{"type": "image", "text": None}] * (num_images if piece == "<video>" else 1)
+            elif piece:
+                content.append({"type": "text", "text": piece})
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def find_scene(path: str, is_video: bool) -> str:
+    """Scene that a path of an image or video names: a known kind of id in it, else a video, or an image's folder."""
+    if match := SCANNET_SCENE.search(path):
+        return match[0]
+    place = os.path.splitext(path)[0] if is_video else os.path.dirname(path)
+    match = OTHER_SCENE.search(place)
+    return match[0] if match else place or path
+
+
+def find_excluded(paths: Sequence[str], excluded: frozenset[str]) -> str | None:
+    """The scene by which paths are excluded, if any.
+
+    Args:
+        paths (`Sequence[str]`): Paths, or names of scenes.
+        excluded (`frozenset[str]`): Ids of scenes. They are found as names of folders and files (without suffix), and
+            if they are of 8 or more characters, also as words within these. A scan of ScanNet stands for all of its
+            room: scene0011_00 excludes scene0011_01 too.
+
+    Returns:
+        `str`: Id as it was found in a path, or None.
+    """
+    rooms = _rooms(excluded)
+    for path in paths:
+        for match in SCANNET_SCENE.finditer(path):
+            if match[1] in rooms:
+                return match[0]
+        for part in path.split("/"):
+            words = [word for word in re.split("[^0-9A-Za-z]+", part) if len(word) >= MIN_WORD]
+            for name in (part, os.path.splitext(part)[0], *words):
+                if name in excluded:
+                    return name
+    return None
+
+
+@functools.lru_cache(1)
+def _rooms(scenes: frozenset[str]) -> frozenset[str]:
+    return frozenset(match[1] for scene in scenes if (match := SCANNET_SCENE.fullmatch(scene)))
+
+
+def _name_video(sample: RawSample, turns: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], int]:
+    """Turn `<image>` into `<video>` in the first question about a video, where the format writes it so."""
+    role, text = turns[0]
+    if not sample.image_means_video or sample.video is None or "<image>" not in text:
+        return turns, 0
+    return [(role, text.replace("<image>", "<video>")), *turns[1:]], 1
+
+
+def _count_placeholders(sample: RawSample, turns: Sequence[tuple[str, str]]) -> str:
+    """Which placeholder the questions use; raises `BadRecord` where their number is not that of the media."""
+    found = Counter(match for role, text in turns if role == "user" for match in PLACEHOLDER.findall(text))
+    if found == {"<video>": 1}:
+        return "<video>"
+    if sample.video is None and found == {"<image>": len(sample.images)}:
+        return "<image>"
+    media = "one video" if sample.video is not None else f"{len(sample.images)} images"
+    seen = " and ".join(f"{number} {name}" for name, number in sorted(found.items())) or "no placeholder"
+    raise BadRecord("wrong number of placeholders", f"{seen} for {media}")
+
+
+def _find_media(folders: MediaFolders, sample: RawSample) -> list[str]:
+    if sample.video is not None:
+        return find_video(folders, sample.video)
+    if sample.spar_info is not None:
+        return mark_images(folders, sample.images, sample.spar_info)
+    return [find_image(folders, path) for path in sample.images]
+
+
+def _rejection(record: Mapping[str, Any], line: int, error: BadRecord) -> dict[str, Any]:
+    named = record.get("id")
+    return {
+        "line": line,
+        "id": named if isinstance(named, (str, int)) else None,
+        "reason": error.reason,
+        "detail": error.detail,
+    }
+
+
+def _merge(unfinished: Path, num_blocks: int, output: Path) -> dict[str, Any]:
+    """Write the rejected records of all blocks, and add up their counts."""
+    counts, tables = Counter(), {}
+    temporary = unfinished / "scratch" / "rejected.jsonl"
+    with open(temporary, "w", encoding="utf-8") as file:
+        for index in range(num_blocks):
+            outcome = json.loads((unfinished / "blocks" / f"{index:06d}.json").read_text(encoding="utf-8"))
+            counts.update(outcome["counts"])
+            for name, values in outcome["tables"].items():
+                tables.setdefault(name, Counter()).update(values)
+            file.writelines(json.dumps(rejection) + "\n" for rejection in outcome["rejected"])
+    temporary.rename(output / "rejected.jsonl")
+    names = ("records", "kept", "excluded", "rejected", "images", "leading_turns_dropped")
+    totals = {name: counts[name] for name in (*names, "video_placeholders_rewritten")}
+    table_names = ("rejected_by_reason", "excluded_by_scene", "question_types", "media_folders")
+    return totals | {name: dict(sorted(tables.get(name, {}).items())) for name in table_names}
+
+
+def _block_file(job: Job, index: int) -> Path:
+    return Path(job.folders.output) / UNFINISHED / "blocks" / f"{index:06d}.json"
+
+
+def _num_bytes(records: Sequence[tuple[int, bytes | BadRecord]]) -> int:
+    """Bytes of the input that records take, with the line break or comma after each."""
+    return sum(len(raw) + 1 for _, raw in records if not isinstance(raw, BadRecord))
+
+
+def _write_atomically(path: Path, text: str, scratch: Path) -> None:
+    temporary = scratch / f"{path.name}.{os.getpid()}"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(path)
+
+
+def _file_sha256(path: str | os.PathLike) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_excluded(path: str | os.PathLike) -> frozenset[str]:
+    """Scene ids from a text file, one a line; raises `ValueError` if there are none."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no file `{path}` to read excluded scenes from: {HOW_TO_EXCLUDE}.")
+    scenes = frozenset(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()) - {""}
+    if not scenes:
+        raise ValueError(f"`{path}` names no scene: {HOW_TO_EXCLUDE}.")
+    return scenes
+
+
+def run_command_line(
+    read_record: Callable[[dict[str, Any]], RawSample],
+    source: str,
+    description: str,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Command line of a converter, `spa3r-convert-<source>`.
+
+    Args:
+        read_record (`Callable[[dict], RawSample]`): Reads a record of the data set.
+        source (`str`): Name of the data set.
+        description (`str`): What `--help` says.
+        arguments (`Sequence[str]`, *optional*): Command line; defaults to that of the process.
+    """
+    program = f"spa3r-convert-{source.replace('_', '-')}"
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", required=True, help="annotations: lines of JSON, or one JSON list")
+    parser.add_argument("--media-root", required=True, help="folder that the annotations' paths are relative to")
+    parser.add_argument("--output", required=True, help="folder of the instruction set; an earlier run is resumed")
+    exclusion = parser.add_mutually_exclusive_group()
+    exclusion.add_argument("--exclude", metavar="FILE", help="scenes to leave out, one a line")
+    exclusion.add_argument("--no-exclude", action="store_true", help="leave no scene out")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    parser.add_argument("--max-records", type=int, help="read only the first so many records")
+    options = parser.parse_args(arguments)
+    if options.exclude is None and not options.no_exclude:
+        sys.exit(f"{program}: nothing says which scenes to exclude: {HOW_TO_EXCLUDE}.")
+    try:
+        manifest = convert(
+            read_record,
+            source,
+            options.input,
+            options.media_root,
+            options.output,
+            read_excluded(options.exclude) if options.exclude else frozenset(),
+            options.workers,
+            options.max_records,
+        )
+    except BrokenProcessPool:
+        sys.exit(
+            f"{program}: a worker ended abruptly, as when memory runs out; run again to go on, with fewer `--workers`."
+        )
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"{program}: {error}")
+    print(
+        f"{manifest['kept']} of {manifest['records']} records are in {options.output}; {manifest['excluded']} are of "
+        f"excluded scenes, {manifest['rejected']} are rejected (rejected.jsonl says why)."
+    )

@@ -1,0 +1,433 @@
+"""The engine of all converters: what becomes of records, good and bad, and of a conversion that is killed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from datasets import load_dataset
+from instruction_records import (
+    fingerprint,
+    read_rejected,
+    read_rows,
+    reasons,
+    text_of,
+    turns,
+    write_image,
+    write_lines,
+    write_tiny_video,
+)
+from recordings import CASES, needs_cases, training_cases
+
+from spa3r.data_scripts import instruction_sets
+from spa3r.data_scripts.convert_vsi590k import main, read_record
+from spa3r.data_scripts.instruction_sets import compose_messages, convert, find_excluded, find_scene, read_turns
+from spa3r.data_scripts.record_stream import BadRecord
+
+QUESTION = turns("<image>\nHow many chairs?", "3")
+# A conversion in a process of its own, with small blocks, to be killed.
+PROGRAM = """
+import sys
+from spa3r.data_scripts import instruction_sets
+from spa3r.data_scripts.convert_vsi590k import read_record
+if __name__ == "__main__":
+    instruction_sets.BLOCK_RECORDS = 8
+    instruction_sets.convert(read_record, "vsi590k", sys.argv[1], sys.argv[2], sys.argv[3], [], int(sys.argv[4]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(instruction_sets, "BLOCK_RECORDS", 3)
+
+
+@pytest.fixture
+def media(tmp_path):
+    write_image(tmp_path / "media/hypersim/a.jpg")
+    write_image(tmp_path / "media/hypersim/b.jpg")
+    write_tiny_video(tmp_path / "media/scannet/scene0000_00.mp4")
+    return tmp_path / "media"
+
+
+@pytest.fixture
+def run(tmp_path, media):
+    """Converts records to the folder `set` and returns the manifest."""
+
+    def run(records, excluded=(), **options):
+        file = write_lines(tmp_path / "records.jsonl", records)
+        return convert(read_record, "vsi590k", file, media, tmp_path / "set", excluded, **options)
+
+    return run
+
+
+def question(text="<image>\nHow many chairs?", answer="3", **fields):
+    fields = fields or {"image": "hypersim/a.jpg"}
+    return {"conversations": turns(text, answer), "question_type": "absolute_count", **fields}
+
+
+def test_a_row_says_everything_about_its_record(run, tmp_path, media):
+    run([question(id=7, image="hypersim/a.jpg")])
+    (row,) = read_rows(tmp_path / "set")
+    assert row == {
+        "images": [str(media / "hypersim/a.jpg")],
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "image", "text": None}, {"type": "text", "text": "How many chairs?"}],
+            },
+            {"role": "assistant", "content": [{"type": "text", "text": "3"}]},
+        ],
+        "scene_id": "hypersim",
+        "question_type": "absolute_count",
+        "source": "vsi590k",
+        "id": "7",
+    }
+
+
+def test_the_datasets_library_reads_images_where_they_are(run, tmp_path):
+    run([question()])
+    files = str(tmp_path / "set/data/*.parquet")
+    data = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert data[0]["images"][0].size == (64, 48)
+
+
+def test_rows_keep_the_order_of_the_input_over_blocks(run, tmp_path):
+    run([question(f"<image>question {index}") for index in range(8)])
+    assert [text_of(row["messages"][0]) for row in read_rows(tmp_path / "set")] == [f"#question {i}" for i in range(8)]
+
+
+def test_every_record_is_kept_or_excluded_or_rejected(run, tmp_path):
+    records = [
+        question(),
+        "{",
+        question(image="no.jpg"),
+        question("no placeholder"),
+        question(video="scene0001_01.mp4"),
+    ]
+    manifest = run(records, excluded=["scene0001_00"])
+    assert [manifest[name] for name in ("records", "kept", "excluded", "rejected")] == [5, 1, 1, 3]
+    assert reasons(tmp_path / "set") == {2: "broken JSON", 3: "missing media", 4: "wrong number of placeholders"}
+    assert manifest["rejected_by_reason"] == dict.fromkeys(reasons(tmp_path / "set").values(), 1)
+
+
+def test_the_manifest_counts_types_folders_and_what_was_changed(run):
+    video = {"video": "scannet/scene0000_00.mp4"}
+    leading = {"conversations": [{"from": "system", "value": "Be brief."}, *QUESTION], "image": "hypersim/a.jpg"}
+    manifest = run([question(), question(**video), leading])
+    assert manifest["question_types"] == {"absolute_count": 2, "unknown": 1}
+    assert manifest["media_folders"] == {"hypersim": 2, "scannet": 1}
+    assert manifest["images"] == 1 + 4 + 1
+    assert manifest["leading_turns_dropped"] == 1 and manifest["video_placeholders_rewritten"] == 1
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ('{"conversations": ', "broken JSON"),
+        ("[1, 2]", "malformed record"),
+        (question(image=["hypersim/a.jpg", "hypersim/b.jpg"]), "wrong number of placeholders"),
+        (question("<image><image>", image="hypersim/a.jpg"), "wrong number of placeholders"),
+        (question("<video><video>", video="scannet/scene0000_00.mp4"), "wrong number of placeholders"),
+        (question("How many?", video="scannet/scene0000_00.mp4"), "wrong number of placeholders"),
+        (question(image="hypersim/c.jpg"), "missing media"),
+        (question(image="/etc/hostname.jpg"), "outside the media root"),
+        (question(image="../records.jsonl"), "outside the media root"),
+        (question(video="scannet/scene0000_00.mp4", image="hypersim/a.jpg"), "malformed record"),
+        (question(other=1), "malformed record"),
+        (question(image={"path": "a.jpg"}), "malformed record"),
+        (question(image=[3]), "malformed record"),
+        (question(image="hypersim/a.jpg", id=["x"]), "malformed record"),
+        (question("<image>\ud800"), "malformed record"),
+        (question("<image>", answer=3), "malformed record"),
+        (question("<image>", answer=" "), "no answer turn"),
+        (question("<image> <|image_pad|>"), "control token in text"),
+        ({"conversations": QUESTION[:1], "image": "hypersim/a.jpg"}, "no answer turn"),
+        ({"conversations": QUESTION + QUESTION[:1], "image": "hypersim/a.jpg"}, "no answer turn"),
+        ({"conversations": [], "image": "hypersim/a.jpg"}, "no answer turn"),
+        ({"conversations": "x", "image": "hypersim/a.jpg"}, "malformed record"),
+        ({"conversations": QUESTION[:1] + QUESTION, "image": "hypersim/a.jpg"}, "turns do not alternate"),
+    ],
+)
+def test_a_bad_record_is_rejected_with_its_line_and_reason(run, tmp_path, record, reason):
+    run([question(), record, question()])
+    assert reasons(tmp_path / "set") == {2: reason}
+    assert len(read_rows(tmp_path / "set")) == 2
+
+
+def test_a_rejection_names_the_record_and_what_was_seen(run, tmp_path):
+    run([question(), question(image="hypersim/c.jpg", id="q17")])
+    (rejection,) = read_rejected(tmp_path / "set")
+    assert (rejection["line"], rejection["id"]) == (2, "q17") and "hypersim/c.jpg" in rejection["detail"]
+
+
+def test_all_turns_of_a_conversation_are_kept(run, tmp_path):
+    run([{"conversations": turns("<image>\nHow many?", "3", "Which?", "red"), "image": "hypersim/a.jpg"}])
+    messages = read_rows(tmp_path / "set")[0]["messages"]
+    assert [(message["role"], text_of(message)) for message in messages] == [
+        ("user", "#How many?"),
+        ("assistant", "3"),
+        ("user", "Which?"),
+        ("assistant", "red"),
+    ]
+
+
+def test_only_the_first_turn_loses_line_breaks_after_images():
+    messages = compose_messages([("user", "<image>\n\nA"), ("assistant", "<image>\nx"), ("user", "<image>\nB")], 2)
+    assert [text_of(message) for message in messages] == ["#\nA", "<image>\nx", "#\nB"]
+
+
+def test_one_video_placeholder_over_many_images_takes_eight_of_them(run, tmp_path, media):
+    images = [f"clip/{index}.jpg" for index in range(20)]
+    for image in images:
+        write_image(media / image)
+    run([question("<video>\nWhat?", image=images)])
+    (row,) = read_rows(tmp_path / "set")
+    assert [os.path.basename(path) for path in row["images"]] == [f"{i}.jpg" for i in (0, 2, 5, 8, 10, 13, 16, 19)]
+    assert text_of(row["messages"][0]) == "########What?"
+
+
+@needs_cases
+@pytest.mark.parametrize("case", training_cases("chat_and_labels") if CASES.is_file() else [])
+def test_messages_hold_what_the_official_template_renders(case):
+    """Except for text that follows more placeholders than there are images, and a leading system turn: see below."""
+    conversation, dropped = read_turns(case["conversations"])
+    messages = compose_messages(conversation, len(case["image_tokens"]))
+    rendered = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    if dropped:  # officially kept as a second system turn
+        rendered += f"<|im_start|>system\n{case['conversations'][0]['value']}<|im_end|>\n"
+    tokens = iter(case["image_tokens"])
+    for message in messages:
+        parts = [
+            part["text"] or f"<|vision_start|>{'<|image_pad|>' * next(tokens)}<|vision_end|>"
+            for part in message["content"]
+        ]
+        rendered += f"<|im_start|>{message['role']}\n{''.join(parts)}<|im_end|>\n"
+    assert rendered == case["rendered"]
+
+
+@pytest.mark.parametrize(
+    ("path", "is_video", "scene"),
+    [
+        ("scannet/videos/scene0012_03.mp4", True, "scene0012_03"),
+        ("scannet/scene0012_03/color/17.jpg", False, "scene0012_03"),
+        ("scannetppv2/09c1414f1b.mp4", True, "09c1414f1b"),
+        ("arkitscenes/41069025/41069025_1.2.png", False, "41069025"),
+        ("hypersim/ai_001_001/00000012.jpg", False, "hypersim/ai_001_001"),
+        ("adt/sequence.7.mp4", True, "adt/sequence.7"),
+        ("a.jpg", False, "a.jpg"),
+    ],
+)
+def test_a_scene_is_named_by_a_known_id_or_else_by_its_place(path, is_video, scene):
+    assert find_scene(path, is_video) == scene
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("scannet/scene0011_01.mp4", "scene0011_01"),
+        ("spar/scannet/images/scene0011_00/image_color/1.jpg", "scene0011_00"),
+        ("scannet/scene0012_00.mp4", None),
+        ("scannetpp/09c1414f1b/1.jpg", "09c1414f1b"),
+        ("scannetpp/09c1414f1b_frame_1.jpg", "09c1414f1b"),
+        ("arkitscenes/41069025.mp4", "41069025"),
+        ("arkitscenes/41069026.mp4", None),
+        ("other/b1/1.jpg", "b1"),
+        ("other/x_b1/1.jpg", None),
+    ],
+)
+def test_excluded_scenes_are_found_in_paths(path, found):
+    listed = frozenset(["scene0011_00", "09c1414f1b", "41069025", "b1"])
+    assert find_excluded([path], listed) == found
+
+
+def test_excluded_scenes_need_no_media_and_are_counted_by_scene(run):
+    records = [question(), question(video="scannet/scene0011_00.mp4"), question(video="scannet/scene0011_02.mp4")]
+    manifest = run(records, excluded=["scene0011_01"])
+    assert manifest["excluded_by_scene"] == {"scene0011_00": 1, "scene0011_02": 1}
+
+
+def test_any_excluded_image_excludes_the_record(run):
+    images = ["hypersim/a.jpg", "scannet/scene0011_00/1.jpg"]
+    assert run([question(), question("<image><image>", image=images)], excluded=["scene0011_00"])["excluded"] == 1
+
+
+def test_several_processes_write_what_one_writes(run, tmp_path):
+    records = [question(f"<image>{index}") for index in range(10)] + [question(video="scannet/scene0000_00.mp4"), "{"]
+    run(records, workers=1)
+    alone = fingerprint(tmp_path / "set")
+    (tmp_path / "set").rename(tmp_path / "alone")
+    run(records, workers=2)
+    assert fingerprint(tmp_path / "set") == alone
+
+
+def count_files(folder):
+    return sum(len(files) for _, _, files in os.walk(folder))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_conversion_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, workers):
+    for index in range(6):
+        write_tiny_video(tmp_path / f"media/scannet/scene{index:04d}_00.mp4")
+    records = [question(f"<image>{i}", video=f"scannet/scene{i % 7:04d}_00.mp4") for i in range(160)]
+    file, output = write_lines(tmp_path / "records.jsonl", records), tmp_path / "set"
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "program.py", file, "media", output, str(workers)]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    expected = fingerprint(output)
+    output.rename(tmp_path / "uninterrupted")
+    rng, kills = random.Random(workers), 0
+    while not (output / "data").exists():
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
+        # Imports take seconds, in which nothing can go wrong: wait until there is something to spoil.
+        limit = count_files(output) + rng.randrange(1, 30)
+        while process.poll() is None and count_files(output) < limit:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert kills and fingerprint(output) == expected
+
+
+def test_a_conversion_stopped_at_any_move_into_place_ends_with_the_same_bytes(run, tmp_path, monkeypatch):
+    records = [question(f"<image>{i}", video="scannet/scene0000_00.mp4") for i in range(7)] + ["{"]
+    run(records)
+    expected, move = fingerprint(tmp_path / "set"), os.rename
+    (tmp_path / "set").rename(tmp_path / "uninterrupted")
+    for allowed in range(20):
+        moves = iter(range(allowed))
+
+        def stop_after(*paths, moves=moves):
+            if next(moves, None) is None:
+                raise KeyboardInterrupt
+            move(*paths)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", stop_after)
+            try:
+                run(records)
+                break
+            except KeyboardInterrupt:
+                pass
+        run(records)
+        assert fingerprint(tmp_path / "set") == expected
+        (tmp_path / "set").rename(tmp_path / f"stopped_{allowed}")
+    # The note of options, the frames, three blocks with two files each, rejected, manifest, and the data.
+    assert allowed == 11
+
+
+def test_a_conversion_anew_makes_its_frames_anew(run, tmp_path):
+    records = [question(video="scannet/scene0000_00.mp4")]
+    run(records)
+    expected = fingerprint(tmp_path / "set")
+    shutil.rmtree(tmp_path / "set")
+    run(records)
+    assert fingerprint(tmp_path / "set") == expected
+
+
+def test_finished_blocks_are_not_converted_again(run, tmp_path, monkeypatch):
+    records = [question(f"<image>{index}") for index in range(9)]
+    with monkeypatch.context() as patch:
+        patch.setattr(instruction_sets, "_merge", lambda *arguments: sys.exit(1))
+        with pytest.raises(SystemExit):
+            run(records)
+    (tmp_path / "set/.unfinished/blocks/000001.json").unlink()
+    converted = []
+    original = instruction_sets._convert_block
+    monkeypatch.setattr(
+        instruction_sets,
+        "_convert_block",
+        lambda job, index, block: converted.append(index) or original(job, index, block),
+    )
+    run(records)
+    assert converted == [1] and len(read_rows(tmp_path / "set")) == 9
+
+
+def test_nothing_looks_like_an_instruction_set_before_it_is_complete(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(instruction_sets, "_merge", lambda *arguments: sys.exit(1))
+    with pytest.raises(SystemExit):
+        run([question()])
+    assert not (tmp_path / "set/data").exists()
+
+
+def test_only_the_instruction_set_is_left_at_the_end(run, tmp_path):
+    run([question(video="scannet/scene0000_00.mp4")])
+    assert sorted(os.listdir(tmp_path / "set")) == ["data", "frames", "manifest.json", "rejected.jsonl"]
+
+
+def test_a_second_run_changes_nothing(run, tmp_path):
+    first = run([question(), "{"])
+    before = fingerprint(tmp_path / "set")
+    assert run([question(), "{"]) == first and fingerprint(tmp_path / "set") == before
+
+
+def test_an_output_of_another_input_is_refused(run):
+    run([question()])
+    with pytest.raises(ValueError, match="input_sha256.*choose another output folder"):
+        run([question(), question()])
+
+
+def test_an_unfinished_output_of_other_options_is_refused(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(instruction_sets, "_merge", lambda *arguments: sys.exit(1))
+        with pytest.raises(SystemExit):
+            run([question()])
+    with pytest.raises(ValueError, match="excluded_sha256"):
+        run([question()], excluded=["scene0011_00"])
+
+
+def test_max_records_reads_the_first_so_many(run):
+    assert run([question()] * 10, max_records=4)["records"] == 4
+
+
+def test_an_input_without_a_usable_record_is_an_error_that_says_why(run):
+    with pytest.raises(ValueError, match=r"None of the 2 records.*missing media \(2\)"):
+        run([question(image="x.jpg"), question(image="y.jpg")])
+
+
+@pytest.mark.parametrize("options", [{"workers": 0}, {"max_records": 0}])
+def test_numbers_out_of_range_are_refused(run, options):
+    with pytest.raises(ValueError, match="at least 1"):
+        run([question()], **options)
+
+
+def test_turns_of_one_speaker_alone_are_no_conversation():
+    with pytest.raises(BadRecord, match="gpt"):
+        read_turns([{"from": "gpt", "value": "3"}])
+
+
+@pytest.fixture
+def command(tmp_path, media):
+    file = write_lines(tmp_path / "records.jsonl", [question()])
+    return ["--input", str(file), "--media-root", str(media), "--output", str(tmp_path / "set"), "--workers", "1"]
+
+
+def test_the_command_line_asks_which_scenes_to_exclude(command):
+    with pytest.raises(SystemExit, match="--exclude FILE.*scene_name of nyu-visionx/VSI-Bench.*--no-exclude"):
+        main(command)
+
+
+def test_the_command_line_takes_a_list_of_scenes(command, tmp_path, capsys):
+    (tmp_path / "scenes.txt").write_text("scene0011_00\n\n 41069025 \n")
+    main([*command, "--exclude", str(tmp_path / "scenes.txt")])
+    assert json.loads((tmp_path / "set/manifest.json").read_text())["listed_scenes"] == 2
+    assert "1 of 1 records" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", [None, "\n"])
+def test_a_list_of_scenes_that_is_missing_or_empty_is_refused(command, tmp_path, text):
+    if text is not None:
+        (tmp_path / "scenes.txt").write_text(text)
+    with pytest.raises(SystemExit, match="scenes.txt.*name the scenes to leave out"):
+        main([*command, "--exclude", str(tmp_path / "scenes.txt")])
+
+
+@pytest.mark.parametrize("name", ["--input", "--media-root"])
+def test_what_is_not_there_is_named_in_one_sentence(command, name):
+    command[command.index(name) + 1] = "/nowhere"
+    with pytest.raises(SystemExit, match="no (file|folder) `/nowhere`"):
+        main([*command, "--no-exclude"])
