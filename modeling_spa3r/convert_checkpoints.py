@@ -309,10 +309,8 @@ def assemble_spa3_vlm(
     inner = model.model
     inner.vlm, model.lm_head, model.generation_config = vlm.model, vlm.lm_head, vlm.generation_config
     if config.fusion != "none":
-        if config.spatial_representation == "spa3r":
-            inner.spatial_encoder = spa3r
-        else:
-            inner.spatial_encoder.load_state_dict(spa3r.vggt.state_dict(), assign=True)
+        encoder = spa3r if config.spatial_representation == "spa3r" else spa3r.vggt
+        inner.spatial_encoder.load_state_dict(encoder.state_dict(), assign=True)
         inner.fusion.to_empty(device=vlm.device).apply(model._init_weights)
         inner.fusion.to(vlm.dtype)
         inner.spatial_encoder.to(vlm.dtype)

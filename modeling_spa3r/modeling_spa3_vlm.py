@@ -24,7 +24,7 @@ from transformers.utils import can_return_tuple, logging
 
 from ..configuration.configuration_spa3_vlm import Spa3VLMConfig
 from .layers import MLP, attend
-from .modeling_spa3r import Spa3RModel, Spa3RModelOutput
+from .modeling_spa3r import Spa3RModel
 from .modeling_vggt import VGGTModel, check_pixel_range
 from .scene_inputs import check_inputs, check_latents, split_views
 
@@ -33,17 +33,36 @@ __all__ = ["Spa3VLMForConditionalGeneration", "Spa3VLMModel", "Spa3VLMPreTrained
 logger = logging.get_logger(__name__)
 
 
-class VGGTSpatialEncoder(VGGTModel):
+class Spa3RSceneEncoder(Spa3RModel):
+    """Spa3R over all scenes of a batch in one call: processes that hold parts of it gather it once for a batch,
+    together, however many scenes each of them has."""
+
+    def forward(self, scenes: Sequence[Tensor]) -> list[Tensor]:
+        """
+        Args:
+            scenes (`list[torch.Tensor]` of shape `(num_views, 3, height, width)`): Views of each scene, RGB in [0, 1].
+
+        Returns:
+            `list[torch.Tensor]` of shape `(num_latents, latent_size)`: Latents of each scene.
+        """
+        # A scene by itself: the number and size of its views are its own, and it fills an accelerator alone.
+        encode = super().forward
+        return [encode(scene[None]).latents.squeeze(0) for scene in scenes]
+
+
+class VGGTSceneEncoder(VGGTModel):
     """VGGT's patch tokens in the place of Spa3R's latents (paper Tab. 3): of all views, of the last layer but one."""
 
-    @can_return_tuple
-    def forward(self, pixel_values: Tensor) -> Spa3RModelOutput:
-        """See `Spa3RModel.forward`; there are as many latents as patches in all views."""
-        if pixel_values.device.type != "cpu":
-            check_pixel_range(pixel_values)
-        layer = self.config.num_hidden_layers - 2
-        (tokens,) = super().forward(pixel_values, output_layers=(layer,)).layer_patch_tokens
-        return Spa3RModelOutput(latents=tokens.flatten(1, 2))
+    def forward(self, scenes: Sequence[Tensor]) -> list[Tensor]:
+        """See `Spa3RSceneEncoder.forward`; a scene has as many latents as patches in all its views."""
+        encode, layer = super().forward, self.config.num_hidden_layers - 2
+        latents = []
+        for scene in scenes:
+            if scene.device.type != "cpu":
+                check_pixel_range(scene)
+            (tokens,) = encode(scene[None], output_layers=(layer,)).layer_patch_tokens
+            latents.append(tokens.flatten(0, 2))
+        return latents
 
 
 class SceneQuery(nn.Module):
@@ -135,8 +154,8 @@ class AppendFusion(nn.Module):
 
 
 SPATIAL_ENCODERS = {
-    "spa3r": lambda config: Spa3RModel(config.spatial_config),
-    "vggt": lambda config: VGGTSpatialEncoder(config.spatial_config.vggt_config),
+    "spa3r": lambda config: Spa3RSceneEncoder(config.spatial_config),
+    "vggt": lambda config: VGGTSceneEncoder(config.spatial_config.vggt_config),
 }
 FUSIONS = {"cross_attention": QueryFusion, "append": AppendFusion}
 
@@ -149,7 +168,7 @@ class Spa3VLMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # Token-weighted losses under gradient accumulation.
     accepts_loss_kwargs = True
-    _no_split_modules = ["QueryFusion", "AppendFusion"]
+    _no_split_modules = ["QueryFusion", "AppendFusion", "Spa3RSceneEncoder", "VGGTSceneEncoder"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -157,8 +176,15 @@ class Spa3VLMPreTrainedModel(PreTrainedModel):
 
     def post_init(self):
         super().post_init()
-        # FSDP refuses classes that the model does not have.
-        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
+        # FSDP refuses classes that the model does not have. It takes the spatial encoder as a whole, as processes with
+        # other scenes would gather its layers another number of times.
+        modules = dict(self.named_modules())
+        inside = [name for name, module in modules.items() if isinstance(module, Spa3RSceneEncoder | VGGTSceneEncoder)]
+        self._no_split_modules &= {
+            type(module).__name__
+            for name, module in modules.items()
+            if not name.startswith(tuple(f"{encoder}." for encoder in inside))
+        }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -240,16 +266,33 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         self, pixel_values_geometry: Tensor, geometry_sizes: Tensor | None, num_views: Tensor | None
     ) -> list[Tensor]:
         """Latents of each scene that has views, of shape `(num_latents, latent_size)`."""
-        views = split_views(pixel_values_geometry, geometry_sizes, num_views)
-        # A scene by itself: the number and size of its views are its own, and it fills an accelerator alone.
-        return [self.spatial_encoder(scene[None]).latents.squeeze(0) for scene in views]
+        return self.spatial_encoder(split_views(pixel_values_geometry, geometry_sizes, num_views))
 
-    def _embed_without_images(self, input_ids: Tensor) -> Tensor:
-        """Embeddings of a batch of text alone, in training. They depend on the adapter, by nothing, as processes that
-        train together reduce the gradients of the same weights."""
-        embeddings = self.vlm.get_input_embeddings()(input_ids)
-        token, latent = (embeddings.new_zeros(1, size) for size in (embeddings.shape[-1], self.config.latent_size))
-        return embeddings + 0 * self.fusion([token], [latent])[0].sum()
+    def _keeps_step(self, past_key_values: Cache | None = None) -> bool:
+        """Whether encoders and adapter run without images too, for the sake of other processes that have some: those
+        that train together reduce gradients of the same weights in the same order, and those that hold parts of the
+        weights (FSDP, ZeRO-3) gather them together."""
+        weight = next(self.parameters())
+        if hasattr(weight, "device_mesh") or hasattr(weight, "ds_id"):
+            return past_key_values is None or not past_key_values.get_seq_length()
+        return self.training and torch.is_grad_enabled()  # not while a model in training mode generates
+
+    def _encode_nothing(self, device: torch.device, is_encoded: bool) -> Tensor:
+        """Zero, by way of all that image features come from; `is_encoded` if other processes have given latents."""
+        config = self.config.vlm_config.vision_config
+        side = config.spatial_merge_size
+        patch_size = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        patches = torch.zeros(side**2, patch_size, device=device)
+        grid = torch.tensor([[1, side, side]], device=device)
+        (tokens,) = self.vlm.get_image_features(patches, grid, return_dict=True).pooler_output
+        return 0 * tokens.sum() if self.fusion is None else self._fuse_nothing(tokens, is_encoded)
+
+    def _fuse_nothing(self, image_tokens: Tensor, is_encoded: bool) -> Tensor:
+        """Zero, by way of the adapter, for image tokens without a scene."""
+        if not is_encoded:
+            self.spatial_encoder([])
+        latents = image_tokens.new_zeros(1, self.config.latent_size)
+        return 0 * self.fusion([image_tokens], [latents])[0].sum()
 
     @can_return_tuple
     def get_image_features(
@@ -277,6 +320,9 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
                 "There are images, but neither `pixel_values_geometry` nor `spatial_latents`: the model answers as "
                 "the plain vision-language model, without knowing the scene."
             )
+            if self._keeps_step():
+                images[0] = images[0] + self._fuse_nothing(images[0], is_encoded=False)
+                output.pooler_output = images
             return output
         counts = [len(images)] if num_views is None else [count for count in num_views.tolist() if count]
         if spatial_latents is None:
@@ -357,10 +403,12 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             row can do without.
         spatial_latents (`torch.FloatTensor` of shape `(num_scenes, num_latents, latent_size)`, *optional*):
             What `encode_scene` returned, one for each row that has images; used in the place of
-            `pixel_values_geometry`, even if that is given too.
+            `pixel_values_geometry`, even if that is given too. Of no scene, it tells in training that no process
+            encodes any.
         mm_encoder_outputs (`dict`, *optional*):
             `{"image": get_image_features(...)}`, in the place of `pixel_values` and of what belongs to the scene.
         """
+        nothing = None
         if pixel_values is not None or position_ids is None:
             check_inputs(
                 self.config,
@@ -390,15 +438,9 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
                 return_dict=True,
             )
             mm_encoder_outputs = {"image": features}
-        elif (
-            self.training
-            and torch.is_grad_enabled()  # not while a model in training mode generates
-            and self.fusion is not None
-            and inputs_embeds is None
-            and not mm_encoder_outputs
-        ):
-            inputs_embeds = self._embed_without_images(input_ids)
-        return self.vlm(
+        elif inputs_embeds is None and not mm_encoder_outputs and self._keeps_step(past_key_values):
+            nothing = self._encode_nothing(input_ids.device, is_encoded=spatial_latents is not None)
+        outputs = self.vlm(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -410,6 +452,10 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
+        if nothing is not None:
+            # Before the text in the forward pass and after it in the backward pass, as with images.
+            outputs.last_hidden_state = outputs.last_hidden_state + nothing
+        return outputs
 
 
 class Spa3VLMForConditionalGeneration(Spa3VLMPreTrainedModel, GenerationMixin):

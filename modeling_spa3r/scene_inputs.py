@@ -43,7 +43,8 @@ def check_inputs(
     """
     is_encoded = mm_encoder_outputs is not None and mm_encoder_outputs.get("image") is not None
     has_images = pixel_values is not None or is_encoded
-    has_geometry = pixel_values_geometry is not None or spatial_latents is not None
+    has_latents = spatial_latents is not None and len(spatial_latents) > 0
+    has_geometry = pixel_values_geometry is not None or has_latents
     if has_geometry and pixel_values is None:
         raise ValueError("A scene is seen through its images: pass their `pixel_values` too.")
     if pixel_values is not None and is_encoded:

@@ -62,7 +62,7 @@ def calls(model, monkeypatch):
             lambda module, args, kwargs, output: seen["visual"].append(len(kwargs["grid_thw"])), with_kwargs=True
         ),
         model.model.spatial_encoder.register_forward_hook(
-            lambda module, args, output: seen["spatial_encoder"].append(args[0].shape[1])
+            lambda module, args, output: seen["spatial_encoder"].extend(map(len, args[0]))
         ),
     ]
     yield seen

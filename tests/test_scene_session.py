@@ -102,7 +102,7 @@ def test_the_scene_is_seen_once_for_all_questions(model, processor, views):
         session.generate([question], **GREEDY)
     for hook in hooks:
         hook.remove()
-    assert sorted(calls) == ["Qwen2_5_VisionTransformerPretrainedModel", "Spa3RModel"]
+    assert sorted(calls) == ["Qwen2_5_VisionTransformerPretrainedModel", "Spa3RSceneEncoder"]
 
 
 def test_no_token_of_the_photos_is_computed_again(model, processor, views):

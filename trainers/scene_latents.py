@@ -138,8 +138,8 @@ class CachedLatentsCollator(DataCollatorForVisionLanguageModeling):
         batch = super().torch_call([{name: example[name] for name in names} for example in examples])
         for name in GEOMETRY:
             batch.pop(name, None)
-        if keys:
-            batch["spatial_latents"] = torch.stack([self.latents[key] for key in keys])
+        # Where there is no scene, this tells that other processes encode none either.
+        batch["spatial_latents"] = torch.stack([self.latents[key] for key in keys]) if keys else torch.empty(0)
         return batch
 
 

@@ -15,7 +15,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoProcessor, TrainerCallback, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
@@ -63,6 +66,23 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[InstructionArgu
     return parser.parse_args_and_config(arguments)
 
 
+def _prepare_for_sharding(model: Spa3VLMForConditionalGeneration):
+    """What ZeRO-3 and FSDP2 must be told of processes whose batches differ, and of a head that is never called."""
+    if is_deepspeed_zero3_enabled() and model.model.spatial_encoder is not None:
+        from deepspeed.utils import set_z3_leaf_modules
+
+        # Gathered whole: processes with other scenes would gather its layers another number of times.
+        set_z3_leaf_modules(model, [type(model.model.spatial_encoder)])
+
+    def gather_head(*_):
+        head = model.get_output_embeddings()
+        if isinstance(head, FSDPModule) and torch.is_grad_enabled():
+            head.unshard()
+
+    # TRL reads the head's weight without calling the head; of a sharded one, the gradient is of this process alone.
+    model.model.register_forward_pre_hook(gather_head)
+
+
 def build_trainer(data_args: InstructionArguments, args: SFTConfig, model_args: ModelConfig) -> SFTTrainer:
     """Everything that can be refused before training begins."""
     if model_args.model_name_or_path is None:
@@ -79,6 +99,7 @@ def build_trainer(data_args: InstructionArguments, args: SFTConfig, model_args: 
         model_args.model_name_or_path, **{name: value for name, value in options.items() if value is not None}
     )
     model.freeze_encoders()
+    _prepare_for_sharding(model)
     processor = AutoProcessor.from_pretrained(model_args.model_name_or_path)
     collator = None
     if data_args.scene_latents is not None:
