@@ -4,11 +4,8 @@ Runs use the launch files of configuration/accelerate, on the CPU and over gloo.
 here: NCCL, bfloat16 under DeepSpeed, and what sharding saves of a GPU's memory.
 """
 
-import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +14,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel
+from two_processes import launch, needs_deepspeed
 
 from spa3r.configuration import Spa3RConfig, load_preset
 from spa3r.modeling_spa3r import Spa3RForPreTraining
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = 5
 # An epoch takes two steps: four scenes, one at a time in each of two processes.
 RECIPE = {
@@ -43,9 +40,6 @@ RECIPE = {
     "save_total_limit": 10,
     "report_to": "none",
 }
-needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"
-)
 # Precision is fsdp2.yaml's own: autocast to bfloat16.
 SHARDED = [("fsdp2", "bf16"), pytest.param(("zero2", "no"), marks=needs_deepspeed)]
 
@@ -60,20 +54,8 @@ class Run:
     folder: Path
 
     def start(self):
-        launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-        launcher += ["--config_file", f"configuration/accelerate/{self.topology}.yaml"]
-        launcher += ["--num_processes", "2", "--mixed_precision", self.precision, "--main_process_port", "0"]
-        # Data parallelism needs no help on a CPU.
-        script = (
-            ["-m", "spa3r.trainers.pretrain"]
-            if self.topology == "ddp"
-            else ["tests/distributed_launcher.py", "pretrain"]
-        )
-        options = ["--config", str(self.recipe), "--output_dir", str(self.folder)]
-        options += ["--use_cpu", "true"] if self.topology == "ddp" else []
-        with self.log.open("w") as log:
-            command = [*launcher, *script, *options]
-            self.process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT)
+        options = ["--config", self.recipe, "--output_dir", self.folder]
+        self.process = launch(self.topology, "pretrain", options, self.log, self.precision)
 
     def finish(self):
         assert self.process.wait() == 0, self.log.read_text()

@@ -29,7 +29,8 @@ def write_instructions(folder, num_records=NUM_RECORDS):
     return folder
 
 
-def trainer_of(vlm, instructions, output, *callbacks, **options):
+def tuning_options(vlm, instructions, output, **options):
+    """Command line of a short run."""
     defaults = {
         "model_name_or_path": vlm,
         "instructions": instructions,
@@ -40,16 +41,21 @@ def trainer_of(vlm, instructions, output, *callbacks, **options):
         "logging_steps": 1,
         "save_steps": 1,
         "report_to": "none",
-        "use_cpu": "true",
         "bf16": "false",
     }
-    arguments = [str(part) for name, value in (defaults | options).items() for part in (f"--{name}", value)]
+    return [str(part) for name, value in (defaults | options).items() for part in (f"--{name}", value)]
+
+
+def trainer_of(vlm, instructions, output, *callbacks, **options):
+    """A trainer on the CPU."""
+    arguments = tuning_options(vlm, instructions, output, **{"use_cpu": "true"} | options)
     trainer = build_trainer(*parse_arguments(arguments))
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer
 
 
-def losses(output):
+def losses(output, name="loss"):
+    """What was logged under a name, up to the last checkpoint."""
     (state,) = sorted(output.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)[-1:]
-    return [float(entry["loss"]) for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
+    return [float(entry[name]) for entry in json.loads(state.read_text())["log_history"] if name in entry]

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,32 @@ GEOMETRY = ("pixel_values_geometry", "geometry_sizes")
 
 
 def encoder_fingerprint(model: Spa3VLMForConditionalGeneration, processor: Spa3VLMProcessor) -> dict[str, str]:
-    """What decides the latents of a scene: hashes of the encoder's weights and of how images are prepared."""
+    """What decides the latents of a scene: the encoder's weights and type, as hashes, and how images are prepared.
+
+    Under ZeRO-3 every process must call it.
+    """
+    if model.model.spatial_encoder is None:
+        raise ValueError("This model has `fusion='none'`: it encodes no scene, and needs no latents.")
     weights = hashlib.sha256()
-    for name, tensor in sorted(model.model.spatial_encoder.state_dict().items()):
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    for name, parameter in sorted(model.model.spatial_encoder.named_parameters()):
+        with _whole(parameter):
+            weights.update(f"{name} {tuple(parameter.shape)}".encode())
+            weights.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
     images = processor.image_processor.to_json_string().encode()
-    return {"spatial_encoder": weights.hexdigest(), "images": hashlib.sha256(images).hexdigest()}
+    return {
+        "spatial_encoder": weights.hexdigest(),
+        "dtype": str(model.model.spatial_encoder.dtype).removeprefix("torch."),
+        "images": hashlib.sha256(images).hexdigest(),
+    }
+
+
+def _whole(parameter: Tensor) -> AbstractContextManager:
+    """Gathers a parameter of which ZeRO-3 has left a part here."""
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameter)
 
 
 def _key(images: Sequence[dict[str, Any]]) -> str:
@@ -117,6 +137,11 @@ def check_fingerprint(folder: Path, fingerprint: dict[str, str]):
     if not file.is_file():
         raise ValueError(f"`{folder}` holds no latents of scenes; make them by `spa3r-encode-scenes`.")
     kept = json.loads(file.read_text())
+    if kept.get("dtype") != fingerprint["dtype"]:
+        raise ValueError(
+            f"The latents in `{folder}` were encoded in {kept.get('dtype')}, but this model is in "
+            f"{fingerprint['dtype']}; encode the scenes with `--dtype {fingerprint['dtype']}`, into another folder."
+        )
     if different := sorted(name for name in fingerprint if kept.get(name) != fingerprint[name]):
         raise ValueError(
             f"The latents in `{folder}` are of another model: {', '.join(different)} differ; encode the scenes by "

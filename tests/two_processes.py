@@ -1,0 +1,27 @@
+"""Starts a trainer in two processes on the CPU, by the launch files of configuration/accelerate."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"
+)
+
+
+def launch(topology: str, trainer: str, options: list, log: Path, precision: str = "no") -> subprocess.Popen:
+    """Start `pretrain` or `sft`, with all that it prints in a file."""
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", f"configuration/accelerate/{topology}.yaml"]
+    command += ["--num_processes", "2", "--mixed_precision", precision, "--main_process_port", "0"]
+    if topology == "ddp":  # needs no help on a CPU
+        command += ["-m", f"spa3r.trainers.{trainer}", "--use_cpu", "true"]
+    else:
+        command += ["tests/distributed_launcher.py", trainer]
+    command += [str(option) for option in options]
+    with log.open("w") as file:
+        return subprocess.Popen(command, cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT)
