@@ -29,7 +29,7 @@ def write_instructions(folder, num_records=NUM_RECORDS):
     return folder
 
 
-def trainer_of(vlm, instructions, output, *callbacks, **options):
+def command_line(vlm, instructions, output, **options):
     defaults = {
         "model_name_or_path": vlm,
         "instructions": instructions,
@@ -43,8 +43,11 @@ def trainer_of(vlm, instructions, output, *callbacks, **options):
         "use_cpu": "true",
         "bf16": "false",
     }
-    arguments = [str(part) for name, value in (defaults | options).items() for part in (f"--{name}", value)]
-    trainer = build_trainer(*parse_arguments(arguments))
+    return [str(part) for name, value in (defaults | options).items() for part in (f"--{name}", value)]
+
+
+def trainer_of(vlm, instructions, output, *callbacks, **options):
+    trainer = build_trainer(*parse_arguments(command_line(vlm, instructions, output, **options)))
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer
