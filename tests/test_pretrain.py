@@ -156,6 +156,17 @@ def test_unreadable_frames_are_counted_and_named(tmp_path, rooms, caplog):
     assert "frames could not be used" in caplog.text
 
 
+def test_a_run_that_was_killed_after_its_last_checkpoint_takes_no_further_step(tmp_path, rooms):
+    settings = {"max_steps": 3, "gradient_accumulation_steps": 1, "held_out_scenes": 0, "images_per_device": 6}
+    before, output = train(tmp_path, rooms, **settings)
+    assert before.state.epoch % 1  # a run that ends within an epoch
+    shutil.rmtree(output / "model")
+    after, _ = train(tmp_path, rooms, **settings)
+    assert after.state.global_step == 3
+    weights = after.model.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in before.model.state_dict().items())
+
+
 def test_settings_of_another_run_are_refused(finished, tmp_path, rooms):
     _, output = finished
     recipe = write_recipe(tmp_path, rooms, max_steps=4, learning_rate=5e-4)

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_instructions import losses, tuning_options, write_instructions
+from tiny_instructions import command_line, losses, write_instructions
 from tiny_spa3_vlm import tiny_model, tiny_processor
 from transformers import AutoModelForImageTextToText
 from two_processes import launch, needs_deepspeed
@@ -48,9 +48,9 @@ def run(place):
         output = place / (name or f"{topology}_{vlm}")
         if not output.with_suffix(".log").exists():
             options = {"eval_instructions": place / "set", "eval_strategy": "steps", "eval_steps": 2} | options
-            options |= {"per_device_train_batch_size": 1, "max_steps": STEPS}
+            options |= {"per_device_train_batch_size": 1, "max_steps": STEPS, "use_cpu": None}
             log = output.with_suffix(".log")
-            process = launch(topology, "sft", tuning_options(place / vlm, place / "set", output, **options), log)
+            process = launch(topology, "sft", command_line(place / vlm, place / "set", output, **options), log)
             assert process.wait(timeout=300) == 0, log.read_text()
         return output
 

@@ -29,8 +29,8 @@ def write_instructions(folder, num_records=NUM_RECORDS):
     return folder
 
 
-def tuning_options(vlm, instructions, output, **options):
-    """Command line of a short run."""
+def command_line(vlm, instructions, output, **options):
+    """Options of a short run on the CPU; those that are None are left out."""
     defaults = {
         "model_name_or_path": vlm,
         "instructions": instructions,
@@ -41,15 +41,15 @@ def tuning_options(vlm, instructions, output, **options):
         "logging_steps": 1,
         "save_steps": 1,
         "report_to": "none",
+        "use_cpu": "true",
         "bf16": "false",
     }
-    return [str(part) for name, value in (defaults | options).items() for part in (f"--{name}", value)]
+    options = {name: value for name, value in (defaults | options).items() if value is not None}
+    return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
 
 
 def trainer_of(vlm, instructions, output, *callbacks, **options):
-    """A trainer on the CPU."""
-    arguments = tuning_options(vlm, instructions, output, **{"use_cpu": "true"} | options)
-    trainer = build_trainer(*parse_arguments(arguments))
+    trainer = build_trainer(*parse_arguments(command_line(vlm, instructions, output, **options)))
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer

@@ -1,11 +1,12 @@
 """Instruction sets, as TRL's SFTTrainer takes them."""
 
+import hashlib
 import math
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets, load_dataset
 
-__all__ = ["load_instructions"]
+__all__ = ["digest_instructions", "load_instructions"]
 
 COLUMNS = ("images", "messages")
 
@@ -23,7 +24,7 @@ def load_instructions(sources: list[str], seed: int) -> Dataset:
     parts = []
     for source in sources:
         folder, _, share = source.partition("@")
-        files = sorted(str(file) for file in (Path(folder) / "data").glob("*.parquet"))
+        files = [str(file) for file in _files(folder)]
         if not files:
             raise ValueError(f"`{folder}` holds no instruction set: there is no `data/*.parquet` in it.")
         part = load_dataset("parquet", data_files=files, split="train")
@@ -33,6 +34,17 @@ def load_instructions(sources: list[str], seed: int) -> Dataset:
             part = part.shuffle(seed=seed).select(range(math.ceil(_share(source, share) * len(part))))
         parts.append(part.select_columns(list(COLUMNS)))
     return concatenate_datasets(parts)
+
+
+def digest_instructions(sources: list[str]) -> str:
+    """Tells instruction sets from others in the same folders: a hash of the names and sizes of their files."""
+    files = [file for source in sources for file in _files(source.partition("@")[0])]
+    names = "\n".join(f"{file.name} {file.stat().st_size}" for file in files)
+    return hashlib.sha256(names.encode()).hexdigest()
+
+
+def _files(folder: str) -> list[Path]:
+    return sorted((Path(folder) / "data").glob("*.parquet"))
 
 
 def _share(source: str, text: str) -> float:

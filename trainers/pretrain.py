@@ -27,14 +27,12 @@ from ..configuration import Spa3RConfig, VGGTConfig, load_preset
 from ..data_scripts.scenes import load_scene_sources, parse_source, split_scenes
 from ..data_scripts.view_batches import SceneViews
 from ..modeling_spa3r.modeling_spa3r import Spa3RForPreTraining
-from .checkpointing import check_same_run, flatten, is_complete, last_complete_checkpoint, write_text
+from .checkpointing import check_same_run, checkpoint_to_resume, first_line, flatten, train, write_text
 from .model_card import pretraining_card
 from .psfm_figures import PSFMFigureCallback
-from .psfm_trainer import Spa3RTrainer, Spa3RTrainingArguments, first_line, teacher_checkpoints
+from .psfm_trainer import Spa3RTrainer, Spa3RTrainingArguments, teacher_checkpoints
 
 __all__ = ["main"]
-
-logger = logging.get_logger(__name__)
 
 RECIPES = Path(__file__).resolve().parent.parent / "configuration" / "recipes"
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
@@ -309,23 +307,6 @@ def _digest(scenes: Dataset) -> dict[str, Any]:
     return {"number": len(rows), "sha256": hashlib.sha256("\n".join(rows).encode()).hexdigest()}
 
 
-def checkpoint_to_resume(args: Spa3RTrainingArguments) -> Path | None:
-    """The checkpoint to continue from: the last complete one of the run, unless another is named.
-
-    Raises:
-        ValueError: If the checkpoint that is named is not a complete one.
-    """
-    named = args.resume_from_checkpoint
-    if named is None or str(named).lower() == "true":
-        return last_complete_checkpoint(args.output_dir)
-    if not is_complete(Path(named := str(named))):
-        raise ValueError(
-            f"`resume_from_checkpoint` names no complete checkpoint, got `{named}`: give the folder of one, or `true` "
-            "for the last one of the output folder."
-        )
-    return Path(named)
-
-
 def build_trainer(
     model_args: ModelArguments, data_args: DataArguments, args: Spa3RTrainingArguments
 ) -> tuple[Spa3RTrainer, Path | None]:
@@ -347,9 +328,7 @@ def build_trainer(
 def run(trainer: Spa3RTrainer, checkpoint: str | Path | None):
     """Train, save the self-contained model to `<output_dir>/model`, evaluate it, and push it where asked to."""
     args = trainer.args
-    if checkpoint is not None:
-        logger.warning(f"Continuing from {checkpoint}.")
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    train(trainer, checkpoint)
 
     final = trainer.final_folder
     trainer.save_final_model()

@@ -2,7 +2,6 @@
 
 import math
 import multiprocessing
-import shutil
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from transformers.utils import logging
 from ..configuration import Spa3RConfig
 from ..data_scripts.view_batches import SceneViews, ViewBatchSampler, collate_views
 from ..modeling_spa3r.modeling_spa3r import Spa3RForPreTraining
-from .checkpointing import MarkCompleteCheckpoints, last_complete_checkpoint, mark_complete, replace_folder
+from .checkpointing import MarkCompleteCheckpoints, first_line, mark_complete, say_where_to_go_on, write_whole
 from .psfm_evaluation import PSFMReport, evaluate_psfm
 
 __all__ = ["Spa3RTrainer", "Spa3RTrainingArguments", "teacher_checkpoints"]
@@ -232,10 +231,9 @@ class Spa3RTrainer(Trainer):
         losses = dict(zip(names, self.accelerator.reduce(means, reduction="mean").tolist(), strict=True))
         for name, loss in losses.items():
             if not math.isfinite(loss):
-                checkpoint = last_complete_checkpoint(self.args.output_dir)
-                last = f"the last complete checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
                 raise FloatingPointError(
-                    f"The loss `{name}` is not finite ({loss}) at step {self.state.global_step}; {last}."
+                    f"The loss `{name}` is not finite ({loss}) at step {self.state.global_step}; "
+                    f"{say_where_to_go_on(self.args.output_dir)}."
                 )
         return losses
 
@@ -258,15 +256,7 @@ class Spa3RTrainer(Trainer):
 
     def save_final_model(self):
         """Write the self-contained model to `final_folder`, whole or not at all; every process must call it."""
-        temporary = self.final_folder.with_name(f".{self.final_folder.name}")
-        if self.args.should_save:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.save_model(str(temporary))
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            replace_folder(temporary, self.final_folder)
-        self.accelerator.wait_for_everyone()
+        write_whole(self, self.final_folder, self.save_model)
 
     def _issue_warnings_after_load(self, load_result):
         # What checkpoints leave out is not missing.
@@ -340,11 +330,6 @@ def _names_to_leave_out(model: Spa3RForPreTraining) -> set[str]:
         return set()
     frozen = tuple(f"{name}." for name in model.frozen_modules())
     return {name for name in model.state_dict() if name.startswith(frozen)}
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without the pages of help that errors of the Hub add."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class _FollowEpochs(TrainerCallback):

@@ -11,25 +11,34 @@ output folder. The final model is in <output_dir>/model.
 """
 
 import math
+import multiprocessing
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoProcessor, TrainerCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import logging
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
 from ..modeling_spa3r.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
-from .checkpointing import MarkCompleteCheckpoints, last_complete_checkpoint
-from .instructions import load_instructions
+from .checkpointing import (
+    MarkCompleteCheckpoints,
+    UnwrittenError,
+    check_same_run,
+    checkpoint_to_resume,
+    flatten,
+    say_what_was_not_written,
+    say_where_to_go_on,
+    train,
+    write_whole,
+)
+from .instructions import digest_instructions, load_instructions
 from .scene_latents import CachedLatentsCollator, SceneLatents, encoder_fingerprint, with_scene_keys
 
 __all__ = ["build_trainer", "main"]
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -50,14 +59,22 @@ class InstructionArguments:
 
 
 class StopAtLostLoss(TrainerCallback):
-    """Ends a run whose loss is no number, before a checkpoint of it is written."""
+    """Ends a run whose loss or gradient is no number, before a checkpoint of it is written."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # Logs come before checkpoints. And means begin anew with each log: a run that goes on logs the same ones.
+        if control.should_save or control.should_evaluate or control.should_training_stop:
+            control.should_log = True
+
+    on_epoch_end = on_step_end
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        loss = (logs or {}).get("loss", 0.0)
-        if not math.isfinite(loss):
-            checkpoint = last_complete_checkpoint(args.output_dir)
-            last = f"the last complete checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
-            raise FloatingPointError(f"The loss is not finite ({loss}) at step {state.global_step}; {last}.")
+        # In half precision, steps with a gradient that overflows are left out, and its scale is lowered.
+        names = {"loss": "loss"} if args.fp16 else {"loss": "loss", "grad_norm": "norm of the gradient"}
+        for name, what in names.items():
+            if not math.isfinite(value := float((logs or {}).get(name, 0.0))):
+                last = say_where_to_go_on(args.output_dir)
+                raise FloatingPointError(f"The {what} is not finite ({value}) at step {state.global_step}; {last}.")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> tuple[InstructionArguments, SFTConfig, ModelConfig]:
@@ -123,26 +140,79 @@ def build_trainer(data_args: InstructionArguments, args: SFTConfig, model_args: 
     return trainer
 
 
+def settings_of_run(trainer: SFTTrainer, data_args: InstructionArguments, model_args: ModelConfig) -> dict[str, Any]:
+    """What decides the weights that a run ends with, by flat names such as `model.lora_r`."""
+    args = trainer.args
+    names = (
+        "seed data_seed per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_steps "
+        "dataloader_drop_last train_sampling_strategy learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon "
+        "lr_scheduler_type lr_scheduler_kwargs warmup_steps max_grad_norm optim optim_args loss_type "
+        "neftune_noise_alpha bf16 fp16 world_size"
+    )
+    settings = {name: getattr(args, name) for name in names.split()}
+    settings |= {name: str(settings[name]) for name in ("lr_scheduler_type", "optim")}
+    settings["distributed_type"] = trainer.accelerator.distributed_type.value
+    settings |= {"instructions": data_args.instructions, "scene_latents": data_args.scene_latents}
+    settings["training_records"] = {
+        "number": len(trainer.train_dataset),
+        "sha256": digest_instructions(data_args.instructions),
+    }
+    # What a library adds stays at its default.
+    defaults = asdict(ModelConfig())
+    settings["model"] = {name: value for name, value in asdict(model_args).items() if value != defaults[name]}
+    return flatten(settings)
+
+
+def check_can_go_on(trainer: SFTTrainer, data_args: InstructionArguments, model_args: ModelConfig):
+    """Refuse a run that could not go on after being killed, or that would go on as another one.
+
+    Raises:
+        ValueError: In these cases, and if the checkpoint to continue from is not a complete one.
+    """
+    args = trainer.args
+    if args.save_total_limit is not None and args.save_total_limit < 2:
+        raise ValueError(
+            f"`save_total_limit` must be at least 2, got {args.save_total_limit}: with one, a run that is killed "
+            "while it saves has nothing to resume from."
+        )
+    for name in ("save_only_model", "ignore_data_skip", "dataloader_persistent_workers"):
+        if getattr(args, name):
+            raise ValueError(
+                f"With `{name}` a run that was killed could not go on as if it had not been: leave it out."
+            )
+    checkpoint_to_resume(args)
+    check_same_run(args.output_dir, settings_of_run(trainer, data_args, model_args), args.process_index == 0)
+
+
 def run(trainer: SFTTrainer):
     """Train, and save model and processor to `<output_dir>/model`."""
-    checkpoint = last_complete_checkpoint(trainer.args.output_dir)
-    if checkpoint is not None:
-        logger.warning(f"Continuing from {checkpoint}.")
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    final = str(Path(trainer.args.output_dir) / "model")
-    trainer.save_model(final)
+    args = trainer.args
+    if args.dataloader_num_workers:
+        # A process with threads can deadlock in a fork: workers come from a clean server, which has imported what they
+        # need before it makes the first.
+        multiprocessing.set_forkserver_preload([SceneLatents.__module__])
+        args.dataloader_multiprocessing_context = args.dataloader_multiprocessing_context or "forkserver"
+    with say_what_was_not_written(trainer):
+        train(trainer, checkpoint_to_resume(args))
+    final = Path(args.output_dir) / "model"
+    with say_what_was_not_written(trainer, final):
+        write_whole(trainer, final, lambda folder: trainer.save_model(folder, _internal_call=True))
     trainer.accelerator.print(f"The model is in {final}.")
+    if args.push_to_hub:
+        trainer.push_to_hub()
 
 
 def main(arguments: list[str] | None = None):
     """Entry point of `spa3r-sft`."""
     try:
-        trainer = build_trainer(*parse_arguments(arguments))
+        data_args, args, model_args = parse_arguments(arguments)
+        trainer = build_trainer(data_args, args, model_args)
+        check_can_go_on(trainer, data_args, model_args)
     except (ValueError, OSError) as error:
         sys.exit(f"spa3r-sft: {error}")
     try:
         run(trainer)
-    except FloatingPointError as error:
+    except (FloatingPointError, UnwrittenError) as error:
         sys.exit(f"spa3r-sft: {error}")
 
 
