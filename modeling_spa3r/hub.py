@@ -217,14 +217,16 @@ def push_self_contained(
     repo_id: str,
     *,
     private: bool | None = None,
+    token: str | None = None,
     commit_message: str = "Upload Spa3-VLM",
 ) -> CommitInfo:
-    """Upload what `save_self_contained` has written, in one commit, with the token that the Hub's client finds.
+    """Upload what `save_self_contained` has written, in one commit.
 
     Args:
         folder (`str` or `os.PathLike`): The checkpoint.
         repo_id (`str`): Such as `"you/spa3-vlm-4b"`; made if there is none. Weights that it holds are replaced.
         private (`bool`, *optional*): Of a new repository; by default as its owner has set.
+        token (`str`, *optional*): By default the one that the Hub's client finds.
         commit_message (`str`, *optional*): Title of the commit.
 
     Raises:
@@ -238,7 +240,7 @@ def push_self_contained(
             f"`{folder}` lacks {', '.join(missing)} of a self-contained checkpoint; write it with "
             "`save_self_contained`."
         )
-    api = HfApi()
+    api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     # Shards of another size and their index would stay beside the new ones.
     return api.upload_folder(

@@ -32,7 +32,7 @@ def trained(vlm, instructions, tmp_path_factory):
     output = tmp_path_factory.mktemp("trained") / "run"
     trainer = trainer_of(vlm, instructions, output)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    run(trainer)
+    run(trainer, [])
     return trainer, before, output
 
 
@@ -115,7 +115,7 @@ def test_a_run_continues_from_its_last_complete_checkpoint_to_the_same_bits(vlm,
     # Killed while it wrote its third checkpoint.
     (tmp_path / "run" / "checkpoint-3").mkdir()
     resumed = trainer_of(vlm, instructions, tmp_path / "run")
-    run(resumed)
+    run(resumed, [])
     expected = trainer.model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
     assert losses(tmp_path / "run") == losses(output)

@@ -295,7 +295,7 @@ def test_a_run_that_could_not_go_on_is_refused(options, message, vlm, instructio
 
 def test_a_run_that_was_killed_after_its_last_checkpoint_takes_no_further_step(whole, vlm, instructions, tmp_path):
     shutil.copytree(whole.folder, tmp_path / "run", ignore=shutil.ignore_patterns("model"))
-    run(trainer_of(vlm, instructions, tmp_path / "run", **OPTIONS))
+    run(trainer_of(vlm, instructions, tmp_path / "run", **OPTIONS), [])
     assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-20"
     assert are_equal(load_file(tmp_path / "run" / "model" / "model.safetensors"), whole.weights())
 
@@ -321,7 +321,7 @@ def test_old_checkpoints_are_deleted_only_while_a_complete_one_is_left(whole, vl
     trainer = trainer_of(vlm, instructions, tmp_path / "run", **OPTIONS)
     save_each_step = SaveEachStep()
     trainer.callback_handler.callbacks.insert(0, save_each_step)
-    run(trainer)
+    run(trainer, [])
     assert save_each_step.last == ["checkpoint-18", "checkpoint-19"]
 
 
@@ -336,7 +336,7 @@ def test_each_file_that_does_not_fit_is_told_in_the_same_words(file, vlm, instru
     trainer = trainer_of(vlm, instructions, tmp_path, FillDisk())
     message = "checkpoint-2 could not be written .*; the last complete checkpoint is .*checkpoint-1. Make room"
     with pytest.raises(UnwrittenError, match=message) as error:
-        run(trainer)
+        run(trainer, [])
     assert "\n" not in str(error.value)
 
 
@@ -347,7 +347,7 @@ def test_a_final_model_that_does_not_fit_leaves_the_one_before_it(whole, vlm, in
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard_limit))
     try:
         with pytest.raises(UnwrittenError, match="run/model could not be written .*checkpoint-20. Make room"):
-            run(trainer)
+            run(trainer, [])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard_limit, hard_limit))
     assert are_equal(load_file(tmp_path / "run" / "model" / "model.safetensors"), whole.weights())
@@ -372,7 +372,7 @@ def test_weights_that_are_lost_between_two_logs_are_not_saved(save_steps, messag
     options = {"logging_steps": 100, "save_steps": save_steps}
     trainer = trainer_of(vlm, instructions, tmp_path, LoseGradient(), **options)
     with pytest.raises(FloatingPointError, match=message):
-        run(trainer)
+        run(trainer, [])
 
 
 def test_a_lost_loss_ends_the_command_with_one_sentence(vlm, instructions, tmp_path):
@@ -389,9 +389,9 @@ def test_a_lost_loss_ends_the_command_with_one_sentence(vlm, instructions, tmp_p
 def test_a_run_with_dropout_in_low_rank_layers_goes_on_to_the_same_bits(vlm, instructions, tmp_path):
     targets = r"model\.vlm\.language_model\..*\.(q_proj|v_proj)"
     options = OPTIONS | {"max_steps": 4, "use_peft": "true", "lora_target_modules": targets, "lora_dropout": 0.5}
-    run(trainer_of(vlm, instructions, tmp_path / "whole", **options))
+    run(trainer_of(vlm, instructions, tmp_path / "whole", **options), [])
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     shutil.rmtree(tmp_path / "killed" / "checkpoint-4")
-    run(trainer_of(vlm, instructions, tmp_path / "killed", **options))
+    run(trainer_of(vlm, instructions, tmp_path / "killed", **options), [])
     adapters = [tmp_path / name / "checkpoint-4" / "adapter_model.safetensors" for name in ("killed", "whole")]
     assert are_equal(*(load_file(file) for file in adapters))

@@ -10,33 +10,31 @@ on the tokens of the answers alone. The same command, run again, continues from 
 output folder. The final model is in <output_dir>/model.
 """
 
-import math
 import multiprocessing
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch.distributed.fsdp import FSDPModule
-from transformers import AutoProcessor, TrainerCallback, set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
+from datasets import Dataset
+from transformers import AutoProcessor, set_seed
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
+from ..modeling_spa3r.convert_checkpoints import check_place
 from ..modeling_spa3r.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
+from ..modeling_spa3r.processing_spa3_vlm import Spa3VLMProcessor
 from .checkpointing import (
     MarkCompleteCheckpoints,
     UnwrittenError,
-    check_same_run,
     checkpoint_to_resume,
-    flatten,
     say_what_was_not_written,
-    say_where_to_go_on,
     train,
     write_whole,
 )
-from .instructions import digest_instructions, load_instructions
+from .instructions import check_lengths, load_instructions
 from .scene_latents import CachedLatentsCollator, SceneLatents, encoder_fingerprint, with_scene_keys
+from .sft_runs import StopAtLostLoss, check_can_go_on
+from .sharding import prepare_for_sharding
+from .tuned_model import push_tuned_model, save_tuned_model
 
 __all__ = ["build_trainer", "main"]
 
@@ -47,7 +45,7 @@ class InstructionArguments:
 
     instructions: list[str] = field(
         default_factory=list,
-        metadata={"help": "Instruction sets: FOLDER, or FOLDER@SHARE to take that share of it, drawn by the seed."},
+        metadata={"help": "Instruction sets: FOLDER, or FOLDER@WEIGHT: 0.25 takes a quarter of it, 2 takes it twice."},
     )
     eval_instructions: list[str] = field(
         default_factory=list, metadata={"help": "Instruction sets for the loss during training, likewise."}
@@ -58,57 +56,58 @@ class InstructionArguments:
     )
 
 
-class StopAtLostLoss(TrainerCallback):
-    """Ends a run whose loss or gradient is no number, before a checkpoint of it is written."""
+@dataclass
+class TuningArguments(SFTConfig):
+    """TRL's, with a limit that nobody has to set."""
 
-    def on_step_end(self, args, state, control, **kwargs):
-        # Logs come before checkpoints. And means begin anew with each log: a run that goes on logs the same ones.
-        if control.should_save or control.should_evaluate or control.should_training_stop:
-            control.should_log = True
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Refuse records of more tokens; none is ever cut. By default there is no limit."},
+    )
 
-    on_epoch_end = on_step_end
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        # In half precision, steps with a gradient that overflows are left out, and its scale is lowered.
-        names = {"loss": "loss"} if args.fp16 else {"loss": "loss", "grad_norm": "norm of the gradient"}
-        for name, what in names.items():
-            if not math.isfinite(value := float((logs or {}).get(name, 0.0))):
-                last = say_where_to_go_on(args.output_dir)
-                raise FloatingPointError(f"The {what} is not finite ({value}) at step {state.global_step}; {last}.")
+    def __getstate__(self):
+        # The Trainer pickles its arguments beside each checkpoint and publishes them with `push_to_hub`.
+        return self.__dict__ | {"hub_token": None}
 
 
-def parse_arguments(arguments: list[str] | None = None) -> tuple[InstructionArguments, SFTConfig, ModelConfig]:
+def parse_arguments(arguments: list[str] | None = None) -> tuple[InstructionArguments, TuningArguments, ModelConfig]:
     """Read the command line, over the recipe that it names, over the defaults."""
-    parser = TrlParser((InstructionArguments, SFTConfig, ModelConfig), prog="spa3r-sft", description=__doc__)
+    parser = TrlParser((InstructionArguments, TuningArguments, ModelConfig), prog="spa3r-sft", description=__doc__)
     return parser.parse_args_and_config(arguments)
 
 
-def _prepare_for_sharding(model: Spa3VLMForConditionalGeneration):
-    """What ZeRO-3 and FSDP2 must be told of processes whose batches differ, and of a head that is never called."""
-    if is_deepspeed_zero3_enabled() and model.model.spatial_encoder is not None:
-        from deepspeed.utils import set_z3_leaf_modules
+def _load_data(
+    data_args: InstructionArguments, args: TuningArguments, processor: Spa3VLMProcessor
+) -> tuple[Dataset, Dataset | None]:
+    """What to train on and, if there is any, what to evaluate on."""
+    with args.main_process_first(desc="instruction sets"):  # which leaves what it made for the others
+        train = load_instructions(data_args.instructions, args.seed)
+        evaluation = load_instructions(data_args.eval_instructions, args.seed) if data_args.eval_instructions else None
+        if args.max_length is not None:
+            for data in filter(None, (train, evaluation)):
+                check_lengths(data, processor, args.max_length)
+        if data_args.scene_latents is not None:
+            train, evaluation = (data and with_scene_keys(data) for data in (train, evaluation))
+    if len(train) < args.world_size:
+        raise ValueError(
+            f"There are more processes, {args.world_size}, than records to train on, {len(train)}: start as many with "
+            "`--num_processes`, or give more `--instructions`."
+        )
+    if evaluation is None and args.eval_strategy != "no":
+        raise ValueError("There is nothing to evaluate on: give `--eval_instructions` or set `eval_strategy: no`.")
+    return train, evaluation
 
-        # Gathered whole: processes with other scenes would gather its layers another number of times.
-        set_z3_leaf_modules(model, [type(model.model.spatial_encoder)])
 
-    def gather_head(*_):
-        head = model.get_output_embeddings()
-        if isinstance(head, FSDPModule) and torch.is_grad_enabled():
-            head.unshard()
-
-    # TRL reads the head's weight without calling the head; of a sharded one, the gradient is of this process alone.
-    model.model.register_forward_pre_hook(gather_head)
-
-
-def build_trainer(data_args: InstructionArguments, args: SFTConfig, model_args: ModelConfig) -> SFTTrainer:
+def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_args: ModelConfig) -> SFTTrainer:
     """Everything that can be refused before training begins."""
     if model_args.model_name_or_path is None:
         raise ValueError("There is no model to train: give `--model_name_or_path`, a Spa3-VLM.")
     if not data_args.instructions:
         raise ValueError("There is nothing to train on: give `--instructions FOLDER`.")
+    check_place(model_args.model_name_or_path)
     set_seed(args.seed)
-    train = load_instructions(data_args.instructions, args.seed)
-    evaluation = load_instructions(data_args.eval_instructions, args.seed) if data_args.eval_instructions else None
+    processor = AutoProcessor.from_pretrained(model_args.model_name_or_path)
+    train, evaluation = _load_data(data_args, args, processor)
     # The whole answer is learnt, and nothing else; a sequence is never cut; a lost loss is shown.
     args.assistant_only_loss, args.max_length, args.logging_nan_inf_filter = True, None, False
     options = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype}
@@ -116,12 +115,10 @@ def build_trainer(data_args: InstructionArguments, args: SFTConfig, model_args: 
         model_args.model_name_or_path, **{name: value for name, value in options.items() if value is not None}
     )
     model.freeze_encoders()
-    _prepare_for_sharding(model)
-    processor = AutoProcessor.from_pretrained(model_args.model_name_or_path)
+    prepare_for_sharding(model)
     collator = None
     if data_args.scene_latents is not None:
         latents = SceneLatents(data_args.scene_latents, encoder_fingerprint(model, processor))
-        train, evaluation = (data and with_scene_keys(data) for data in (train, evaluation))
         for data in filter(None, (train, evaluation)):
             latents.check_complete(data["scene_key"])
         args.remove_unused_columns = False
@@ -140,52 +137,8 @@ def build_trainer(data_args: InstructionArguments, args: SFTConfig, model_args: 
     return trainer
 
 
-def settings_of_run(trainer: SFTTrainer, data_args: InstructionArguments, model_args: ModelConfig) -> dict[str, Any]:
-    """What decides the weights that a run ends with, by flat names such as `model.lora_r`."""
-    args = trainer.args
-    names = (
-        "seed data_seed per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_steps "
-        "dataloader_drop_last train_sampling_strategy learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon "
-        "lr_scheduler_type lr_scheduler_kwargs warmup_steps max_grad_norm optim optim_args loss_type "
-        "neftune_noise_alpha bf16 fp16 world_size"
-    )
-    settings = {name: getattr(args, name) for name in names.split()}
-    settings |= {name: str(settings[name]) for name in ("lr_scheduler_type", "optim")}
-    settings["distributed_type"] = trainer.accelerator.distributed_type.value
-    settings |= {"instructions": data_args.instructions, "scene_latents": data_args.scene_latents}
-    settings["training_records"] = {
-        "number": len(trainer.train_dataset),
-        "sha256": digest_instructions(data_args.instructions),
-    }
-    # What a library adds stays at its default.
-    defaults = asdict(ModelConfig())
-    settings["model"] = {name: value for name, value in asdict(model_args).items() if value != defaults[name]}
-    return flatten(settings)
-
-
-def check_can_go_on(trainer: SFTTrainer, data_args: InstructionArguments, model_args: ModelConfig):
-    """Refuse a run that could not go on after being killed, or that would go on as another one.
-
-    Raises:
-        ValueError: In these cases, and if the checkpoint to continue from is not a complete one.
-    """
-    args = trainer.args
-    if args.save_total_limit is not None and args.save_total_limit < 2:
-        raise ValueError(
-            f"`save_total_limit` must be at least 2, got {args.save_total_limit}: with one, a run that is killed "
-            "while it saves has nothing to resume from."
-        )
-    for name in ("save_only_model", "ignore_data_skip", "dataloader_persistent_workers"):
-        if getattr(args, name):
-            raise ValueError(
-                f"With `{name}` a run that was killed could not go on as if it had not been: leave it out."
-            )
-    checkpoint_to_resume(args)
-    check_same_run(args.output_dir, settings_of_run(trainer, data_args, model_args), args.process_index == 0)
-
-
-def run(trainer: SFTTrainer):
-    """Train, and save model and processor to `<output_dir>/model`."""
+def run(trainer: SFTTrainer, instructions: list[str]):
+    """Train, save the self-contained model to `<output_dir>/model`, and push it where asked to."""
     args = trainer.args
     if args.dataloader_num_workers:
         # A process with threads can deadlock in a fork: workers come from a clean server, which has imported what they
@@ -196,10 +149,10 @@ def run(trainer: SFTTrainer):
         train(trainer, checkpoint_to_resume(args))
     final = Path(args.output_dir) / "model"
     with say_what_was_not_written(trainer, final):
-        write_whole(trainer, final, lambda folder: trainer.save_model(folder, _internal_call=True))
-    trainer.accelerator.print(f"The model is in {final}.")
+        write_whole(trainer, final, lambda folder: save_tuned_model(trainer, instructions, folder))
+    trainer.accelerator.print(f"The model is in {final}: spa3r-ask --model {final} --images ...")
     if args.push_to_hub:
-        trainer.push_to_hub()
+        push_tuned_model(trainer, final)
 
 
 def main(arguments: list[str] | None = None):
@@ -211,7 +164,7 @@ def main(arguments: list[str] | None = None):
     except (ValueError, OSError) as error:
         sys.exit(f"spa3r-sft: {error}")
     try:
-        run(trainer)
+        run(trainer, data_args.instructions)
     except (FloatingPointError, UnwrittenError) as error:
         sys.exit(f"spa3r-sft: {error}")
 
