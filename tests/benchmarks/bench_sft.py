@@ -1,0 +1,243 @@
+"""Speed of instruction tuning: a step from cached latents against a live one, and whether the loader keeps up.
+
+    python tests/benchmarks/bench_sft.py --output runs/bench_sft.json
+    python tests/benchmarks/bench_sft.py --preset base --device cuda --dtype bfloat16 --workers 8
+
+Steps are those of `spa3r-sft` in its own loop, one record a step: from the batch to the updated weights, activations
+checkpointed. The learning rate is 0, so that all steps are of the same weights; a difference between the losses of
+both ways is refused. Records are photos of 640 x 480 pixels as JPEG files, and 100 characters of text. Weights are
+random. How time is taken is said in `bench_spa3r.py`; waiting is time passed.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_spa3_vlm import PRESETS, build_model
+from bench_spa3r import TOLERANCE, print_table
+from datasets import Dataset, Image, List
+from PIL import Image as PILImage
+from tqdm import tqdm
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTTrainer
+
+from spa3r.modeling_spa3r import Spa3RImageProcessor, Spa3VLMProcessor
+from spa3r.modeling_spa3r.byte_tokenizer import byte_tokenizer
+from spa3r.trainers.checkpointing import write_json
+from spa3r.trainers.instructions import load_instructions
+from spa3r.trainers.scene_latents import encode_scenes
+from spa3r.trainers.sft import build_trainer, parse_arguments
+
+NUM_RECORDS = 4
+# Of each stretch of training; ways take turns between stretches.
+STEPS = 2
+QUESTION = "These are frames of a video. How many chairs are there in the room, the two by the window not counted?"
+# As in the recipes.
+RECIPE_WORKERS = 8
+
+
+class StepClock(TrainerCallback):
+    """Seconds of each step, and of what lies between two steps, where the loop waits for the next batch."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        # Of this process alone on a CPU: its loader's workers compute beside it.
+        self.clock = time.process_time if device.type == "cpu" else time.perf_counter
+        self.steps, self.passed, self.waits = [], [], []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.ended = None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.begun, self.begun_by_clock = time.perf_counter(), self.clock()
+        if self.ended is not None:
+            self.waits.append(self.begun - self.ended)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.ended = time.perf_counter()
+        self.steps.append(self.clock() - self.begun_by_clock)
+        self.passed.append(self.ended - self.begun)
+
+
+def write_instructions(folder: Path, views: int):
+    """Records of as many photos, smooth as real ones are: 90 kB each."""
+    (folder / "data").mkdir(parents=True)
+    records = []
+    for index in range(NUM_RECORDS):
+        paths = [folder / f"{index}_{view}.jpg" for view in range(views)]
+        for view, path in enumerate(paths):
+            pixels = np.random.default_rng([index, view]).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+            PILImage.fromarray(pixels).resize((640, 480), PILImage.Resampling.BICUBIC).save(path, quality=95)
+        content = [{"type": "image", "text": None}] * views + [{"type": "text", "text": QUESTION}]
+        answer = [{"type": "text", "text": f"{index}"}]
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+        records.append({"images": [str(path) for path in paths], "messages": messages})
+    dataset = Dataset.from_list(records).cast_column("images", List(Image()))
+    dataset.to_parquet(folder / "data" / "00000.parquet")
+
+
+def build_trainers(folder: Path, options: argparse.Namespace) -> dict[str, SFTTrainer]:
+    """Trainers of the same model on the same records: live, and from latents."""
+    instructions, model_folder, latents = folder / "instructions", folder / "model", folder / "latents"
+    write_instructions(instructions, options.views)
+    processor = Spa3VLMProcessor(Spa3RImageProcessor(image_width=options.width), byte_tokenizer())
+    processor.save_pretrained(model_folder)
+    model = build_model(options)
+    model.save_pretrained(model_folder)
+    encode_scenes(model, processor, load_instructions([str(instructions)], seed=0), latents)
+    del model
+    arguments = {
+        "model_name_or_path": model_folder,
+        "instructions": instructions,
+        "output_dir": folder / "run",
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 1,
+        "learning_rate": 0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": "true",
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "bf16": str(options.dtype is torch.bfloat16).lower(),
+        "use_cpu": str(options.device.type == "cpu").lower(),
+    }
+    trainers = {}
+    for name, changes in {"live": {}, "from latents": {"scene_latents": latents}}.items():
+        given = [str(part) for key, value in (arguments | changes).items() for part in (f"--{key}", value)]
+        trainers[name] = build_trainer(*parse_arguments(given))
+        trainers[name].remove_callback(PrinterCallback)
+    return trainers
+
+
+def train(trainer: SFTTrainer, device: torch.device) -> tuple[StepClock, list[float]]:
+    """A stretch of training, and its losses."""
+    clock = StepClock(device)
+    trainer.add_callback(clock)
+    trainer.train()
+    trainer.remove_callback(clock)
+    return clock, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def refuse_difference(losses: dict[str, list[float]]):
+    """Refuse to compare the cost of losses that differ."""
+    live, cached = (torch.tensor(values, dtype=torch.float64) for values in losses.values())
+    if (error := ((cached - live).abs() / live).max().item()) > TOLERANCE:
+        raise RuntimeError(f"Losses from latents differ from live ones by {error:.1e}; there is nothing to compare.")
+
+
+def bench_steps(trainers: dict[str, SFTTrainer], options: argparse.Namespace) -> dict[str, Any]:
+    """Steps of each way, in turns, without workers; the first stretch of each warms up."""
+    seconds = {name: [] for name in trainers}
+    with tqdm(total=(1 + options.repeats) * len(trainers), desc="Steps", unit="stretch", leave=False) as progress:
+        for repeat in range(1 + options.repeats):
+            losses = {}
+            for name, trainer in trainers.items():
+                clock, losses[name] = train(trainer, options.device)
+                seconds[name] += clock.steps if repeat else []
+                progress.update()
+            refuse_difference(losses)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    rows = [
+        {"variant": name, "seconds": medians[name], "speedup": medians["live"] / medians[name], "all_seconds": values}
+        for name, values in seconds.items()
+    ]
+    return {"views": options.views, "losses": losses, "rows": rows}
+
+
+def load_record(trainer: SFTTrainer, index: int) -> dict[str, float]:
+    """Processor seconds of what a worker does for one record, part by part."""
+    start = time.process_time()
+    record = trainer.train_dataset[index]
+    read = time.process_time()
+    trainer.processing_class.image_processor(record["images"], return_tensors="pt")
+    prepared = time.process_time()
+    trainer.data_collator([record])
+    collated = time.process_time() - prepared
+    images = prepared - read
+    return {"read and decode": read - start, "images": images, "text, labels": collated - images}
+
+
+def bench_loader(trainers: dict[str, SFTTrainer], options: argparse.Namespace) -> dict[str, Any]:
+    """One core's time for a record, and from it what the recipes' workers can give."""
+    trainer = trainers["live"]
+    records = [load_record(trainer, index % NUM_RECORDS) for index in range(NUM_RECORDS * (1 + options.repeats))]
+    parts = {part: statistics.median(record[part] for record in records[NUM_RECORDS:]) for part in records[0]}
+    seconds = sum(parts.values())
+    return {
+        "rows": [{"part": part, "seconds": value, "share": value / seconds} for part, value in parts.items()],
+        "seconds_per_record": seconds,
+        "workers_of_recipes": RECIPE_WORKERS,
+        "records_per_second_of_recipes_workers": RECIPE_WORKERS / seconds,
+        "shortest_step_seconds": seconds / RECIPE_WORKERS,
+    }
+
+
+def bench_waiting(trainers: dict[str, SFTTrainer], options: argparse.Namespace) -> dict[str, Any]:
+    """How much of the loop's time is spent between steps, where it waits for batches of the workers."""
+    rows = []
+    for name, trainer in tqdm(trainers.items(), desc="Waiting", unit="stretch", leave=False):
+        trainer.args.dataloader_num_workers = options.workers
+        clock, _ = train(trainer, options.device)
+        # The first batch, for which the workers must start, is not waited for between steps.
+        total = sum(clock.waits) + sum(clock.passed[1:])
+        rows.append({"variant": name, "seconds": sum(clock.waits), "share": sum(clock.waits) / total})
+    return {"workers": options.workers, "steps": STEPS, "rows": rows}
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser.add_argument("--views", type=int, default=8, help="photos of a record")
+    parser.add_argument("--width", type=int, default=518, help="that photos are resized to, in pixels")
+    parser.add_argument("--workers", type=int, default=1, help="of the loader, where waiting is measured")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="write all figures to this JSON file")
+    options = parser.parse_args(arguments)
+    if options.device.type == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device {options.device} needs a GPU that torch can use, and there is none; leave it out")
+    options.dtype = getattr(torch, options.dtype)
+    return options
+
+
+def main():
+    options = parse_options()
+    if options.device.type == "cpu":
+        torch.set_num_threads(1)
+    settings = {name: str(value) for name, value in vars(options).items() if name != "output"}
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = build_trainers(Path(folder), options)
+        loader = bench_loader(trainers, options)
+        rows = [[row["part"], f"{row['seconds']:.3f}", f"{row['share']:.0%}"] for row in loader["rows"]]
+        rows.append(["all", f"{loader['seconds_per_record']:.3f}", "100%"])
+        print_table(f"Loading a record of {options.views} photos, one core", ["", "seconds", "share"], rows)
+        print(
+            f"{RECIPE_WORKERS} workers, with a core each: {loader['records_per_second_of_recipes_workers']:.0f} "
+            f"records a second; steps of more than {loader['shortest_step_seconds']:.3f} s do not wait."
+        )
+
+        steps = bench_steps(trainers, options)
+        rows = [[row["variant"], f"{row['seconds']:.2f}", f"{row['speedup']:.2f}"] for row in steps["rows"]]
+        print_table(f"A training step, {options.views} photos", ["", "seconds", "times faster"], rows)
+        print("Both have the same losses.")
+
+        waiting = bench_waiting(trainers, options)
+        rows = [[row["variant"], f"{row['seconds']:.3f}", f"{row['share']:.2%}"] for row in waiting["rows"]]
+        print_table(f"Waiting, {options.workers} workers", ["", "seconds between steps", "share"], rows)
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        figures = {"settings": settings, "torch": torch.__version__}
+        write_json(options.output, figures | {"loader": loader, "steps": steps, "waiting": waiting})
+
+
+if __name__ == "__main__":
+    main()
