@@ -19,15 +19,12 @@ import hashlib
 import itertools
 import json
 import logging
-import multiprocessing
 import os
 import re
 import shutil
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +45,7 @@ from .media_files import (
     spread_evenly,
 )
 from .record_stream import BadRecord, check_text, parse_record, read_records
+from .worker_processes import call_in_processes
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +243,7 @@ def _convert_blocks(job: Job, input_file: str | os.PathLike, workers: int, max_r
     """Convert all blocks that are not there yet; returns how many blocks there are."""
     num_blocks = kept_blocks = 0
 
-    def missing() -> Iterator[tuple[int, list[tuple[int, bytes | BadRecord]]]]:
+    def missing() -> Iterator[tuple[Job, int, list[tuple[int, bytes | BadRecord]]]]:
         nonlocal num_blocks, kept_blocks
         records = itertools.islice(read_records(input_file), max_records)
         for index in itertools.count():
@@ -257,48 +255,17 @@ def _convert_blocks(job: Job, input_file: str | os.PathLike, workers: int, max_r
                 kept_blocks += 1
                 progress.update(_num_bytes(block))
             else:
-                yield index, block
+                yield job, index, block
 
     totals = Counter()
     with tqdm(total=os.path.getsize(input_file), desc=job.source, unit="B", unit_scale=True) as progress:
-        for num_bytes, counts in _run(job, missing(), workers):
+        for num_bytes, counts in call_in_processes(_convert_block, missing(), workers):
             totals.update(counts)
             progress.update(num_bytes)
             progress.set_postfix(records=totals["records"], rejected=totals["rejected"])
         if kept_blocks:
             progress.write(f"{kept_blocks} of {num_blocks} blocks were finished before and are kept.")
     return num_blocks
-
-
-def _run(job: Job, blocks: Iterator[tuple[int, Sequence]], workers: int) -> Iterator[tuple[int, Counter]]:
-    """Convert blocks in this process or in several, never holding more than two for each process."""
-    if workers == 1:
-        for index, block in blocks:
-            yield _convert_block(job, index, block)
-        return
-    # A forked child of a process that runs threads, as PyTorch's, may hang; a spawned one does not.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent)
-    pending = set()
-    try:
-        for index, block in blocks:
-            pending.add(pool.submit(_convert_block, job, index, block))
-            if len(pending) >= 2 * workers:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        yield from (future.result() for future in as_completed(pending))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _exit_with_parent() -> None:
-    """End this worker when the main process is killed, which would leave it waiting for work forever."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _convert_block(job: Job, index: int, records: Sequence[tuple[int, bytes | BadRecord]]) -> tuple[int, Counter]:
@@ -603,6 +570,9 @@ def run_command_line(
         sys.exit(
             f"{program}: a worker ended abruptly, as when memory runs out; run again to go on, with fewer `--workers`."
         )
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{program}: {error}")
     print(

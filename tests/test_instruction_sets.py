@@ -431,3 +431,14 @@ def test_what_is_not_there_is_named_in_one_sentence(command, name):
     command[command.index(name) + 1] = "/nowhere"
     with pytest.raises(SystemExit, match="no (file|folder) `/nowhere`"):
         main([*command, "--no-exclude"])
+
+
+def test_an_interruption_is_told_in_one_sentence(command, monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(instruction_sets, "_convert_block", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--no-exclude"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.endswith("interrupted; run the same command again to go on.\n")
