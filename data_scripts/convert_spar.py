@@ -1,7 +1,6 @@
 """Make an instruction set of SPAR-7M or SPAR-234K in the form in which VG-LLM distributes them.
 
-    python -m spa3r.data_scripts.convert_spar --input spar_234k.json --media-root media --exclude vsibench.txt \\
-        --output data/spar
+    python -m spa3r.data_scripts.convert_spar --input spar_234k.json --media-root media --output data/spar
 
 A record has `id`, `conversations` with `<image>` for each image, `images` such as
 spar/scannet/images/<scene>/image_color/<frame>.jpg, and `spar_info`, a string of JSON with the type of the question

@@ -1,7 +1,7 @@
 """Make an instruction set of VLM-3R's questions (Journey9ni/VLM-3R-DATA: vsibench_train/merged_qa_*_train.json).
 
     python -m spa3r.data_scripts.convert_vlm3r --input merged_qa_scannet_train.json --media-root media \\
-        --exclude vsibench.txt --output data/vlm3r-scannet
+        --output data/vlm3r-scannet
 
 A record has `id`, `scene_name`, `question_type`, `conversations` and `video`. Its placeholder is `<image>`, which is
 read as `<video>`. The videos are not distributed: they are made of ScanNet's and ScanNet++'s recordings.

@@ -1,7 +1,6 @@
 """Make an instruction set of VSI-590K (nyu-visionx/VSI-590K: vsi_590k.jsonl and its media, unpacked).
 
-    python -m spa3r.data_scripts.convert_vsi590k --input vsi_590k.jsonl --media-root media --exclude vsibench.txt \\
-        --output data/vsi590k
+    python -m spa3r.data_scripts.convert_vsi590k --input vsi_590k.jsonl --media-root media --output data/vsi590k
 
 A record has `conversations`, `question_type`, and either `video` or `image`. Its placeholder is `<image>` even where
 it speaks of a video; that is read as `<video>`.

@@ -14,7 +14,6 @@ the same bytes. `data` appears when all of it is there; until then everything is
 """
 
 import argparse
-import functools
 import hashlib
 import itertools
 import json
@@ -35,6 +34,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 from tqdm import tqdm
 
+from .excluded_scenes import BENCHMARK, fetch_benchmark_scenes, find_excluded, find_scene, read_excluded
 from .media_files import (
     MAX_VIDEO_FRAMES,
     MediaFolders,
@@ -70,15 +70,6 @@ PLACEHOLDER = re.compile("(<image>|<video>)")
 FIRST_PLACEHOLDER = re.compile("(<image>|<video>)\n?")
 # A chat template's own marks would be read as such: a stray image mark ends a training run.
 CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
-SCANNET_SCENE = re.compile(r"(scene\d{4})_\d{2}")
-# Ids of ScanNet++ and of ARKitScenes.
-OTHER_SCENE = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-f]{10}|\d{8})(?![0-9A-Za-z])")
-# Ids shorter than this are looked for as whole folder and file names only.
-MIN_WORD = 8
-HOW_TO_EXCLUDE = (
-    "name the scenes to leave out with `--exclude FILE`, one a line, such as those of the benchmarks' test sets (the "
-    "column scene_name of nyu-visionx/VSI-Bench, split test), or keep all with `--no-exclude`"
-)
 
 
 @dataclass(frozen=True)
@@ -401,45 +392,6 @@ def compose_messages(turns: Sequence[tuple[str, str]], num_images: int) -> list[
     return messages
 
 
-def find_scene(path: str, is_video: bool) -> str:
-    """Scene that a path of an image or video names: a known kind of id in it, else a video, or an image's folder."""
-    if match := SCANNET_SCENE.search(path):
-        return match[0]
-    place = os.path.splitext(path)[0] if is_video else os.path.dirname(path)
-    match = OTHER_SCENE.search(place)
-    return match[0] if match else place or path
-
-
-def find_excluded(paths: Sequence[str], excluded: frozenset[str]) -> str | None:
-    """The scene by which paths are excluded, if any.
-
-    Args:
-        paths (`Sequence[str]`): Paths, or names of scenes.
-        excluded (`frozenset[str]`): Ids of scenes. They are found as names of folders and files (without suffix), and
-            if they are of 8 or more characters, also as words within these. A scan of ScanNet stands for all of its
-            room: scene0011_00 excludes scene0011_01 too.
-
-    Returns:
-        `str`: Id as it was found in a path, or None.
-    """
-    rooms = _rooms(excluded)
-    for path in paths:
-        for match in SCANNET_SCENE.finditer(path):
-            if match[1] in rooms:
-                return match[0]
-        for part in path.split("/"):
-            words = [word for word in re.split("[^0-9A-Za-z]+", part) if len(word) >= MIN_WORD]
-            for name in (part, os.path.splitext(part)[0], *words):
-                if name in excluded:
-                    return name
-    return None
-
-
-@functools.lru_cache(1)
-def _rooms(scenes: frozenset[str]) -> frozenset[str]:
-    return frozenset(match[1] for scene in scenes if (match := SCANNET_SCENE.fullmatch(scene)))
-
-
 def _name_video(sample: RawSample, turns: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], int]:
     """Turn `<image>` into `<video>` in the first question about a video, where the format writes it so."""
     role, text = turns[0]
@@ -516,14 +468,10 @@ def _file_sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_excluded(path: str | os.PathLike) -> frozenset[str]:
-    """Scene ids from a text file, one a line; raises `ValueError` if there are none."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"There is no file `{path}` to read excluded scenes from: {HOW_TO_EXCLUDE}.")
-    scenes = frozenset(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()) - {""}
-    if not scenes:
-        raise ValueError(f"`{path}` names no scene: {HOW_TO_EXCLUDE}.")
-    return scenes
+def _excluded_scenes(options: argparse.Namespace) -> frozenset[str]:
+    if options.no_exclude:
+        return frozenset()
+    return read_excluded(options.exclude) if options.exclude else fetch_benchmark_scenes()
 
 
 def run_command_line(
@@ -548,13 +496,17 @@ def run_command_line(
     parser.add_argument("--media-root", required=True, help="folder that the annotations' paths are relative to")
     parser.add_argument("--output", required=True, help="folder of the instruction set; an earlier run is resumed")
     exclusion = parser.add_mutually_exclusive_group()
-    exclusion.add_argument("--exclude", metavar="FILE", help="scenes to leave out, one a line")
+    exclusion.add_argument(
+        "--exclude",
+        nargs="+",
+        metavar="FILE",
+        help="scenes to leave out: lists, one id a line, or benchmarks' own files, Parquet or JSON with the column "
+        f"scene_name (default: the test set of {BENCHMARK}, fetched from the Hub)",
+    )
     exclusion.add_argument("--no-exclude", action="store_true", help="leave no scene out")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--max-records", type=int, help="read only the first so many records")
     options = parser.parse_args(arguments)
-    if options.exclude is None and not options.no_exclude:
-        sys.exit(f"{program}: nothing says which scenes to exclude: {HOW_TO_EXCLUDE}.")
     try:
         manifest = convert(
             read_record,
@@ -562,7 +514,7 @@ def run_command_line(
             options.input,
             options.media_root,
             options.output,
-            read_excluded(options.exclude) if options.exclude else frozenset(),
+            _excluded_scenes(options),
             options.workers,
             options.max_records,
         )

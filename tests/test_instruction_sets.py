@@ -26,7 +26,7 @@ from recordings import CASES, needs_cases, training_cases
 
 from spa3r.data_scripts import instruction_sets
 from spa3r.data_scripts.convert_vsi590k import main, read_record
-from spa3r.data_scripts.instruction_sets import compose_messages, convert, find_excluded, find_scene, read_turns
+from spa3r.data_scripts.instruction_sets import compose_messages, convert, read_turns
 from spa3r.data_scripts.record_stream import BadRecord
 
 QUESTION = turns("<image>\nHow many chairs?", "3")
@@ -210,41 +210,6 @@ def test_messages_hold_what_the_official_template_renders(case):
     assert rendered == case["rendered"]
 
 
-@pytest.mark.parametrize(
-    ("path", "is_video", "scene"),
-    [
-        ("scannet/videos/scene0012_03.mp4", True, "scene0012_03"),
-        ("scannet/scene0012_03/color/17.jpg", False, "scene0012_03"),
-        ("scannetppv2/09c1414f1b.mp4", True, "09c1414f1b"),
-        ("arkitscenes/41069025/41069025_1.2.png", False, "41069025"),
-        ("hypersim/ai_001_001/00000012.jpg", False, "hypersim/ai_001_001"),
-        ("adt/sequence.7.mp4", True, "adt/sequence.7"),
-        ("a.jpg", False, "a.jpg"),
-    ],
-)
-def test_a_scene_is_named_by_a_known_id_or_else_by_its_place(path, is_video, scene):
-    assert find_scene(path, is_video) == scene
-
-
-@pytest.mark.parametrize(
-    ("path", "found"),
-    [
-        ("scannet/scene0011_01.mp4", "scene0011_01"),
-        ("spar/scannet/images/scene0011_00/image_color/1.jpg", "scene0011_00"),
-        ("scannet/scene0012_00.mp4", None),
-        ("scannetpp/09c1414f1b/1.jpg", "09c1414f1b"),
-        ("scannetpp/09c1414f1b_frame_1.jpg", "09c1414f1b"),
-        ("arkitscenes/41069025.mp4", "41069025"),
-        ("arkitscenes/41069026.mp4", None),
-        ("other/b1/1.jpg", "b1"),
-        ("other/x_b1/1.jpg", None),
-    ],
-)
-def test_excluded_scenes_are_found_in_paths(path, found):
-    listed = frozenset(["scene0011_00", "09c1414f1b", "41069025", "b1"])
-    assert find_excluded([path], listed) == found
-
-
 def test_excluded_scenes_need_no_media_and_are_counted_by_scene(run):
     records = [question(), question(video="scannet/scene0011_00.mp4"), question(video="scannet/scene0011_02.mp4")]
     manifest = run(records, excluded=["scene0011_01"])
@@ -406,24 +371,29 @@ def command(tmp_path, media):
     return ["--input", str(file), "--media-root", str(media), "--output", str(tmp_path / "set"), "--workers", "1"]
 
 
-def test_the_command_line_asks_which_scenes_to_exclude(command):
-    with pytest.raises(SystemExit, match="--exclude FILE.*scene_name of nyu-visionx/VSI-Bench.*--no-exclude"):
+def test_the_command_line_leaves_the_benchmarks_scenes_out_by_default(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(instruction_sets, "fetch_benchmark_scenes", lambda: frozenset(["scene0000_01"]))
+    write_lines(tmp_path / "records.jsonl", [question(), question(video="scannet/scene0000_00.mp4")])
+    main(command)
+    assert json.loads((tmp_path / "set/manifest.json").read_text())["excluded_by_scene"] == {"scene0000_00": 1}
+
+
+def test_nothing_is_converted_where_the_benchmarks_scenes_cannot_be_had(command, tmp_path, monkeypatch):
+    def refuse():
+        raise ValueError("no connection")
+
+    monkeypatch.setattr(instruction_sets, "fetch_benchmark_scenes", refuse)
+    with pytest.raises(SystemExit, match="no connection"):
         main(command)
+    assert not (tmp_path / "set").exists()
 
 
-def test_the_command_line_takes_a_list_of_scenes(command, tmp_path, capsys):
-    (tmp_path / "scenes.txt").write_text("scene0011_00\n\n 41069025 \n")
-    main([*command, "--exclude", str(tmp_path / "scenes.txt")])
-    assert json.loads((tmp_path / "set/manifest.json").read_text())["listed_scenes"] == 2
+def test_the_command_line_takes_lists_of_scenes(command, tmp_path, capsys):
+    for name, text in (("a.txt", "scene0011_00\n\n 41069025 \n"), ("b.txt", "scene0012_00")):
+        (tmp_path / name).write_text(text)
+    main([*command, "--exclude", str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])
+    assert json.loads((tmp_path / "set/manifest.json").read_text())["listed_scenes"] == 3
     assert "1 of 1 records" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("text", [None, "\n"])
-def test_a_list_of_scenes_that_is_missing_or_empty_is_refused(command, tmp_path, text):
-    if text is not None:
-        (tmp_path / "scenes.txt").write_text(text)
-    with pytest.raises(SystemExit, match="scenes.txt.*name the scenes to leave out"):
-        main([*command, "--exclude", str(tmp_path / "scenes.txt")])
 
 
 @pytest.mark.parametrize("name", ["--input", "--media-root"])
