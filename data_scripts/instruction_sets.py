@@ -32,6 +32,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .excluded_scenes import BENCHMARK, fetch_benchmark_scenes, find_excluded, find_scene, read_excluded
@@ -146,8 +147,8 @@ def convert(
 
     Raises:
         FileNotFoundError: If there is no input or no media folder.
-        ValueError: If a number is out of range, `output` was made with other options or from another input, or no
-            record can be used.
+        ValueError: If a number is out of range, `output` holds something else or was made with other options or from
+            another input, another process is writing to it, or no record can be used.
     """
     _check_inputs(input_file, media_root, workers, max_records)
     forget_media()
@@ -161,23 +162,45 @@ def convert(
         "excluded_sha256": hashlib.sha256("\n".join(sorted(excluded)).encode()).hexdigest(),
         "max_records": max_records,
     }
-    unfinished = output / UNFINISHED
     if (output / "data").exists():
         return _finished(output, options)
-    _claim(output, options)
+    _claim(output)
+    try:
+        # The operating system lets go of the lock when this process ends in whatever way.
+        with FileLock(output / UNFINISHED / "lock", timeout=0):
+            if (output / "data").exists():
+                return _finished(output, options)
+            return _convert(read_record, output, options, input_file, excluded, workers)
+    except Timeout:
+        raise ValueError(
+            f"Another process is converting to {output}: wait until it has ended, or choose another output folder."
+        ) from None
+
+
+def _convert(
+    read_record: Callable[[dict[str, Any]], RawSample],
+    output: Path,
+    options: Mapping[str, Any],
+    input_file: str | os.PathLike,
+    excluded: frozenset[str],
+    workers: int,
+) -> dict[str, Any]:
+    unfinished = output / UNFINISHED
+    _note_options(output, options)
     scratch = unfinished / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     for folder in (scratch, unfinished / "data", unfinished / "blocks"):
         folder.mkdir(exist_ok=True)
     folders = MediaFolders(options["media_root"], str(output), str(scratch))
-    num_blocks = _convert_blocks(Job(read_record, source, folders, excluded), input_file, workers, max_records)
+    job = Job(read_record, options["source"], folders, excluded)
+    num_blocks = _convert_blocks(job, input_file, workers, options["max_records"])
     manifest = _merge(unfinished, num_blocks, output)
     if not manifest["kept"]:
         raise ValueError(_nothing_kept(input_file, manifest, output))
     manifest = {"options": options, "input": os.path.basename(input_file), "listed_scenes": len(excluded)} | manifest
     _write_atomically(output / "manifest.json", json.dumps(manifest, indent=2) + "\n", scratch)
     (unfinished / "data").rename(output / "data")
-    shutil.rmtree(unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
 
 
@@ -194,17 +217,32 @@ def _check_inputs(
 
 def _finished(output: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """Manifest of a conversion that is complete, if it was the same one."""
-    manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
-    _compare(manifest["options"], options, output)
+    try:
+        manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+        made_with = manifest["options"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        raise ValueError(_foreign(output, "data")) from None
+    _compare(made_with, options, output)
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)
     logger.warning(f"{output} is complete. To convert again, as after adding media, delete it or choose another.")
     return manifest
 
 
-def _claim(output: Path, options: Mapping[str, Any]) -> None:
+def _claim(output: Path) -> None:
+    """Make the output folder, or go on with it, but take no folder that holds anything else."""
+    if output.is_dir() and not (output / UNFINISHED).exists():
+        if others := sorted(name for name in os.listdir(output) if not name.startswith(".")):
+            raise ValueError(_foreign(output, others[0]))
+    (output / UNFINISHED).mkdir(parents=True, exist_ok=True)
+
+
+def _foreign(output: Path, name: str) -> str:
+    return f"{output} holds `{name}`, which no conversion has left there: choose an empty or new output folder."
+
+
+def _note_options(output: Path, options: Mapping[str, Any]) -> None:
     """Note what the output is made of, or compare with an earlier note."""
     note = output / UNFINISHED / "options.json"
-    note.parent.mkdir(parents=True, exist_ok=True)
     if note.exists():
         _compare(json.loads(note.read_text(encoding="utf-8")), options, output)
     else:

@@ -345,6 +345,37 @@ def test_an_unfinished_output_of_other_options_is_refused(run, monkeypatch):
         run([question()], excluded=["scene0011_00"])
 
 
+def test_a_second_conversion_to_the_same_folder_at_the_same_time_is_refused(run, tmp_path, monkeypatch):
+    original = instruction_sets._merge
+
+    def run_a_second_one(*arguments):
+        monkeypatch.setattr(instruction_sets, "_merge", original)
+        with pytest.raises(ValueError, match="Another process is converting to .*set: wait until it has ended"):
+            run([question()])
+        return original(*arguments)
+
+    monkeypatch.setattr(instruction_sets, "_merge", run_a_second_one)
+    assert run([question()])["kept"] == 1
+
+
+@pytest.mark.parametrize("name", ["data/a.parquet", "manifest.json", "notes.txt"])
+def test_a_folder_that_holds_something_else_is_refused_and_stays_as_it_is(run, tmp_path, name):
+    (tmp_path / "set" / name).parent.mkdir(parents=True)
+    (tmp_path / "set" / name).write_text("{}")
+    before = fingerprint(tmp_path / "set")
+    with pytest.raises(ValueError, match=f"`{name.split('/')[0]}`, which no conversion has left there: choose"):
+        run([question()])
+    assert fingerprint(tmp_path / "set") == before
+
+
+def test_the_media_folder_is_no_output(command, media):
+    before = fingerprint(media)
+    command[command.index("--output") + 1] = str(media)
+    with pytest.raises(SystemExit, match="choose an empty or new output folder"):
+        main([*command, "--no-exclude"])
+    assert fingerprint(media) == before
+
+
 def test_max_records_reads_the_first_so_many(run):
     assert run([question()] * 10, max_records=4)["records"] == 4
 
