@@ -10,19 +10,12 @@ read as `<video>`. The videos are not distributed: they are made of ScanNet's an
 from collections.abc import Sequence
 from typing import Any
 
-from .instruction_sets import RawSample, run_command_line
+from .instruction_sets import RawSample, read_common, run_command_line
 
 
 def read_record(record: dict[str, Any]) -> RawSample:
     """A record of VLM-3R in common terms."""
-    return RawSample(
-        record.get("conversations"),
-        record.get("question_type"),
-        video=record.get("video"),
-        id=record.get("id"),
-        scene_id=record.get("scene_name"),
-        image_means_video=True,
-    )
+    return read_common(record, scene_id=record.get("scene_name"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,19 +9,12 @@ it speaks of a video; that is read as `<video>`.
 from collections.abc import Sequence
 from typing import Any
 
-from .instruction_sets import RawSample, read_paths, run_command_line
+from .instruction_sets import RawSample, read_common, run_command_line
 
 
 def read_record(record: dict[str, Any]) -> RawSample:
     """A record of VSI-590K in common terms."""
-    return RawSample(
-        record.get("conversations"),
-        record.get("question_type"),
-        images=read_paths(record.get("image")),
-        video=record.get("video") or None,
-        id=record.get("id"),
-        image_means_video=True,
-    )
+    return read_common(record)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

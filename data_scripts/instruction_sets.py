@@ -64,7 +64,10 @@ FEATURES = Features(
 )
 # Raised when the same input would give other bytes.
 FORMAT = 1
-BLOCK_RECORDS = 2048
+BLOCK_RECORDS, BLOCK_BYTES = 2048, 16 << 20
+# What is counted by name, and the name of what is left when there are more names than anyone would read.
+TABLES = ("rejected_by_reason", "excluded_by_scene", "question_types_by_source")
+MAX_COUNTED, OTHERS = 10_000, "others"
 UNFINISHED = ".unfinished"
 PLACEHOLDER = re.compile("(<image>|<video>)")
 # In the first turn the official code drops one line break after each placeholder.
@@ -79,23 +82,33 @@ class RawSample:
 
     Args:
         conversations (`Any`): Turns `{"from": "human" | "gpt", "value": text}`, as they are in the record.
-        question_type (`str`): Type of the question; `unknown` if None.
+        question_type (`Any`): Type of the question; `unknown` if there is none.
         images (`Sequence[str]`, *optional*): Paths of images, relative to the media folder.
-        video (`str`, *optional*): Path of a video, or folder of frames, in place of images.
+        video (`Any`, *optional*): Path of a video, or folder of frames, in place of images.
         id (`Any`, *optional*): Text or number; defaults to the source and the record's line.
-        scene_id (`str`, *optional*): Scene; by default found in the path.
-        image_means_video (`bool`, *optional*): Read `<image>` as `<video>` in records of a video.
+        scene_id (`Any`, *optional*): Scene; by default found in the path.
+        data_source (`Any`, *optional*): What the record comes from; by default the first folder of its path.
         spar_info (`Mapping`, *optional*): SPAR's markers, to be drawn on copies of the images.
     """
 
     conversations: Any
-    question_type: str | None
+    question_type: Any
     images: Sequence[str] = ()
-    video: str | None = None
+    video: Any = None
     id: Any = None
-    scene_id: str | None = None
-    image_means_video: bool = False
+    scene_id: Any = None
+    data_source: Any = None
     spar_info: Mapping[str, Any] | None = None
+
+
+def read_common(record: Mapping[str, Any], **known: Any) -> RawSample:
+    """A sample of the fields that all formats share, but for those that are known."""
+    images = record.get("images") or record.get("image") or []
+    if not isinstance(images, (str, list)):
+        raise BadRecord("malformed record", f"images are a path or a list of paths, got {images!r:.200}")
+    fields = {name: record.get(name) for name in ("conversations", "question_type", "id", "data_source")}
+    fields |= {"images": [images] if isinstance(images, str) else images, "video": record.get("video") or None}
+    return RawSample(**fields | known)
 
 
 @dataclass(frozen=True)
@@ -113,11 +126,11 @@ class Block:
     """Outcome of a block: counts by name, or by name and value, and the rejected records."""
 
     counts: Counter = field(default_factory=Counter)
-    tables: dict[str, Counter] = field(default_factory=dict)
+    tables: dict[str, Counter] = field(default_factory=lambda: {name: Counter() for name in TABLES})
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
     def count(self, table: str, value: str) -> None:
-        self.tables.setdefault(table, Counter())[value] += 1
+        self.tables[table][value] += 1
 
 
 def convert(
@@ -274,11 +287,7 @@ def _convert_blocks(job: Job, input_file: str | os.PathLike, workers: int, max_r
 
     def missing() -> Iterator[tuple[Job, int, list[tuple[int, bytes | BadRecord]]]]:
         nonlocal num_blocks, kept_blocks
-        records = itertools.islice(read_records(input_file), max_records)
-        for index in itertools.count():
-            block = list(itertools.islice(records, BLOCK_RECORDS))
-            if not block:
-                return
+        for index, block in enumerate(_blocks(itertools.islice(read_records(input_file), max_records))):
             num_blocks += 1
             if _block_file(job, index).exists():
                 kept_blocks += 1
@@ -297,6 +306,19 @@ def _convert_blocks(job: Job, input_file: str | os.PathLike, workers: int, max_r
     return num_blocks
 
 
+def _blocks(records: Iterator[tuple[int, bytes | BadRecord]]) -> Iterator[list[tuple[int, bytes | BadRecord]]]:
+    """Records in blocks of a limited number, and of a limited size but for the last of each."""
+    block, num_bytes = [], 0
+    for line, raw in records:
+        block.append((line, raw))
+        num_bytes += 0 if isinstance(raw, BadRecord) else len(raw)
+        if len(block) == BLOCK_RECORDS or num_bytes >= BLOCK_BYTES:
+            yield block
+            block, num_bytes = [], 0
+    if block:
+        yield block
+
+
 def _convert_block(job: Job, index: int, records: Sequence[tuple[int, bytes | BadRecord]]) -> tuple[int, Counter]:
     """Convert records and write them, and then what became of them: that file tells that the block is complete."""
     block, rows = Block(), []
@@ -313,11 +335,14 @@ def _convert_block(job: Job, index: int, records: Sequence[tuple[int, bytes | Ba
             continue
         if row is not None:
             rows.append(row)
-    unfinished, scratch = Path(job.folders.output) / UNFINISHED, Path(job.folders.scratch)
+    scratch = Path(job.folders.scratch)
+    table = Path(job.folders.output) / UNFINISHED / "data" / f"train-{index:06d}.parquet"
     if rows:
         temporary = scratch / f"{index}.parquet"
         pq.write_table(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema), temporary, compression="zstd")
-        temporary.rename(unfinished / "data" / f"train-{index:06d}.parquet")
+        temporary.rename(table)
+    else:  # there may be one of an earlier attempt, when media were there
+        table.unlink(missing_ok=True)
     outcome = {"counts": block.counts, "tables": block.tables, "rejected": block.rejected}
     _write_atomically(_block_file(job, index), json.dumps(outcome), scratch)
     return _num_bytes(records), block.counts
@@ -331,7 +356,7 @@ def _convert_record(job: Job, record: dict[str, Any], line: int, block: Block) -
     paths = list(sample.images) if sample.video is None else [sample.video]
     for path in paths:
         check_text(path, "the path of an image or video")
-    scene_id = sample.scene_id or find_scene(paths[0], is_video=sample.video is not None)
+    scene_id = check_text(sample.scene_id or find_scene(paths[0], is_video=sample.video is not None), "a scene")
     if excluded := find_excluded(paths + [scene_id], job.excluded):
         block.counts["excluded"] += 1
         block.count("excluded_by_scene", excluded)
@@ -340,6 +365,8 @@ def _convert_record(job: Job, record: dict[str, Any], line: int, block: Block) -
         raise BadRecord("malformed record", f"an id is text or a number, got {sample.id!r:.200}")
     row_id = f"{job.source}-{line}" if sample.id is None else check_text(str(sample.id), "an id")
     question_type = check_text(sample.question_type or "unknown", "the type of a question")
+    folder, _, name = paths[0].partition("/")
+    data_source = check_text(sample.data_source or (folder if name else job.source), "the source of data")
     turns, dropped = read_turns(sample.conversations)
     turns, rewritten = _name_video(sample, turns)
     needed = _count_placeholders(sample, turns)
@@ -357,16 +384,8 @@ def _convert_record(job: Job, record: dict[str, Any], line: int, block: Block) -
     block.counts.update(
         kept=1, images=len(images), leading_turns_dropped=dropped, video_placeholders_rewritten=rewritten
     )
-    block.count("question_types", question_type)
-    block.count("media_folders", paths[0].split("/")[0])
+    block.count("question_types_by_source", f"{data_source}\t{question_type}")
     return row
-
-
-def read_paths(value: Any) -> list[str]:
-    """Paths from a field that holds one, a list of them, or nothing."""
-    if not isinstance(value, (str, list, type(None))):
-        raise BadRecord("malformed record", f"images are a path or a list of paths, got {value!r:.200}")
-    return [value] if isinstance(value, str) else value or []
 
 
 def read_turns(conversations: Any) -> tuple[list[tuple[str, str]], int]:
@@ -431,11 +450,11 @@ def compose_messages(turns: Sequence[tuple[str, str]], num_images: int) -> list[
 
 
 def _name_video(sample: RawSample, turns: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], int]:
-    """Turn `<image>` into `<video>` in the first question about a video, where the format writes it so."""
-    role, text = turns[0]
-    if not sample.image_means_video or sample.video is None or "<image>" not in text:
+    """Turn `<image>` into `<video>` in questions about a video, which VSI-590K and VLM-3R write so."""
+    if sample.video is None:
         return turns, 0
-    return [(role, text.replace("<image>", "<video>")), *turns[1:]], 1
+    named = [(role, text.replace("<image>", "<video>") if role == "user" else text) for role, text in turns]
+    return named, int(named != turns)
 
 
 def _count_placeholders(sample: RawSample, turns: Sequence[tuple[str, str]]) -> str:
@@ -470,20 +489,38 @@ def _rejection(record: Mapping[str, Any], line: int, error: BadRecord) -> dict[s
 
 def _merge(unfinished: Path, num_blocks: int, output: Path) -> dict[str, Any]:
     """Write the rejected records of all blocks, and add up their counts."""
-    counts, tables = Counter(), {}
+    counts, tables = Counter(), {name: Counter() for name in TABLES}
     temporary = unfinished / "scratch" / "rejected.jsonl"
     with open(temporary, "w", encoding="utf-8") as file:
         for index in range(num_blocks):
             outcome = json.loads((unfinished / "blocks" / f"{index:06d}.json").read_text(encoding="utf-8"))
             counts.update(outcome["counts"])
             for name, values in outcome["tables"].items():
-                tables.setdefault(name, Counter()).update(values)
+                for value, number in values.items():
+                    known = value in tables[name] or len(tables[name]) < MAX_COUNTED
+                    tables[name][value if known else OTHERS] += number
             file.writelines(json.dumps(rejection) + "\n" for rejection in outcome["rejected"])
     temporary.rename(output / "rejected.jsonl")
     names = ("records", "kept", "excluded", "rejected", "images", "leading_turns_dropped")
     totals = {name: counts[name] for name in (*names, "video_placeholders_rewritten")}
-    table_names = ("rejected_by_reason", "excluded_by_scene", "question_types", "media_folders")
-    return totals | {name: dict(sorted(tables.get(name, {}).items())) for name in table_names}
+    totals |= {name: dict(sorted(tables[name].items())) for name in ("rejected_by_reason", "excluded_by_scene")}
+    return totals | _count_by_source(tables["question_types_by_source"])
+
+
+def _count_by_source(pairs: Mapping[str, int]) -> dict[str, Any]:
+    """Numbers of rows by type of question, by source, and by both."""
+    types, sources, types_by_source = Counter(), Counter(), {}
+    for pair, number in sorted(pairs.items()):
+        source, _, question_type = pair.partition("\t")
+        question_type = question_type or OTHERS
+        types[question_type] += number
+        sources[source] += number
+        types_by_source.setdefault(source, {})[question_type] = number
+    return {
+        "question_types": dict(sorted(types.items())),
+        "sources": dict(sources),
+        "question_types_by_source": types_by_source,
+    }
 
 
 def _block_file(job: Job, index: int) -> Path:

@@ -115,14 +115,63 @@ def test_every_record_is_kept_or_excluded_or_rejected(run, tmp_path):
     assert manifest["rejected_by_reason"] == dict.fromkeys(reasons(tmp_path / "set").values(), 1)
 
 
-def test_the_manifest_counts_types_folders_and_what_was_changed(run):
+def test_the_manifest_counts_types_and_what_was_changed(run):
     video = {"video": "scannet/scene0000_00.mp4"}
     leading = {"conversations": [{"from": "system", "value": "Be brief."}, *QUESTION], "image": "hypersim/a.jpg"}
     manifest = run([question(), question(**video), leading])
     assert manifest["question_types"] == {"absolute_count": 2, "unknown": 1}
-    assert manifest["media_folders"] == {"hypersim": 2, "scannet": 1}
     assert manifest["images"] == 1 + 4 + 1
     assert manifest["leading_turns_dropped"] == 1 and manifest["video_placeholders_rewritten"] == 1
+
+
+def test_the_manifest_counts_types_of_each_source(run):
+    video = {"video": "scannet/scene0000_00.mp4"}
+    named = question(image="hypersim/a.jpg", data_source="ai")
+    manifest = run([question(), question(**video), question(**video) | {"question_type": "room_size"}, named])
+    assert manifest["question_types_by_source"] == {
+        "ai": {"absolute_count": 1},
+        "hypersim": {"absolute_count": 1},
+        "scannet": {"absolute_count": 1, "room_size": 1},
+    }
+    assert manifest["sources"] == {"ai": 1, "hypersim": 1, "scannet": 2}
+    assert manifest["question_types"] == {"absolute_count": 3, "room_size": 1}
+
+
+def test_media_beside_each_other_are_of_one_source(run, media):
+    for name in "abc":
+        write_image(media / f"{name}.jpg")
+    assert run([question(image=f"{name}.jpg") for name in "abc"])["sources"] == {"vsi590k": 3}
+
+
+def test_a_manifest_names_no_more_types_than_a_limit(run, monkeypatch):
+    monkeypatch.setattr(instruction_sets, "MAX_COUNTED", 2)
+    manifest = run([question() | {"question_type": str(index)} for index in range(9)])
+    assert manifest["question_types"] == {"0": 1, "1": 1, "others": 7}
+
+
+def test_blocks_of_huge_records_hold_few_of_them(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(instruction_sets, "BLOCK_BYTES", 1000)
+    run([question("<image>" + "x" * 999)] * 3)
+    assert len(list((tmp_path / "set/data").iterdir())) == 3
+
+
+@pytest.mark.parametrize("absent", [None, "", []])
+def test_a_field_that_holds_nothing_is_as_if_it_were_not_there(run, absent):
+    records = [
+        question(image="hypersim/a.jpg", video=absent),
+        question(video="scannet/scene0000_00.mp4", image=absent),
+    ]
+    assert run(records)["kept"] == 2
+
+
+def test_a_block_whose_records_lost_their_media_leaves_no_rows(run, tmp_path, media, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(instruction_sets, "_merge", lambda *arguments: sys.exit(1))
+        with pytest.raises(SystemExit):
+            run([question()] * 3 + [question(image="hypersim/b.jpg")] * 3)
+    (tmp_path / "set/.unfinished/blocks/000001.json").unlink()
+    (media / "hypersim/b.jpg").unlink()
+    assert run([question()] * 3 + [question(image="hypersim/b.jpg")] * 3)["kept"] == len(read_rows(tmp_path / "set"))
 
 
 @pytest.mark.parametrize(
@@ -132,6 +181,7 @@ def test_the_manifest_counts_types_folders_and_what_was_changed(run):
         ("[1, 2]", "malformed record"),
         (question(image=["hypersim/a.jpg", "hypersim/b.jpg"]), "wrong number of placeholders"),
         (question("<image><image>", image="hypersim/a.jpg"), "wrong number of placeholders"),
+        (question("<image><image>", video="scannet/scene0000_00.mp4"), "wrong number of placeholders"),
         (question("<video><video>", video="scannet/scene0000_00.mp4"), "wrong number of placeholders"),
         (question("How many?", video="scannet/scene0000_00.mp4"), "wrong number of placeholders"),
         (question(image="hypersim/c.jpg"), "missing media"),
