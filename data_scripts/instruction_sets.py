@@ -6,6 +6,7 @@ An instruction set is a folder:
                                  `source` and `id`
     frames/, marked/             frames of videos, and images with markers drawn on them
     manifest.json                options, fingerprint of the input, and counts
+    README.md                    says to the `datasets` library where the rows are, among all these files
     rejected.jsonl               records that could not be used: line, id, reason and detail
 
 The input is read in blocks of records; each block becomes a file of its own, in whichever process. So memory does not
@@ -69,6 +70,15 @@ BLOCK_RECORDS, BLOCK_BYTES = 2048, 16 << 20
 TABLES = ("rejected_by_reason", "excluded_by_scene", "question_types_by_source")
 MAX_COUNTED, OTHERS = 10_000, "others"
 UNFINISHED = ".unfinished"
+# Without it the `datasets` library takes frames in a folder named `train` for the data set.
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/*.parquet
+---
+"""
 PLACEHOLDER = re.compile("(<image>|<video>)")
 # In the first turn the official code drops one line break after each placeholder.
 FIRST_PLACEHOLDER = re.compile("(<image>|<video>)\n?")
@@ -212,6 +222,7 @@ def _convert(
         raise ValueError(_nothing_kept(input_file, manifest, output))
     manifest = {"options": options, "input": os.path.basename(input_file), "listed_scenes": len(excluded)} | manifest
     _write_atomically(output / "manifest.json", json.dumps(manifest, indent=2) + "\n", scratch)
+    _write_atomically(output / "README.md", CARD, scratch)
     (unfinished / "data").rename(output / "data")
     shutil.rmtree(unfinished, ignore_errors=True)
     return manifest

@@ -96,6 +96,14 @@ def test_the_datasets_library_reads_images_where_they_are(run, tmp_path):
     assert data[0]["images"][0].size == (64, 48)
 
 
+def test_the_datasets_library_finds_the_rows_whatever_folders_frames_are_in(run, tmp_path, media):
+    for name in ("train/test.mp4", "validation/b.mp4"):
+        write_tiny_video(media / name)
+    run([question(video="train/test.mp4"), question(video="validation/b.mp4")])
+    data = load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
+    assert list(data) == ["train"] and data["train"]["question_type"] == ["absolute_count"] * 2
+
+
 def test_rows_keep_the_order_of_the_input_over_blocks(run, tmp_path):
     run([question(f"<image>question {index}") for index in range(8)])
     assert [text_of(row["messages"][0]) for row in read_rows(tmp_path / "set")] == [f"#question {i}" for i in range(8)]
@@ -331,8 +339,8 @@ def test_a_conversion_stopped_at_any_move_into_place_ends_with_the_same_bytes(ru
         run(records)
         assert fingerprint(tmp_path / "set") == expected
         (tmp_path / "set").rename(tmp_path / f"stopped_{allowed}")
-    # The note of options, the frames, three blocks with two files each, rejected, manifest, and the data.
-    assert allowed == 11
+    # The note of options, the frames, three blocks with two files each, rejected, manifest, card, and the data.
+    assert allowed == 12
 
 
 def test_a_conversion_anew_makes_its_frames_anew(run, tmp_path):
@@ -371,7 +379,7 @@ def test_nothing_looks_like_an_instruction_set_before_it_is_complete(run, tmp_pa
 
 def test_only_the_instruction_set_is_left_at_the_end(run, tmp_path):
     run([question(video="scannet/scene0000_00.mp4")])
-    assert sorted(os.listdir(tmp_path / "set")) == ["data", "frames", "manifest.json", "rejected.jsonl"]
+    assert sorted(os.listdir(tmp_path / "set")) == ["README.md", "data", "frames", "manifest.json", "rejected.jsonl"]
 
 
 def test_a_second_run_changes_nothing(run, tmp_path):
