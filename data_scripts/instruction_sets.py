@@ -313,7 +313,9 @@ def _convert_blocks(job: Job, input_file: str | os.PathLike, workers: int, max_r
             progress.update(num_bytes)
             progress.set_postfix(records=totals["records"], rejected=totals["rejected"])
         if kept_blocks:
-            progress.write(f"{kept_blocks} of {num_blocks} blocks were finished before and are kept.")
+            progress.write(
+                f"{kept_blocks} of {num_blocks} blocks were finished before and are kept, with what they rejected."
+            )
     return num_blocks
 
 
@@ -612,7 +614,9 @@ def run_command_line(
         print(f"{program}: interrupted; run the same command again to go on.", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"{program}: {error}")
+        # Of the operating system's own errors, such as a full disk, conversions recover.
+        again = "; what was converted is kept: put it right and run again" if getattr(error, "errno", None) else ""
+        sys.exit(f"{program}: {error}{again}")
     print(
         f"{manifest['kept']} of {manifest['records']} records are in {options.output}; {manifest['excluded']} are of "
         f"excluded scenes, {manifest['rejected']} are rejected (rejected.jsonl says why)."

@@ -1,5 +1,6 @@
 """The engine of all converters: what becomes of records, good and bad, and of a conversion that is killed."""
 
+import errno
 import json
 import os
 import random
@@ -501,3 +502,16 @@ def test_an_interruption_is_told_in_one_sentence(command, monkeypatch, capsys):
         main([*command, "--no-exclude"])
     assert caught.value.code == 130
     assert capsys.readouterr().err.endswith("interrupted; run the same command again to go on.\n")
+
+
+def fill_disk(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_told_in_one_sentence_and_loses_nothing(command, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(instruction_sets.pq, "write_table", fill_disk)
+        with pytest.raises(SystemExit, match="No space left on device; what was converted is kept: .* run again"):
+            main([*command, "--no-exclude"])
+    main([*command, "--no-exclude"])
+    assert len(read_rows(tmp_path / "set")) == 1
