@@ -10,19 +10,14 @@ llava_hound/frames/<id>. A video file is taken too. The data set names no types 
 from collections.abc import Sequence
 from typing import Any
 
-from .instruction_sets import RawSample, run_command_line
+from .instruction_sets import RawSample, read_common, run_command_line
 
 QUESTION_TYPE = "open_ended"
 
 
 def read_record(record: dict[str, Any]) -> RawSample:
     """A record of LLaVA-Hound in common terms."""
-    return RawSample(
-        record.get("conversations"),
-        record.get("question_type") or QUESTION_TYPE,
-        video=record.get("video"),
-        id=record.get("id"),
-    )
+    return read_common(record, question_type=record.get("question_type") or QUESTION_TYPE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,7 +1,6 @@
 """Make an instruction set of SPAR-7M or SPAR-234K in the form in which VG-LLM distributes them.
 
-    python -m spa3r.data_scripts.convert_spar --input spar_234k.json --media-root media --exclude vsibench.txt \\
-        --output data/spar
+    python -m spa3r.data_scripts.convert_spar --input spar_234k.json --media-root media --output data/spar
 
 A record has `id`, `conversations` with `<image>` for each image, `images` such as
 spar/scannet/images/<scene>/image_color/<frame>.jpg, and `spar_info`, a string of JSON with the type of the question
@@ -12,27 +11,23 @@ images, up to 8 of them are taken, evenly.
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from .instruction_sets import RawSample, read_paths, run_command_line
+from .instruction_sets import RawSample, read_common, run_command_line
 from .record_stream import BadRecord
 
-SCENE = re.compile(r"spar/[^/]+/images/([^/]+)/")
+PLACE = re.compile(r"spar/(?P<source>[^/]+)/images/(?P<scene>[^/]+)/")
 
 
 def read_record(record: dict[str, Any]) -> RawSample:
     """A record of SPAR in common terms."""
     spar_info = _read_spar_info(record.get("spar_info"))
-    images = read_paths(record.get("images") or record.get("image"))
-    scene = SCENE.match(images[0]) if images and isinstance(images[0], str) else None
-    return RawSample(
-        record.get("conversations"),
-        spar_info.get("type"),
-        images=images,
-        id=record.get("id"),
-        scene_id=scene[1] if scene else None,
-        spar_info=spar_info,
-    )
+    sample = read_common(record, question_type=spar_info["type"], spar_info=spar_info)
+    place = PLACE.match(str(sample.images[0])) if sample.images else None
+    if place is None:
+        return sample
+    return replace(sample, scene_id=place["scene"], data_source=sample.data_source or place["source"])
 
 
 def _read_spar_info(text: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Make an instruction set of VLM-3R's questions (Journey9ni/VLM-3R-DATA: vsibench_train/merged_qa_*_train.json).
 
     python -m spa3r.data_scripts.convert_vlm3r --input merged_qa_scannet_train.json --media-root media \\
-        --exclude vsibench.txt --output data/vlm3r-scannet
+        --output data/vlm3r-scannet
 
 A record has `id`, `scene_name`, `question_type`, `conversations` and `video`. Its placeholder is `<image>`, which is
 read as `<video>`. The videos are not distributed: they are made of ScanNet's and ScanNet++'s recordings.
@@ -10,19 +10,12 @@ read as `<video>`. The videos are not distributed: they are made of ScanNet's an
 from collections.abc import Sequence
 from typing import Any
 
-from .instruction_sets import RawSample, run_command_line
+from .instruction_sets import RawSample, read_common, run_command_line
 
 
 def read_record(record: dict[str, Any]) -> RawSample:
     """A record of VLM-3R in common terms."""
-    return RawSample(
-        record.get("conversations"),
-        record.get("question_type"),
-        video=record.get("video"),
-        id=record.get("id"),
-        scene_id=record.get("scene_name"),
-        image_means_video=True,
-    )
+    return read_common(record, scene_id=record.get("scene_name"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,7 +1,6 @@
 """Make an instruction set of VSI-590K (nyu-visionx/VSI-590K: vsi_590k.jsonl and its media, unpacked).
 
-    python -m spa3r.data_scripts.convert_vsi590k --input vsi_590k.jsonl --media-root media --exclude vsibench.txt \\
-        --output data/vsi590k
+    python -m spa3r.data_scripts.convert_vsi590k --input vsi_590k.jsonl --media-root media --output data/vsi590k
 
 A record has `conversations`, `question_type`, and either `video` or `image`. Its placeholder is `<image>` even where
 it speaks of a video; that is read as `<video>`.
@@ -10,19 +9,12 @@ it speaks of a video; that is read as `<video>`.
 from collections.abc import Sequence
 from typing import Any
 
-from .instruction_sets import RawSample, read_paths, run_command_line
+from .instruction_sets import RawSample, read_common, run_command_line
 
 
 def read_record(record: dict[str, Any]) -> RawSample:
     """A record of VSI-590K in common terms."""
-    return RawSample(
-        record.get("conversations"),
-        record.get("question_type"),
-        images=read_paths(record.get("image")),
-        video=record.get("video") or None,
-        id=record.get("id"),
-        image_means_video=True,
-    )
+    return read_common(record)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

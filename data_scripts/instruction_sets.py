@@ -6,6 +6,7 @@ An instruction set is a folder:
                                  `source` and `id`
     frames/, marked/             frames of videos, and images with markers drawn on them
     manifest.json                options, fingerprint of the input, and counts
+    README.md                    says to the `datasets` library where the rows are, among all these files
     rejected.jsonl               records that could not be used: line, id, reason and detail
 
 The input is read in blocks of records; each block becomes a file of its own, in whichever process. So memory does not
@@ -14,20 +15,16 @@ the same bytes. `data` appears when all of it is there; until then everything is
 """
 
 import argparse
-import functools
 import hashlib
 import itertools
 import json
 import logging
-import multiprocessing
 import os
 import re
 import shutil
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,8 +33,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from .excluded_scenes import BENCHMARK, fetch_benchmark_scenes, find_excluded, find_scene, read_excluded
 from .media_files import (
     MAX_VIDEO_FRAMES,
     MediaFolders,
@@ -48,6 +47,7 @@ from .media_files import (
     spread_evenly,
 )
 from .record_stream import BadRecord, check_text, parse_record, read_records
+from .worker_processes import call_in_processes
 
 logger = logging.getLogger(__name__)
 
@@ -65,22 +65,25 @@ FEATURES = Features(
 )
 # Raised when the same input would give other bytes.
 FORMAT = 1
-BLOCK_RECORDS = 2048
+BLOCK_RECORDS, BLOCK_BYTES = 2048, 16 << 20
+# What is counted by name, and the name of what is left when there are more names than anyone would read.
+TABLES = ("rejected_by_reason", "excluded_by_scene", "question_types_by_source")
+MAX_COUNTED, OTHERS = 10_000, "others"
 UNFINISHED = ".unfinished"
+# Without it the `datasets` library takes frames in a folder named `train` for the data set.
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/*.parquet
+---
+"""
 PLACEHOLDER = re.compile("(<image>|<video>)")
 # In the first turn the official code drops one line break after each placeholder.
 FIRST_PLACEHOLDER = re.compile("(<image>|<video>)\n?")
 # A chat template's own marks would be read as such: a stray image mark ends a training run.
 CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
-SCANNET_SCENE = re.compile(r"(scene\d{4})_\d{2}")
-# Ids of ScanNet++ and of ARKitScenes.
-OTHER_SCENE = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-f]{10}|\d{8})(?![0-9A-Za-z])")
-# Ids shorter than this are looked for as whole folder and file names only.
-MIN_WORD = 8
-HOW_TO_EXCLUDE = (
-    "name the scenes to leave out with `--exclude FILE`, one a line, such as those of the benchmarks' test sets (the "
-    "column scene_name of nyu-visionx/VSI-Bench, split test), or keep all with `--no-exclude`"
-)
 
 
 @dataclass(frozen=True)
@@ -89,23 +92,33 @@ class RawSample:
 
     Args:
         conversations (`Any`): Turns `{"from": "human" | "gpt", "value": text}`, as they are in the record.
-        question_type (`str`): Type of the question; `unknown` if None.
+        question_type (`Any`): Type of the question; `unknown` if there is none.
         images (`Sequence[str]`, *optional*): Paths of images, relative to the media folder.
-        video (`str`, *optional*): Path of a video, or folder of frames, in place of images.
+        video (`Any`, *optional*): Path of a video, or folder of frames, in place of images.
         id (`Any`, *optional*): Text or number; defaults to the source and the record's line.
-        scene_id (`str`, *optional*): Scene; by default found in the path.
-        image_means_video (`bool`, *optional*): Read `<image>` as `<video>` in records of a video.
+        scene_id (`Any`, *optional*): Scene; by default found in the path.
+        data_source (`Any`, *optional*): What the record comes from; by default the first folder of its path.
         spar_info (`Mapping`, *optional*): SPAR's markers, to be drawn on copies of the images.
     """
 
     conversations: Any
-    question_type: str | None
+    question_type: Any
     images: Sequence[str] = ()
-    video: str | None = None
+    video: Any = None
     id: Any = None
-    scene_id: str | None = None
-    image_means_video: bool = False
+    scene_id: Any = None
+    data_source: Any = None
     spar_info: Mapping[str, Any] | None = None
+
+
+def read_common(record: Mapping[str, Any], **known: Any) -> RawSample:
+    """A sample of the fields that all formats share, but for those that are known."""
+    images = record.get("images") or record.get("image") or []
+    if not isinstance(images, (str, list)):
+        raise BadRecord("malformed record", f"images are a path or a list of paths, got {images!r:.200}")
+    fields = {name: record.get(name) for name in ("conversations", "question_type", "id", "data_source")}
+    fields |= {"images": [images] if isinstance(images, str) else images, "video": record.get("video") or None}
+    return RawSample(**fields | known)
 
 
 @dataclass(frozen=True)
@@ -123,11 +136,11 @@ class Block:
     """Outcome of a block: counts by name, or by name and value, and the rejected records."""
 
     counts: Counter = field(default_factory=Counter)
-    tables: dict[str, Counter] = field(default_factory=dict)
+    tables: dict[str, Counter] = field(default_factory=lambda: {name: Counter() for name in TABLES})
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
     def count(self, table: str, value: str) -> None:
-        self.tables.setdefault(table, Counter())[value] += 1
+        self.tables[table][value] += 1
 
 
 def convert(
@@ -157,8 +170,8 @@ def convert(
 
     Raises:
         FileNotFoundError: If there is no input or no media folder.
-        ValueError: If a number is out of range, `output` was made with other options or from another input, or no
-            record can be used.
+        ValueError: If a number is out of range, `output` holds something else or was made with other options or from
+            another input, another process is writing to it, or no record can be used.
     """
     _check_inputs(input_file, media_root, workers, max_records)
     forget_media()
@@ -172,23 +185,46 @@ def convert(
         "excluded_sha256": hashlib.sha256("\n".join(sorted(excluded)).encode()).hexdigest(),
         "max_records": max_records,
     }
-    unfinished = output / UNFINISHED
     if (output / "data").exists():
         return _finished(output, options)
-    _claim(output, options)
+    _claim(output)
+    try:
+        # The operating system lets go of the lock when this process ends in whatever way.
+        with FileLock(output / UNFINISHED / "lock", timeout=0):
+            if (output / "data").exists():
+                return _finished(output, options)
+            return _convert(read_record, output, options, input_file, excluded, workers)
+    except Timeout:
+        raise ValueError(
+            f"Another process is converting to {output}: wait until it has ended, or choose another output folder."
+        ) from None
+
+
+def _convert(
+    read_record: Callable[[dict[str, Any]], RawSample],
+    output: Path,
+    options: Mapping[str, Any],
+    input_file: str | os.PathLike,
+    excluded: frozenset[str],
+    workers: int,
+) -> dict[str, Any]:
+    unfinished = output / UNFINISHED
+    _note_options(output, options)
     scratch = unfinished / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     for folder in (scratch, unfinished / "data", unfinished / "blocks"):
         folder.mkdir(exist_ok=True)
     folders = MediaFolders(options["media_root"], str(output), str(scratch))
-    num_blocks = _convert_blocks(Job(read_record, source, folders, excluded), input_file, workers, max_records)
+    job = Job(read_record, options["source"], folders, excluded)
+    num_blocks = _convert_blocks(job, input_file, workers, options["max_records"])
     manifest = _merge(unfinished, num_blocks, output)
     if not manifest["kept"]:
         raise ValueError(_nothing_kept(input_file, manifest, output))
     manifest = {"options": options, "input": os.path.basename(input_file), "listed_scenes": len(excluded)} | manifest
     _write_atomically(output / "manifest.json", json.dumps(manifest, indent=2) + "\n", scratch)
+    _write_atomically(output / "README.md", CARD, scratch)
     (unfinished / "data").rename(output / "data")
-    shutil.rmtree(unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
 
 
@@ -205,17 +241,32 @@ def _check_inputs(
 
 def _finished(output: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """Manifest of a conversion that is complete, if it was the same one."""
-    manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
-    _compare(manifest["options"], options, output)
+    try:
+        manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+        made_with = manifest["options"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        raise ValueError(_foreign(output, "data")) from None
+    _compare(made_with, options, output)
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)
     logger.warning(f"{output} is complete. To convert again, as after adding media, delete it or choose another.")
     return manifest
 
 
-def _claim(output: Path, options: Mapping[str, Any]) -> None:
+def _claim(output: Path) -> None:
+    """Make the output folder, or go on with it, but take no folder that holds anything else."""
+    if output.is_dir() and not (output / UNFINISHED).exists():
+        if others := sorted(name for name in os.listdir(output) if not name.startswith(".")):
+            raise ValueError(_foreign(output, others[0]))
+    (output / UNFINISHED).mkdir(parents=True, exist_ok=True)
+
+
+def _foreign(output: Path, name: str) -> str:
+    return f"{output} holds `{name}`, which no conversion has left there: choose an empty or new output folder."
+
+
+def _note_options(output: Path, options: Mapping[str, Any]) -> None:
     """Note what the output is made of, or compare with an earlier note."""
     note = output / UNFINISHED / "options.json"
-    note.parent.mkdir(parents=True, exist_ok=True)
     if note.exists():
         _compare(json.loads(note.read_text(encoding="utf-8")), options, output)
     else:
@@ -245,60 +296,40 @@ def _convert_blocks(job: Job, input_file: str | os.PathLike, workers: int, max_r
     """Convert all blocks that are not there yet; returns how many blocks there are."""
     num_blocks = kept_blocks = 0
 
-    def missing() -> Iterator[tuple[int, list[tuple[int, bytes | BadRecord]]]]:
+    def missing() -> Iterator[tuple[Job, int, list[tuple[int, bytes | BadRecord]]]]:
         nonlocal num_blocks, kept_blocks
-        records = itertools.islice(read_records(input_file), max_records)
-        for index in itertools.count():
-            block = list(itertools.islice(records, BLOCK_RECORDS))
-            if not block:
-                return
+        for index, block in enumerate(_blocks(itertools.islice(read_records(input_file), max_records))):
             num_blocks += 1
             if _block_file(job, index).exists():
                 kept_blocks += 1
                 progress.update(_num_bytes(block))
             else:
-                yield index, block
+                yield job, index, block
 
     totals = Counter()
     with tqdm(total=os.path.getsize(input_file), desc=job.source, unit="B", unit_scale=True) as progress:
-        for num_bytes, counts in _run(job, missing(), workers):
+        for num_bytes, counts in call_in_processes(_convert_block, missing(), workers):
             totals.update(counts)
             progress.update(num_bytes)
             progress.set_postfix(records=totals["records"], rejected=totals["rejected"])
         if kept_blocks:
-            progress.write(f"{kept_blocks} of {num_blocks} blocks were finished before and are kept.")
+            progress.write(
+                f"{kept_blocks} of {num_blocks} blocks were finished before and are kept, with what they rejected."
+            )
     return num_blocks
 
 
-def _run(job: Job, blocks: Iterator[tuple[int, Sequence]], workers: int) -> Iterator[tuple[int, Counter]]:
-    """Convert blocks in this process or in several, never holding more than two for each process."""
-    if workers == 1:
-        for index, block in blocks:
-            yield _convert_block(job, index, block)
-        return
-    # A forked child of a process that runs threads, as PyTorch's, may hang; a spawned one does not.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent)
-    pending = set()
-    try:
-        for index, block in blocks:
-            pending.add(pool.submit(_convert_block, job, index, block))
-            if len(pending) >= 2 * workers:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        yield from (future.result() for future in as_completed(pending))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _exit_with_parent() -> None:
-    """End this worker when the main process is killed, which would leave it waiting for work forever."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _blocks(records: Iterator[tuple[int, bytes | BadRecord]]) -> Iterator[list[tuple[int, bytes | BadRecord]]]:
+    """Records in blocks of a limited number, and of a limited size but for the last of each."""
+    block, num_bytes = [], 0
+    for line, raw in records:
+        block.append((line, raw))
+        num_bytes += 0 if isinstance(raw, BadRecord) else len(raw)
+        if len(block) == BLOCK_RECORDS or num_bytes >= BLOCK_BYTES:
+            yield block
+            block, num_bytes = [], 0
+    if block:
+        yield block
 
 
 def _convert_block(job: Job, index: int, records: Sequence[tuple[int, bytes | BadRecord]]) -> tuple[int, Counter]:
@@ -317,11 +348,14 @@ def _convert_block(job: Job, index: int, records: Sequence[tuple[int, bytes | Ba
             continue
         if row is not None:
             rows.append(row)
-    unfinished, scratch = Path(job.folders.output) / UNFINISHED, Path(job.folders.scratch)
+    scratch = Path(job.folders.scratch)
+    table = Path(job.folders.output) / UNFINISHED / "data" / f"train-{index:06d}.parquet"
     if rows:
         temporary = scratch / f"{index}.parquet"
         pq.write_table(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema), temporary, compression="zstd")
-        temporary.rename(unfinished / "data" / f"train-{index:06d}.parquet")
+        temporary.rename(table)
+    else:  # there may be one of an earlier attempt, when media were there
+        table.unlink(missing_ok=True)
     outcome = {"counts": block.counts, "tables": block.tables, "rejected": block.rejected}
     _write_atomically(_block_file(job, index), json.dumps(outcome), scratch)
     return _num_bytes(records), block.counts
@@ -335,7 +369,7 @@ def _convert_record(job: Job, record: dict[str, Any], line: int, block: Block) -
     paths = list(sample.images) if sample.video is None else [sample.video]
     for path in paths:
         check_text(path, "the path of an image or video")
-    scene_id = sample.scene_id or find_scene(paths[0], is_video=sample.video is not None)
+    scene_id = check_text(sample.scene_id or find_scene(paths[0], is_video=sample.video is not None), "a scene")
     if excluded := find_excluded(paths + [scene_id], job.excluded):
         block.counts["excluded"] += 1
         block.count("excluded_by_scene", excluded)
@@ -344,6 +378,8 @@ def _convert_record(job: Job, record: dict[str, Any], line: int, block: Block) -
         raise BadRecord("malformed record", f"an id is text or a number, got {sample.id!r:.200}")
     row_id = f"{job.source}-{line}" if sample.id is None else check_text(str(sample.id), "an id")
     question_type = check_text(sample.question_type or "unknown", "the type of a question")
+    folder, _, name = paths[0].partition("/")
+    data_source = check_text(sample.data_source or (folder if name else job.source), "the source of data")
     turns, dropped = read_turns(sample.conversations)
     turns, rewritten = _name_video(sample, turns)
     needed = _count_placeholders(sample, turns)
@@ -361,16 +397,8 @@ def _convert_record(job: Job, record: dict[str, Any], line: int, block: Block) -
     block.counts.update(
         kept=1, images=len(images), leading_turns_dropped=dropped, video_placeholders_rewritten=rewritten
     )
-    block.count("question_types", question_type)
-    block.count("media_folders", paths[0].split("/")[0])
+    block.count("question_types_by_source", f"{data_source}\t{question_type}")
     return row
-
-
-def read_paths(value: Any) -> list[str]:
-    """Paths from a field that holds one, a list of them, or nothing."""
-    if not isinstance(value, (str, list, type(None))):
-        raise BadRecord("malformed record", f"images are a path or a list of paths, got {value!r:.200}")
-    return [value] if isinstance(value, str) else value or []
 
 
 def read_turns(conversations: Any) -> tuple[list[tuple[str, str]], int]:
@@ -434,51 +462,12 @@ def compose_messages(turns: Sequence[tuple[str, str]], num_images: int) -> list[
     return messages
 
 
-def find_scene(path: str, is_video: bool) -> str:
-    """Scene that a path of an image or video names: a known kind of id in it, else a video, or an image's folder."""
-    if match := SCANNET_SCENE.search(path):
-        return match[0]
-    place = os.path.splitext(path)[0] if is_video else os.path.dirname(path)
-    match = OTHER_SCENE.search(place)
-    return match[0] if match else place or path
-
-
-def find_excluded(paths: Sequence[str], excluded: frozenset[str]) -> str | None:
-    """The scene by which paths are excluded, if any.
-
-    Args:
-        paths (`Sequence[str]`): Paths, or names of scenes.
-        excluded (`frozenset[str]`): Ids of scenes. They are found as names of folders and files (without suffix), and
-            if they are of 8 or more characters, also as words within these. A scan of ScanNet stands for all of its
-            room: scene0011_00 excludes scene0011_01 too.
-
-    Returns:
-        `str`: Id as it was found in a path, or None.
-    """
-    rooms = _rooms(excluded)
-    for path in paths:
-        for match in SCANNET_SCENE.finditer(path):
-            if match[1] in rooms:
-                return match[0]
-        for part in path.split("/"):
-            words = [word for word in re.split("[^0-9A-Za-z]+", part) if len(word) >= MIN_WORD]
-            for name in (part, os.path.splitext(part)[0], *words):
-                if name in excluded:
-                    return name
-    return None
-
-
-@functools.lru_cache(1)
-def _rooms(scenes: frozenset[str]) -> frozenset[str]:
-    return frozenset(match[1] for scene in scenes if (match := SCANNET_SCENE.fullmatch(scene)))
-
-
 def _name_video(sample: RawSample, turns: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], int]:
-    """Turn `<image>` into `<video>` in the first question about a video, where the format writes it so."""
-    role, text = turns[0]
-    if not sample.image_means_video or sample.video is None or "<image>" not in text:
+    """Turn `<image>` into `<video>` in questions about a video, which VSI-590K and VLM-3R write so."""
+    if sample.video is None:
         return turns, 0
-    return [(role, text.replace("<image>", "<video>")), *turns[1:]], 1
+    named = [(role, text.replace("<image>", "<video>") if role == "user" else text) for role, text in turns]
+    return named, int(named != turns)
 
 
 def _count_placeholders(sample: RawSample, turns: Sequence[tuple[str, str]]) -> str:
@@ -513,20 +502,38 @@ def _rejection(record: Mapping[str, Any], line: int, error: BadRecord) -> dict[s
 
 def _merge(unfinished: Path, num_blocks: int, output: Path) -> dict[str, Any]:
     """Write the rejected records of all blocks, and add up their counts."""
-    counts, tables = Counter(), {}
+    counts, tables = Counter(), {name: Counter() for name in TABLES}
     temporary = unfinished / "scratch" / "rejected.jsonl"
     with open(temporary, "w", encoding="utf-8") as file:
         for index in range(num_blocks):
             outcome = json.loads((unfinished / "blocks" / f"{index:06d}.json").read_text(encoding="utf-8"))
             counts.update(outcome["counts"])
             for name, values in outcome["tables"].items():
-                tables.setdefault(name, Counter()).update(values)
+                for value, number in values.items():
+                    known = value in tables[name] or len(tables[name]) < MAX_COUNTED
+                    tables[name][value if known else OTHERS] += number
             file.writelines(json.dumps(rejection) + "\n" for rejection in outcome["rejected"])
     temporary.rename(output / "rejected.jsonl")
     names = ("records", "kept", "excluded", "rejected", "images", "leading_turns_dropped")
     totals = {name: counts[name] for name in (*names, "video_placeholders_rewritten")}
-    table_names = ("rejected_by_reason", "excluded_by_scene", "question_types", "media_folders")
-    return totals | {name: dict(sorted(tables.get(name, {}).items())) for name in table_names}
+    totals |= {name: dict(sorted(tables[name].items())) for name in ("rejected_by_reason", "excluded_by_scene")}
+    return totals | _count_by_source(tables["question_types_by_source"])
+
+
+def _count_by_source(pairs: Mapping[str, int]) -> dict[str, Any]:
+    """Numbers of rows by type of question, by source, and by both."""
+    types, sources, types_by_source = Counter(), Counter(), {}
+    for pair, number in sorted(pairs.items()):
+        source, _, question_type = pair.partition("\t")
+        question_type = question_type or OTHERS
+        types[question_type] += number
+        sources[source] += number
+        types_by_source.setdefault(source, {})[question_type] = number
+    return {
+        "question_types": dict(sorted(types.items())),
+        "sources": dict(sources),
+        "question_types_by_source": types_by_source,
+    }
 
 
 def _block_file(job: Job, index: int) -> Path:
@@ -549,14 +556,10 @@ def _file_sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_excluded(path: str | os.PathLike) -> frozenset[str]:
-    """Scene ids from a text file, one a line; raises `ValueError` if there are none."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"There is no file `{path}` to read excluded scenes from: {HOW_TO_EXCLUDE}.")
-    scenes = frozenset(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()) - {""}
-    if not scenes:
-        raise ValueError(f"`{path}` names no scene: {HOW_TO_EXCLUDE}.")
-    return scenes
+def _excluded_scenes(options: argparse.Namespace) -> frozenset[str]:
+    if options.no_exclude:
+        return frozenset()
+    return read_excluded(options.exclude) if options.exclude else fetch_benchmark_scenes()
 
 
 def run_command_line(
@@ -581,13 +584,17 @@ def run_command_line(
     parser.add_argument("--media-root", required=True, help="folder that the annotations' paths are relative to")
     parser.add_argument("--output", required=True, help="folder of the instruction set; an earlier run is resumed")
     exclusion = parser.add_mutually_exclusive_group()
-    exclusion.add_argument("--exclude", metavar="FILE", help="scenes to leave out, one a line")
+    exclusion.add_argument(
+        "--exclude",
+        nargs="+",
+        metavar="FILE",
+        help="scenes to leave out: lists, one id a line, or benchmarks' own files, Parquet or JSON with the column "
+        f"scene_name (default: the test set of {BENCHMARK}, fetched from the Hub)",
+    )
     exclusion.add_argument("--no-exclude", action="store_true", help="leave no scene out")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--max-records", type=int, help="read only the first so many records")
     options = parser.parse_args(arguments)
-    if options.exclude is None and not options.no_exclude:
-        sys.exit(f"{program}: nothing says which scenes to exclude: {HOW_TO_EXCLUDE}.")
     try:
         manifest = convert(
             read_record,
@@ -595,7 +602,7 @@ def run_command_line(
             options.input,
             options.media_root,
             options.output,
-            read_excluded(options.exclude) if options.exclude else frozenset(),
+            _excluded_scenes(options),
             options.workers,
             options.max_records,
         )
@@ -603,8 +610,13 @@ def run_command_line(
         sys.exit(
             f"{program}: a worker ended abruptly, as when memory runs out; run again to go on, with fewer `--workers`."
         )
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"{program}: {error}")
+        # Of the operating system's own errors, such as a full disk, conversions recover.
+        again = "; what was converted is kept: put it right and run again" if getattr(error, "errno", None) else ""
+        sys.exit(f"{program}: {error}{again}")
     print(
         f"{manifest['kept']} of {manifest['records']} records are in {options.output}; {manifest['excluded']} are of "
         f"excluded scenes, {manifest['rejected']} are rejected (rejected.jsonl says why)."

@@ -30,6 +30,8 @@ JPEG_QUALITY = 95
 MIN_VIDEO_FRAMES, MAX_VIDEO_FRAMES = 4, 8
 SECONDS_PER_FRAME = 2
 FRAME_FOLDER_FPS = 1
+# Images beyond it have less than one patch of height when resized for the model.
+MAX_ASPECT_RATIO = 20
 # Files whose check is remembered: many questions share a scene's images. Some 30 MB at most.
 MAX_REMEMBERED = 1 << 16
 
@@ -151,8 +153,10 @@ def _find(root: str, path: str) -> tuple[str, tuple[str, str] | None]:
     real = os.path.realpath(os.path.join(root, path))
     if os.path.commonpath([real_root, real]) != real_root:
         return "", ("outside the media root", f"{path} leads to {real}")
-    if not os.path.exists(real):
+    if not os.path.isfile(real) and not os.path.isdir(real):
         return "", ("missing media", f"{path}: no such file or folder")
+    if real == real_root:
+        return "", ("malformed record", f"the path {path!r} is the media folder itself")
     return os.path.relpath(real, real_root), None
 
 
@@ -163,17 +167,25 @@ def _checked_image(root: str, path: str) -> tuple[str, tuple[int, int]]:
         raise BadRecord("unknown extension", f"{path} is no image; known are {' '.join(sorted(IMAGE_SUFFIXES))}")
     size, problem = _upright_size(os.path.join(root, location))
     if problem:
-        raise BadRecord("unreadable image", problem)
+        raise BadRecord(*problem)
     return location, size
 
 
 @functools.lru_cache(MAX_REMEMBERED)
-def _upright_size(path: str) -> tuple[tuple[int, int], str]:
+def _upright_size(path: str) -> tuple[tuple[int, int], tuple[str, str] | None]:
     """Size of an image, which takes decoding it: a truncated file has a perfect header."""
     try:
-        return ImageOps.exif_transpose(open_image(path)).size, ""
+        image = ImageOps.exif_transpose(open_image(path))
     except UnreadableFrame as error:
-        return (0, 0), str(error)
+        return (0, 0), ("unreadable image", str(error))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return (0, 0), ("unusable image", f"{path}: of mode {image.mode}, as depth maps are, and not of bytes")
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        return (0, 0), (
+            "unusable image",
+            f"{path}: {image.width} x {image.height} pixels, too elongated",
+        )
+    return image.size, None
 
 
 def _frames_of_folder(folders: MediaFolders, location: str) -> list[str]:

@@ -23,14 +23,10 @@ can be extended by asking for more scenes; those that are finished are kept.
 import argparse
 import json
 import math
-import multiprocessing
 import os
 import re
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +37,7 @@ from tqdm import tqdm
 from .room_camera import draw_walk
 from .room_layout import ROOM_KINDS, Piece, Room, WallObject, draw_room
 from .room_rendering import RoomRenderer
+from .worker_processes import call_in_processes
 
 OPTIONS_FILE = "rooms.json"
 JPEG_QUALITY = 92
@@ -76,34 +73,10 @@ def render_rooms(
     with tqdm(total=num_scenes, initial=num_scenes - len(missing), desc="Rendering rooms", unit="room") as progress:
         if len(missing) < num_scenes:
             progress.write(f"{num_scenes - len(missing)} of {num_scenes} rooms were finished before and are kept.")
-        for _ in _run(render, missing, workers):
+        calls = ((index,) for index in missing)
+        for _ in call_in_processes(render, calls, max(min(workers, len(missing)), 1)):
             progress.update()
     return scenes
-
-
-def _run(render: Callable[[int], None], indices: list[int], workers: int) -> Iterator[None]:
-    """Call `render` on every index, in this process or in several, and yield after each."""
-    if workers == 1 or len(indices) <= 1:
-        yield from map(render, indices)
-        return
-    # A forked child of a process that runs threads, as PyTorch's, may hang; a spawned one does not.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(indices)), mp_context=context, initializer=_exit_with_parent)
-    try:
-        for future in as_completed([pool.submit(render, index) for index in indices]):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _exit_with_parent() -> None:
-    """End this worker when the main process is killed, which would leave it waiting for work forever."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _check_options(num_scenes: int, num_views: int, size: tuple[int, int], seed: int, workers: int) -> None:

@@ -4,7 +4,6 @@
 and for several images which image each is on. Which color an image index belongs to depends on the type of question.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,8 @@ from PIL import Image, ImageDraw
 from .record_stream import BadRecord
 
 COORDINATE_RANGE = 1000
+# Numbers beyond it are no coordinates, even of what reaches out of the image.
+FARTHEST = 10 * COORDINATE_RANGE
 POINT_RADIUS = 20
 BOX_WIDTH = 20
 BOX_MARGIN = 17.5
@@ -164,6 +165,6 @@ def _numbers(spar_info: Mapping[str, Any], name: str, length: int) -> list[float
     value = spar_info.get(name)
     first = value[0] if isinstance(value, list) and value else None
     is_list = isinstance(first, list) and len(first) == length
-    if not is_list or not all(type(number) in (int, float) and math.isfinite(number) for number in first):
+    if not is_list or not all(type(number) in (int, float) and abs(number) <= FARTHEST for number in first):
         raise BadRecord("malformed markers", f"`{name}` must hold a list of {length} numbers, got {value!r:.200}")
     return first

@@ -105,3 +105,9 @@ def test_scenes_of_the_benchmark_are_excluded(convert, tmp_path):
 def test_marked_copies_are_where_their_images_were(convert, tmp_path):
     row = convert(record("a", {"type": "depth_prediction_oc", "red_point": [[250, 500]]}))["a"]
     assert os.path.dirname(row["images"][0]) == str(tmp_path / "set/marked" / FOLDER / "1.jpg")
+
+
+def test_the_source_is_the_data_set_of_the_images(convert, tmp_path):
+    convert(record("a", {"type": "obj_count"}))
+    manifest = json.loads((tmp_path / "set/manifest.json").read_text())
+    assert manifest["sources"] == {"scannet": 1}

@@ -1,5 +1,6 @@
 """The engine of all converters: what becomes of records, good and bad, and of a conversion that is killed."""
 
+import errno
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from recordings import CASES, needs_cases, training_cases
 
 from spa3r.data_scripts import instruction_sets
 from spa3r.data_scripts.convert_vsi590k import main, read_record
-from spa3r.data_scripts.instruction_sets import compose_messages, convert, find_excluded, find_scene, read_turns
+from spa3r.data_scripts.instruction_sets import compose_messages, convert, read_turns
 from spa3r.data_scripts.record_stream import BadRecord
 
 QUESTION = turns("<image>\nHow many chairs?", "3")
@@ -96,6 +97,14 @@ def test_the_datasets_library_reads_images_where_they_are(run, tmp_path):
     assert data[0]["images"][0].size == (64, 48)
 
 
+def test_the_datasets_library_finds_the_rows_whatever_folders_frames_are_in(run, tmp_path, media):
+    for name in ("train/test.mp4", "validation/b.mp4"):
+        write_tiny_video(media / name)
+    run([question(video="train/test.mp4"), question(video="validation/b.mp4")])
+    data = load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
+    assert list(data) == ["train"] and data["train"]["question_type"] == ["absolute_count"] * 2
+
+
 def test_rows_keep_the_order_of_the_input_over_blocks(run, tmp_path):
     run([question(f"<image>question {index}") for index in range(8)])
     assert [text_of(row["messages"][0]) for row in read_rows(tmp_path / "set")] == [f"#question {i}" for i in range(8)]
@@ -115,14 +124,63 @@ def test_every_record_is_kept_or_excluded_or_rejected(run, tmp_path):
     assert manifest["rejected_by_reason"] == dict.fromkeys(reasons(tmp_path / "set").values(), 1)
 
 
-def test_the_manifest_counts_types_folders_and_what_was_changed(run):
+def test_the_manifest_counts_types_and_what_was_changed(run):
     video = {"video": "scannet/scene0000_00.mp4"}
     leading = {"conversations": [{"from": "system", "value": "Be brief."}, *QUESTION], "image": "hypersim/a.jpg"}
     manifest = run([question(), question(**video), leading])
     assert manifest["question_types"] == {"absolute_count": 2, "unknown": 1}
-    assert manifest["media_folders"] == {"hypersim": 2, "scannet": 1}
     assert manifest["images"] == 1 + 4 + 1
     assert manifest["leading_turns_dropped"] == 1 and manifest["video_placeholders_rewritten"] == 1
+
+
+def test_the_manifest_counts_types_of_each_source(run):
+    video = {"video": "scannet/scene0000_00.mp4"}
+    named = question(image="hypersim/a.jpg", data_source="ai")
+    manifest = run([question(), question(**video), question(**video) | {"question_type": "room_size"}, named])
+    assert manifest["question_types_by_source"] == {
+        "ai": {"absolute_count": 1},
+        "hypersim": {"absolute_count": 1},
+        "scannet": {"absolute_count": 1, "room_size": 1},
+    }
+    assert manifest["sources"] == {"ai": 1, "hypersim": 1, "scannet": 2}
+    assert manifest["question_types"] == {"absolute_count": 3, "room_size": 1}
+
+
+def test_media_beside_each_other_are_of_one_source(run, media):
+    for name in "abc":
+        write_image(media / f"{name}.jpg")
+    assert run([question(image=f"{name}.jpg") for name in "abc"])["sources"] == {"vsi590k": 3}
+
+
+def test_a_manifest_names_no_more_types_than_a_limit(run, monkeypatch):
+    monkeypatch.setattr(instruction_sets, "MAX_COUNTED", 2)
+    manifest = run([question() | {"question_type": str(index)} for index in range(9)])
+    assert manifest["question_types"] == {"0": 1, "1": 1, "others": 7}
+
+
+def test_blocks_of_huge_records_hold_few_of_them(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(instruction_sets, "BLOCK_BYTES", 1000)
+    run([question("<image>" + "x" * 999)] * 3)
+    assert len(list((tmp_path / "set/data").iterdir())) == 3
+
+
+@pytest.mark.parametrize("absent", [None, "", []])
+def test_a_field_that_holds_nothing_is_as_if_it_were_not_there(run, absent):
+    records = [
+        question(image="hypersim/a.jpg", video=absent),
+        question(video="scannet/scene0000_00.mp4", image=absent),
+    ]
+    assert run(records)["kept"] == 2
+
+
+def test_a_block_whose_records_lost_their_media_leaves_no_rows(run, tmp_path, media, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(instruction_sets, "_merge", lambda *arguments: sys.exit(1))
+        with pytest.raises(SystemExit):
+            run([question()] * 3 + [question(image="hypersim/b.jpg")] * 3)
+    (tmp_path / "set/.unfinished/blocks/000001.json").unlink()
+    (media / "hypersim/b.jpg").unlink()
+    assert run([question()] * 3 + [question(image="hypersim/b.jpg")] * 3)["kept"] == len(read_rows(tmp_path / "set"))
 
 
 @pytest.mark.parametrize(
@@ -132,6 +190,7 @@ def test_the_manifest_counts_types_folders_and_what_was_changed(run):
         ("[1, 2]", "malformed record"),
         (question(image=["hypersim/a.jpg", "hypersim/b.jpg"]), "wrong number of placeholders"),
         (question("<image><image>", image="hypersim/a.jpg"), "wrong number of placeholders"),
+        (question("<image><image>", video="scannet/scene0000_00.mp4"), "wrong number of placeholders"),
         (question("<video><video>", video="scannet/scene0000_00.mp4"), "wrong number of placeholders"),
         (question("How many?", video="scannet/scene0000_00.mp4"), "wrong number of placeholders"),
         (question(image="hypersim/c.jpg"), "missing media"),
@@ -210,41 +269,6 @@ def test_messages_hold_what_the_official_template_renders(case):
     assert rendered == case["rendered"]
 
 
-@pytest.mark.parametrize(
-    ("path", "is_video", "scene"),
-    [
-        ("scannet/videos/scene0012_03.mp4", True, "scene0012_03"),
-        ("scannet/scene0012_03/color/17.jpg", False, "scene0012_03"),
-        ("scannetppv2/09c1414f1b.mp4", True, "09c1414f1b"),
-        ("arkitscenes/41069025/41069025_1.2.png", False, "41069025"),
-        ("hypersim/ai_001_001/00000012.jpg", False, "hypersim/ai_001_001"),
-        ("adt/sequence.7.mp4", True, "adt/sequence.7"),
-        ("a.jpg", False, "a.jpg"),
-    ],
-)
-def test_a_scene_is_named_by_a_known_id_or_else_by_its_place(path, is_video, scene):
-    assert find_scene(path, is_video) == scene
-
-
-@pytest.mark.parametrize(
-    ("path", "found"),
-    [
-        ("scannet/scene0011_01.mp4", "scene0011_01"),
-        ("spar/scannet/images/scene0011_00/image_color/1.jpg", "scene0011_00"),
-        ("scannet/scene0012_00.mp4", None),
-        ("scannetpp/09c1414f1b/1.jpg", "09c1414f1b"),
-        ("scannetpp/09c1414f1b_frame_1.jpg", "09c1414f1b"),
-        ("arkitscenes/41069025.mp4", "41069025"),
-        ("arkitscenes/41069026.mp4", None),
-        ("other/b1/1.jpg", "b1"),
-        ("other/x_b1/1.jpg", None),
-    ],
-)
-def test_excluded_scenes_are_found_in_paths(path, found):
-    listed = frozenset(["scene0011_00", "09c1414f1b", "41069025", "b1"])
-    assert find_excluded([path], listed) == found
-
-
 def test_excluded_scenes_need_no_media_and_are_counted_by_scene(run):
     records = [question(), question(video="scannet/scene0011_00.mp4"), question(video="scannet/scene0011_02.mp4")]
     manifest = run(records, excluded=["scene0011_01"])
@@ -316,8 +340,8 @@ def test_a_conversion_stopped_at_any_move_into_place_ends_with_the_same_bytes(ru
         run(records)
         assert fingerprint(tmp_path / "set") == expected
         (tmp_path / "set").rename(tmp_path / f"stopped_{allowed}")
-    # The note of options, the frames, three blocks with two files each, rejected, manifest, and the data.
-    assert allowed == 11
+    # The note of options, the frames, three blocks with two files each, rejected, manifest, card, and the data.
+    assert allowed == 12
 
 
 def test_a_conversion_anew_makes_its_frames_anew(run, tmp_path):
@@ -356,7 +380,7 @@ def test_nothing_looks_like_an_instruction_set_before_it_is_complete(run, tmp_pa
 
 def test_only_the_instruction_set_is_left_at_the_end(run, tmp_path):
     run([question(video="scannet/scene0000_00.mp4")])
-    assert sorted(os.listdir(tmp_path / "set")) == ["data", "frames", "manifest.json", "rejected.jsonl"]
+    assert sorted(os.listdir(tmp_path / "set")) == ["README.md", "data", "frames", "manifest.json", "rejected.jsonl"]
 
 
 def test_a_second_run_changes_nothing(run, tmp_path):
@@ -378,6 +402,37 @@ def test_an_unfinished_output_of_other_options_is_refused(run, monkeypatch):
             run([question()])
     with pytest.raises(ValueError, match="excluded_sha256"):
         run([question()], excluded=["scene0011_00"])
+
+
+def test_a_second_conversion_to_the_same_folder_at_the_same_time_is_refused(run, tmp_path, monkeypatch):
+    original = instruction_sets._merge
+
+    def run_a_second_one(*arguments):
+        monkeypatch.setattr(instruction_sets, "_merge", original)
+        with pytest.raises(ValueError, match="Another process is converting to .*set: wait until it has ended"):
+            run([question()])
+        return original(*arguments)
+
+    monkeypatch.setattr(instruction_sets, "_merge", run_a_second_one)
+    assert run([question()])["kept"] == 1
+
+
+@pytest.mark.parametrize("name", ["data/a.parquet", "manifest.json", "notes.txt"])
+def test_a_folder_that_holds_something_else_is_refused_and_stays_as_it_is(run, tmp_path, name):
+    (tmp_path / "set" / name).parent.mkdir(parents=True)
+    (tmp_path / "set" / name).write_text("{}")
+    before = fingerprint(tmp_path / "set")
+    with pytest.raises(ValueError, match=f"`{name.split('/')[0]}`, which no conversion has left there: choose"):
+        run([question()])
+    assert fingerprint(tmp_path / "set") == before
+
+
+def test_the_media_folder_is_no_output(command, media):
+    before = fingerprint(media)
+    command[command.index("--output") + 1] = str(media)
+    with pytest.raises(SystemExit, match="choose an empty or new output folder"):
+        main([*command, "--no-exclude"])
+    assert fingerprint(media) == before
 
 
 def test_max_records_reads_the_first_so_many(run):
@@ -406,24 +461,29 @@ def command(tmp_path, media):
     return ["--input", str(file), "--media-root", str(media), "--output", str(tmp_path / "set"), "--workers", "1"]
 
 
-def test_the_command_line_asks_which_scenes_to_exclude(command):
-    with pytest.raises(SystemExit, match="--exclude FILE.*scene_name of nyu-visionx/VSI-Bench.*--no-exclude"):
+def test_the_command_line_leaves_the_benchmarks_scenes_out_by_default(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(instruction_sets, "fetch_benchmark_scenes", lambda: frozenset(["scene0000_01"]))
+    write_lines(tmp_path / "records.jsonl", [question(), question(video="scannet/scene0000_00.mp4")])
+    main(command)
+    assert json.loads((tmp_path / "set/manifest.json").read_text())["excluded_by_scene"] == {"scene0000_00": 1}
+
+
+def test_nothing_is_converted_where_the_benchmarks_scenes_cannot_be_had(command, tmp_path, monkeypatch):
+    def refuse():
+        raise ValueError("no connection")
+
+    monkeypatch.setattr(instruction_sets, "fetch_benchmark_scenes", refuse)
+    with pytest.raises(SystemExit, match="no connection"):
         main(command)
+    assert not (tmp_path / "set").exists()
 
 
-def test_the_command_line_takes_a_list_of_scenes(command, tmp_path, capsys):
-    (tmp_path / "scenes.txt").write_text("scene0011_00\n\n 41069025 \n")
-    main([*command, "--exclude", str(tmp_path / "scenes.txt")])
-    assert json.loads((tmp_path / "set/manifest.json").read_text())["listed_scenes"] == 2
+def test_the_command_line_takes_lists_of_scenes(command, tmp_path, capsys):
+    for name, text in (("a.txt", "scene0011_00\n\n 41069025 \n"), ("b.txt", "scene0012_00")):
+        (tmp_path / name).write_text(text)
+    main([*command, "--exclude", str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])
+    assert json.loads((tmp_path / "set/manifest.json").read_text())["listed_scenes"] == 3
     assert "1 of 1 records" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("text", [None, "\n"])
-def test_a_list_of_scenes_that_is_missing_or_empty_is_refused(command, tmp_path, text):
-    if text is not None:
-        (tmp_path / "scenes.txt").write_text(text)
-    with pytest.raises(SystemExit, match="scenes.txt.*name the scenes to leave out"):
-        main([*command, "--exclude", str(tmp_path / "scenes.txt")])
 
 
 @pytest.mark.parametrize("name", ["--input", "--media-root"])
@@ -431,3 +491,27 @@ def test_what_is_not_there_is_named_in_one_sentence(command, name):
     command[command.index(name) + 1] = "/nowhere"
     with pytest.raises(SystemExit, match="no (file|folder) `/nowhere`"):
         main([*command, "--no-exclude"])
+
+
+def test_an_interruption_is_told_in_one_sentence(command, monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(instruction_sets, "_convert_block", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--no-exclude"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.endswith("interrupted; run the same command again to go on.\n")
+
+
+def fill_disk(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_told_in_one_sentence_and_loses_nothing(command, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(instruction_sets.pq, "write_table", fill_disk)
+        with pytest.raises(SystemExit, match="No space left on device; what was converted is kept: .* run again"):
+            main([*command, "--no-exclude"])
+    main([*command, "--no-exclude"])
+    assert len(read_rows(tmp_path / "set")) == 1

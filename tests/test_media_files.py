@@ -109,6 +109,24 @@ def test_an_image_that_is_cut_off_is_unreadable(folders, media):
     assert reason_of(find_image, folders, "a.jpg") == "unreadable image"
 
 
+@pytest.mark.parametrize(("mode", "size"), [("I;16", (64, 48)), ("RGB", (2000, 90)), ("L", (9, 200))])
+def test_an_image_that_would_end_a_training_run_is_unusable(folders, media, mode, size):
+    Image.new(mode, size).save(media / "a.png")
+    assert reason_of(find_image, folders, "a.png") == "unusable image"
+
+
+def test_a_pipe_is_no_image_to_wait_for(folders, media):
+    os.mkfifo(media / "a.jpg")
+    assert reason_of(find_image, folders, "a.jpg") == "missing media"
+
+
+@pytest.mark.parametrize("path", ["", ".", "clip/.."])
+def test_the_media_folder_itself_is_no_video(folders, media, path):
+    write_frames(media, 4)
+    (media / "clip").mkdir()
+    assert reason_of(find_video, folders, path) == "malformed record"
+
+
 def test_a_broken_frame_of_a_folder_is_an_unreadable_image(folders, media):
     write_frames(media / "clip", 4)
     (media / "clip/frame_1.jpg").write_bytes(b"x")

@@ -66,6 +66,7 @@ def test_markers_of_a_type_that_is_not_known_are_refused(kind):
         {"type": "depth_prediction_oo", "red_point": [["a", "b"]]},
         {"type": "depth_prediction_oo", "red_point": [[float("nan"), 1]]},
         {"type": "depth_prediction_oo", "red_point": [[1, 2, 3]]},
+        {"type": "depth_prediction_oo", "red_point": [[1, 1e300]]},
         {"type": "obj_spatial_relation_oo", "red_bbox": [[300, 100, 200, 400]]},
         {"type": "obj_spatial_relation_oo_mv", "red_bbox": [[1, 2, 3, 4]]},
         {"type": "obj_spatial_relation_oo_mv", "red_bbox": [[1, 2, 3, 4]], "bbox_img_idx": [[0, 1]]},
