@@ -242,12 +242,12 @@ def push_self_contained(
         )
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    # Shards of another size and their index would stay beside the new ones.
+    # Shards of another size and their index would stay beside the new ones, and a trainer's pickle.
     return api.upload_folder(
         folder_path=folder,
         repo_id=repo_id,
         commit_message=commit_message,
-        delete_patterns=["model*.safetensors", "model.safetensors.index.json"],
+        delete_patterns=["model*.safetensors", "model.safetensors.index.json", "training_args.bin"],
     )
 
 

@@ -4,12 +4,13 @@ import shutil
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image, List
 from tiny_instructions import NUM_RECORDS, losses, message, trainer_of, write_instructions
-from tiny_spa3_vlm import tiny_model, tiny_processor
+from tiny_spa3_vlm import photo, tiny_model, tiny_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from spa3r.trainers.instructions import load_instructions
+from spa3r.trainers.instructions import check_lengths, load_instructions
 from spa3r.trainers.pretrain import RECIPES
 from spa3r.trainers.sft import parse_arguments, run
 
@@ -32,7 +33,7 @@ def trained(vlm, instructions, tmp_path_factory):
     output = tmp_path_factory.mktemp("trained") / "run"
     trainer = trainer_of(vlm, instructions, output)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    run(trainer, [])
+    run(trainer, [f"{instructions}@0.5"])
     return trainer, before, output
 
 
@@ -63,6 +64,14 @@ def test_the_final_model_loads_with_its_processor(trained):
     weights = model.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in trainer.model.state_dict().items())
     assert AutoProcessor.from_pretrained(output / "model").image_processor.image_width == 56
+
+
+def test_the_final_model_carries_its_code_and_says_what_it_learnt_from(trained, instructions):
+    folder = trained[2] / "model"
+    card = (folder / "README.md").read_text()
+    assert (folder / "modeling_spa3_vlm.py").is_file() and "auto_map" in (folder / "config.json").read_text()
+    assert f"`{instructions}`, weight 0.5" in card and "8 records" in card and "4 steps of 2" in card
+    assert not (folder / "training_args.bin").exists()
 
 
 def test_the_loss_is_the_models_own_on_the_answers_alone(vlm, instructions, tmp_path):
@@ -147,20 +156,28 @@ def test_a_lost_loss_ends_the_run_and_keeps_the_last_checkpoint(vlm, instruction
     assert not (tmp_path / "checkpoint-3").exists()
 
 
-def test_a_share_of_an_instruction_set_is_drawn_by_the_seed(instructions):
+def test_an_instruction_set_counts_by_its_weight(instructions):
+    assert len(load_instructions([str(instructions), f"{instructions}@0.25"], seed=0)) == NUM_RECORDS * 1.25
+    twice_and_a_half = load_instructions([f"{instructions}@2.5"], seed=0)["messages"]
+    assert len(twice_and_a_half) == NUM_RECORDS * 2.5
+    once = load_instructions([str(instructions)], seed=0)["messages"]
+    assert all(twice_and_a_half.count(messages) in (2, 3) for messages in once)
+
+
+def test_a_fraction_of_an_instruction_set_is_drawn_by_the_seed(instructions):
     half = load_instructions([f"{instructions}@0.5"], seed=0)
     assert len(half) == NUM_RECORDS / 2
     assert half["messages"] == load_instructions([f"{instructions}@0.5"], seed=0)["messages"]
     assert half["messages"] != load_instructions([f"{instructions}@0.5"], seed=1)["messages"]
-    assert len(load_instructions([str(instructions), f"{instructions}@0.25"], seed=0)) == NUM_RECORDS * 1.25
 
 
 @pytest.mark.parametrize(
     "sources, message",
     [
         (["nowhere"], "`nowhere` holds no instruction set"),
-        (["{set}@2"], r"must be in \(0, 1\], got `.*@2`"),
-        (["{set}@some"], r"must be in \(0, 1\], got `.*@some`"),
+        (["{set}@0"], "must be above 0, got `.*@0`"),
+        (["{set}@-1"], "must be above 0, got `.*@-1`"),
+        (["{set}@some"], "must be above 0, got `.*@some`"),
     ],
 )
 def test_a_wrong_source_is_refused(sources, message, instructions):
@@ -173,6 +190,68 @@ def test_an_instruction_set_without_images_is_refused(tmp_path):
     Dataset.from_list([{"messages": [message("user", "Hello.")]}]).to_parquet(tmp_path / "data" / "0.parquet")
     with pytest.raises(ValueError, match=r"has no column \['images'\]"):
         load_instructions([str(tmp_path)], seed=0)
+
+
+def write_record(folder, images, *messages):
+    """An instruction set of one record."""
+    (folder / "data").mkdir()
+    record = {"images": [str(image) for image in images], "messages": list(messages)}
+    Dataset.from_list([record]).cast_column("images", List(Image())).to_parquet(folder / "data" / "0.parquet")
+    return str(folder)
+
+
+@pytest.fixture
+def door(tmp_path):
+    photo(0).save(tmp_path / "door.png")
+    return tmp_path / "door.png"
+
+
+ANSWER = message("assistant", "A chair.")
+
+
+@pytest.mark.parametrize(
+    "messages, problem",
+    [
+        ([message("user", "What is it?", 1)], r"does not end with an answer: its turns are of \['user'\]"),
+        ([message("user", "What?", 1), message("assistant", " ")], "has an empty answer, in turn 1"),
+        ([message("user", "What?", 2), ANSWER], "has 1 images, but places for 2 in its messages"),
+        ([message("user", "What?"), ANSWER], "has 1 images, but places for 0 in its messages"),
+    ],
+)
+def test_a_record_that_cannot_be_learnt_from_is_named(messages, problem, door, tmp_path):
+    with pytest.raises(ValueError, match=f"^Record 0 of the instruction set .* {problem}"):
+        load_instructions([write_record(tmp_path, [door], *messages)], seed=0)
+
+
+def test_an_instruction_set_of_text_alone_is_refused(tmp_path):
+    folder = write_record(tmp_path, [], message("user", "What is a chair?"), ANSWER)
+    with pytest.raises(ValueError, match="None of the 1 records of .* has an image"):
+        load_instructions([folder], seed=0)
+
+
+def test_the_length_of_a_record_is_that_of_what_is_learnt_from(instructions):
+    data, processor = load_instructions([str(instructions)], seed=0), tiny_processor()
+    collator = DataCollatorForVisionLanguageModeling(processor)
+    lengths = [collator([record])["input_ids"].shape[1] for record in data]
+    check_lengths(data, processor, max(lengths))
+    longest = lengths.index(max(lengths))
+    with pytest.raises(ValueError, match=f"Record {longest} has {max(lengths)} tokens with its . images, more than"):
+        check_lengths(data, processor, max(lengths) - 1)
+
+
+def test_a_record_is_refused_rather_than_cut(vlm, instructions, tmp_path):
+    with pytest.raises(ValueError, match="more than `max_length` 20, and is never cut: raise `max_length`"):
+        trainer_of(vlm, instructions, tmp_path, max_length=20)
+
+
+def test_a_model_that_is_not_there_is_refused(instructions, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at `nowhere`"):
+        trainer_of("nowhere", instructions, tmp_path)
+
+
+def test_an_evaluation_of_nothing_is_refused(vlm, instructions, tmp_path):
+    with pytest.raises(ValueError, match="nothing to evaluate on: give `--eval_instructions`"):
+        trainer_of(vlm, instructions, tmp_path, eval_strategy="steps", eval_steps=1)
 
 
 def test_an_unknown_key_of_a_recipe_is_refused(tmp_path):

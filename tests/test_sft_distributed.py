@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from datasets import load_dataset
 from safetensors.torch import load_file
 from tiny_instructions import command_line, losses, write_instructions
 from tiny_spa3_vlm import tiny_model, tiny_processor
@@ -117,3 +118,13 @@ def test_a_resumed_run_ends_with_the_same_bits(topology, run, place):
     assert losses(resumed) == losses(whole)
     expected = weights(whole)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed).items())
+
+
+def test_more_processes_than_records_are_refused(place):
+    write_instructions(place / "few", num_records=2)
+    data = load_dataset("parquet", data_files=str(place / "few" / "data" / "*.parquet"), split="train")
+    data.select([1]).to_parquet(place / "few" / "data" / "00000.parquet")
+    log = place / "few.log"
+    options = command_line(place / "vlm", place / "few", place / "few_run", use_cpu=None)
+    assert launch("ddp", "sft", options, log).wait(timeout=300) != 0
+    assert "spa3r-sft: There are more processes, 2, than records to train on, 1: start" in log.read_text()

@@ -11,11 +11,29 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ..modeling_spa3r.processing_spa3_vlm import Spa3VLMProcessor
 
-__all__ = ["check_lengths", "digest_instructions", "load_instructions"]
+__all__ = ["check_lengths", "digest_instructions", "load_instructions", "split_source"]
 
 COLUMNS = ("images", "messages")
 # More than a chat template puts around a message, or a processor around an image.
 TOKENS_AROUND = 16
+
+
+def split_source(source: str) -> tuple[str, float]:
+    """Folder and weight of `FOLDER` or `FOLDER@WEIGHT`.
+
+    Raises:
+        ValueError: If the weight is none.
+    """
+    folder, mark, text = source.rpartition("@")
+    if not mark or Path(source).is_dir():
+        return source, 1.0
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise ValueError(f"The weight of an instruction set must be above 0, got `{source}`; leave `@` out for 1.")
+    return folder, weight
 
 
 def load_instructions(sources: list[str], seed: int) -> Dataset:
@@ -33,7 +51,7 @@ def load_instructions(sources: list[str], seed: int) -> Dataset:
     """
     parts = []
     for source in sources:
-        folder, _, weight = source.partition("@")
+        folder, weight = split_source(source)
         files = [str(file) for file in _files(folder)]
         if not files:
             raise ValueError(f"`{folder}` holds no instruction set: there is no `data/*.parquet` in it.")
@@ -42,7 +60,7 @@ def load_instructions(sources: list[str], seed: int) -> Dataset:
             raise ValueError(f"The instruction set `{folder}` has no column {missing}, but {part.column_names}.")
         part = part.select_columns(list(COLUMNS))
         _check_records(folder, part)
-        parts += _weigh(part, _weight(source, weight), seed)
+        parts += _weigh(part, weight, seed)
     return concatenate_datasets(parts)
 
 
@@ -50,16 +68,6 @@ def _weigh(part: Dataset, weight: float, seed: int) -> list[Dataset]:
     """All of a data set as often as `weight` says, and of the rest of it a fraction."""
     number = math.ceil(weight % 1 * len(part))
     return [part] * int(weight) + ([part.shuffle(seed=seed).select(range(number))] if number else [])
-
-
-def _weight(source: str, text: str) -> float:
-    try:
-        weight = float(text or 1)
-    except ValueError:
-        weight = math.nan
-    if not 0 < weight < math.inf:
-        raise ValueError(f"The weight of an instruction set must be above 0, got `{source}`; leave `@` out for 1.")
-    return weight
 
 
 def _check_records(folder: str, part: Dataset):
@@ -142,7 +150,7 @@ def check_lengths(dataset: Dataset, processor: Spa3VLMProcessor, max_length: int
 
 def digest_instructions(sources: list[str]) -> str:
     """Tells instruction sets from others in the same folders: a hash of the names and sizes of their files."""
-    files = [file for source in sources for file in _files(source.partition("@")[0])]
+    files = [file for source in sources for file in _files(split_source(source)[0])]
     names = "\n".join(f"{file.name} {file.stat().st_size}" for file in files)
     return hashlib.sha256(names.encode()).hexdigest()
 

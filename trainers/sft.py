@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoProcessor, set_seed
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
@@ -26,6 +27,7 @@ from .checkpointing import (
     MarkCompleteCheckpoints,
     UnwrittenError,
     checkpoint_to_resume,
+    first_line,
     say_what_was_not_written,
     train,
     write_whole,
@@ -34,7 +36,7 @@ from .instructions import check_lengths, load_instructions
 from .scene_latents import CachedLatentsCollator, SceneLatents, encoder_fingerprint, with_scene_keys
 from .sft_runs import StopAtLostLoss, check_can_go_on
 from .sharding import prepare_for_sharding
-from .tuned_model import push_tuned_model, save_tuned_model
+from .tuned_model import make_repository, push_tuned_model, save_tuned_model
 
 __all__ = ["build_trainer", "main"]
 
@@ -105,6 +107,8 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
     if not data_args.instructions:
         raise ValueError("There is nothing to train on: give `--instructions FOLDER`.")
     check_place(model_args.model_name_or_path)
+    if args.push_to_hub and args.process_index == 0:
+        make_repository(args)
     set_seed(args.seed)
     processor = AutoProcessor.from_pretrained(model_args.model_name_or_path)
     train, evaluation = _load_data(data_args, args, processor)
@@ -161,8 +165,10 @@ def main(arguments: list[str] | None = None):
         data_args, args, model_args = parse_arguments(arguments)
         trainer = build_trainer(data_args, args, model_args)
         check_can_go_on(trainer, data_args, model_args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"spa3r-sft: {error}")
+    except (OSError, ImportError) as error:
+        sys.exit(f"spa3r-sft: {first_line(error)}")
+    except (ValueError, StrictDataclassError) as error:
+        sys.exit(f"spa3r-sft: {' '.join(str(error).split())}")
     try:
         run(trainer, data_args.instructions)
     except (FloatingPointError, UnwrittenError) as error:

@@ -5,16 +5,17 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from ..configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ..modeling_spa3r.hub import Score, add_code, parts_of, push_self_contained, spa3_vlm_card
 from .checkpointing import first_line
+from .instructions import split_source
 
-__all__ = ["push_tuned_model", "save_tuned_model"]
+__all__ = ["make_repository", "push_tuned_model", "save_tuned_model"]
 
 WEIGHTS_SECTION = re.compile(r"## Weights inside, and their licences\n\n(.*?)(?=\n\n## |\Z)", flags=re.DOTALL)
 
@@ -57,7 +58,7 @@ def tuned_card(
         is_adapted (`bool`, *optional*, defaults to `False`): Whether LoRA layers of the language model were trained.
     """
     args, base, state = trainer.args, config.name_or_path, trainer.state
-    data = [f"`{folder}`{mark and f', weight {weight}'}" for folder, mark, weight in _parse(instructions)]
+    data = [f"`{folder}`, weight {weight:g}" for folder, weight in map(split_source, instructions)]
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     method = "LoRA layers of the language model" if is_adapted else "the language model"
     data.append(
@@ -82,8 +83,21 @@ def tuned_card(
     return card
 
 
-def _parse(instructions: Sequence[str]) -> list[tuple[str, str, str]]:
-    return [source.partition("@") for source in instructions]
+def make_repository(args: SFTConfig):
+    """Make the repository to push to, before anything is loaded.
+
+    Raises:
+        ValueError: If that fails, for whatever reason.
+    """
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    try:
+        HfApi(token=args.hub_token).create_repo(name, private=args.hub_private_repo, exist_ok=True)
+    # Without a network there are errors of the HTTP library below huggingface_hub, too.
+    except Exception as error:
+        raise ValueError(
+            f"`push_to_hub` cannot make the repository `{name}` ({first_line(error)}): log in with `hf auth login`, "
+            "choose another `--hub_model_id`, or train without `--push_to_hub` and upload the model later."
+        ) from error
 
 
 def push_tuned_model(trainer: SFTTrainer, folder: Path):
