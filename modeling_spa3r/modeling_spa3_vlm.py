@@ -262,6 +262,21 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         return torch.stack(latents)
 
     @torch.no_grad()
+    def see_images(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """Look at images once, for training on many questions about them.
+
+        Args:
+            pixel_values, image_grid_thw: See `forward`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`: What to pass as `vision_features` in the
+            place of `pixel_values`.
+        """
+        return torch.cat(
+            list(self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True).pooler_output)
+        )
+
+    @torch.no_grad()
     def _encode_scenes(
         self, pixel_values_geometry: Tensor, geometry_sizes: Tensor | None, num_views: Tensor | None
     ) -> list[Tensor]:
@@ -277,15 +292,19 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             return past_key_values is None or not past_key_values.get_seq_length()
         return self.training and torch.is_grad_enabled()  # not while a model in training mode generates
 
-    def _encode_nothing(self, device: torch.device, is_encoded: bool) -> Tensor:
-        """Zero, by way of all that image features come from; `is_encoded` if other processes have given latents."""
+    def _encode_nothing(self, device: torch.device, is_encoded: bool, is_seen: bool) -> Tensor:
+        """Zero, by way of all that image features come from; other processes have given latents if `is_encoded`, and
+        features if `is_seen`."""
         config = self.config.vlm_config.vision_config
-        side = config.spatial_merge_size
-        patch_size = config.in_channels * config.temporal_patch_size * config.patch_size**2
-        patches = torch.zeros(side**2, patch_size, device=device)
-        grid = torch.tensor([[1, side, side]], device=device)
-        (tokens,) = self.vlm.get_image_features(patches, grid, return_dict=True).pooler_output
-        return 0 * tokens.sum() if self.fusion is None else self._fuse_nothing(tokens, is_encoded)
+        if is_seen:
+            image_tokens = torch.zeros(1, self.config.get_text_config().hidden_size, device=device, dtype=self.dtype)
+        else:
+            side = config.spatial_merge_size
+            patch_size = config.in_channels * config.temporal_patch_size * config.patch_size**2
+            patches = torch.zeros(side**2, patch_size, device=device)
+            grid = torch.tensor([[1, side, side]], device=device)
+            (image_tokens,) = self.vlm.get_image_features(patches, grid, return_dict=True).pooler_output
+        return 0 * image_tokens.sum() if self.fusion is None else self._fuse_nothing(image_tokens, is_encoded)
 
     def _fuse_nothing(self, image_tokens: Tensor, is_encoded: bool) -> Tensor:
         """Zero, by way of the adapter, for image tokens without a scene."""
@@ -297,12 +316,13 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
     @can_return_tuple
     def get_image_features(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         pixel_values_geometry: Tensor | None = None,
         geometry_sizes: Tensor | None = None,
         num_views: Tensor | None = None,
         spatial_latents: Tensor | Sequence[Tensor] | None = None,
+        vision_features: Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """The VLM's image features, fused with their scenes; see `forward` for the arguments.
@@ -311,7 +331,11 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             `BaseModelOutputWithPooling`: `pooler_output` is a list with the tokens of each image, of shape
             `(num_tokens, hidden_size)`; with `fusion="append"` the latents follow the last image of each scene.
         """
-        output = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **kwargs)
+        if vision_features is None:
+            output = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **kwargs)
+        else:
+            lengths = image_grid_thw.prod(-1) // self.config.vlm_config.vision_config.spatial_merge_size**2
+            output = BaseModelOutputWithPooling(pooler_output=vision_features.to(self.dtype).split(lengths.tolist()))
         images = list(output.pooler_output)
         if self.fusion is None:
             return output
@@ -381,6 +405,7 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         geometry_sizes: Tensor | None = None,
         num_views: Tensor | None = None,
         spatial_latents: Tensor | Sequence[Tensor] | None = None,
+        vision_features: Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
@@ -405,11 +430,15 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             What `encode_scene` returned, one for each row that has images; used in the place of
             `pixel_values_geometry`, even if that is given too. Of no scene, it tells in training that no process
             encodes any.
+        vision_features (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
+            What `see_images` returned, for training, in the place of `pixel_values`. Of no image, it tells in training
+            that no process looks at any.
         mm_encoder_outputs (`dict`, *optional*):
             `{"image": get_image_features(...)}`, in the place of `pixel_values` and of what belongs to the scene.
         """
         nothing = None
-        if pixel_values is not None or position_ids is None:
+        has_features = vision_features is not None and len(vision_features) > 0
+        if pixel_values is not None or has_features or position_ids is None:
             check_inputs(
                 self.config,
                 input_ids,
@@ -420,6 +449,7 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
                 pixel_values_geometry=pixel_values_geometry,
                 num_views=num_views,
                 spatial_latents=spatial_latents,
+                vision_features=vision_features,
                 mm_encoder_outputs=mm_encoder_outputs,
             )
         if position_ids is None:
@@ -427,7 +457,7 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             position_ids = self._positions_after(
                 past_key_values, num_tokens, attention_mask, has_images=image_grid_thw is not None
             )
-        if pixel_values is not None:
+        if pixel_values is not None or has_features:
             features = self.get_image_features(
                 pixel_values,
                 image_grid_thw,
@@ -435,11 +465,14 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
                 geometry_sizes=geometry_sizes,
                 num_views=num_views,
                 spatial_latents=spatial_latents,
+                vision_features=vision_features if has_features else None,
                 return_dict=True,
             )
             mm_encoder_outputs = {"image": features}
         elif inputs_embeds is None and not mm_encoder_outputs and self._keeps_step(past_key_values):
-            nothing = self._encode_nothing(input_ids.device, is_encoded=spatial_latents is not None)
+            nothing = self._encode_nothing(
+                input_ids.device, is_encoded=spatial_latents is not None, is_seen=vision_features is not None
+            )
         outputs = self.vlm(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -27,6 +27,7 @@ def check_inputs(
     pixel_values_geometry: Tensor | None = None,
     num_views: Tensor | None = None,
     spatial_latents: Tensor | Sequence[Tensor] | None = None,
+    vision_features: Tensor | None = None,
     mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
     **kwargs,
 ):
@@ -42,15 +43,17 @@ def check_inputs(
         ValueError: If they do not fit; says what does not.
     """
     is_encoded = mm_encoder_outputs is not None and mm_encoder_outputs.get("image") is not None
-    has_images = pixel_values is not None or is_encoded
+    has_features = vision_features is not None and len(vision_features) > 0
+    is_seen = pixel_values is not None or has_features
+    has_images = is_seen or is_encoded
     has_latents = spatial_latents is not None and len(spatial_latents) > 0
     has_geometry = pixel_values_geometry is not None or has_latents
-    if has_geometry and pixel_values is None:
+    if has_geometry and not is_seen:
         raise ValueError("A scene is seen through its images: pass their `pixel_values` too.")
-    if pixel_values is not None and is_encoded:
+    if (pixel_values is not None) + has_features + is_encoded > 1:
         raise ValueError(
-            "Both `pixel_values` and `mm_encoder_outputs` are given, the same images before and after the encoders; "
-            "pass one of them."
+            "Of `pixel_values`, `vision_features` and `mm_encoder_outputs`, the same images before and after the "
+            "encoders, more than one is given; pass one of them."
         )
     if has_images and past_key_values is not None and past_key_values.get_seq_length():
         raise ValueError(
@@ -74,10 +77,12 @@ def check_inputs(
         if not (num_cached and is_placeholder.any()):
             return
     _check_kinds_of_tokens(input_ids, mm_token_type_ids, image_grid_thw)
-    if pixel_values is not None:
+    if is_seen:
         is_image = mm_token_type_ids == 1
         counts = torch.stack([is_placeholder.sum(-1), is_image.sum(-1), (is_image & ~is_placeholder).sum(-1)], dim=-1)
-        lengths = _image_lengths(config, len(pixel_values), image_grid_thw)
+        merged = config.vlm_config.vision_config.spatial_merge_size**2
+        num_patches = merged * len(vision_features) if has_features else len(pixel_values)
+        lengths = [number // merged for number in _image_patches(num_patches, image_grid_thw)]
         _check_rows(config, counts.tolist(), lengths, num_views, has_geometry)
 
 
@@ -97,15 +102,15 @@ def _check_kinds_of_tokens(input_ids: Tensor, mm_token_type_ids: Tensor | None, 
         raise ValueError("Images need `image_grid_thw`, the size of each in patches. The processor returns it.")
 
 
-def _image_lengths(config: Spa3VLMConfig, num_patches: int, image_grid_thw: Tensor) -> list[int]:
-    """Features of each image."""
+def _image_patches(num_patches: int, image_grid_thw: Tensor) -> list[int]:
+    """Patches of each image."""
     patches = image_grid_thw.prod(-1).tolist()
     if sum(patches) != num_patches:
         raise ValueError(
-            f"`image_grid_thw` tells of {sum(patches)} patches in {len(patches)} images, but `pixel_values` holds "
-            f"{num_patches}; pass what the processor returned, together."
+            f"`image_grid_thw` tells of {sum(patches)} patches in {len(patches)} images, but there are {num_patches}; "
+            "pass what the processor returned, together."
         )
-    return [number // config.vlm_config.vision_config.spatial_merge_size**2 for number in patches]
+    return patches
 
 
 def _check_rows(

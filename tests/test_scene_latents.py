@@ -4,12 +4,13 @@ import shutil
 
 import pytest
 import torch
+from datasets import Dataset, Image, List
 from tiny_instructions import losses, trainer_of, write_instructions
 from tiny_spa3_vlm import GEOMETRY, tiny_model, tiny_processor
 
 from spa3r.trainers import scene_latents
 from spa3r.trainers.instructions import load_instructions
-from spa3r.trainers.scene_latents import SceneLatents, encode_scenes, encoder_fingerprint, main, with_scene_keys
+from spa3r.trainers.scene_latents import SceneLatents, encode_scenes, main, with_scene_keys
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def latents(vlm, instructions, tmp_path_factory):
 
 def test_each_scene_has_the_latents_of_its_images(latents, instructions):
     model, processor = tiny_model(), tiny_processor()
-    store = SceneLatents(latents, encoder_fingerprint(model, processor))
+    store = SceneLatents(latents, model, processor)
     records = [record for record in with_scene_keys(load_instructions([str(instructions)], 0)) if record["scene_key"]]
     assert len(records) == 5  # three records have no image
     for record in records:
@@ -57,6 +58,47 @@ def test_training_from_latents_has_the_losses_of_live_training(vlm, instructions
     assert losses(tmp_path / "cached") == losses(tmp_path / "live") and not calls
 
 
+@pytest.fixture(scope="module")
+def seen(vlm, instructions, tmp_path_factory):
+    """Latents together with what the vision tower sees."""
+    folder = tmp_path_factory.mktemp("seen")
+    command = ["--model", vlm, "--instructions", instructions, "--output", folder, "--vision-features"]
+    main([str(part) for part in command])
+    return folder
+
+
+def test_training_from_what_was_seen_has_the_losses_of_live_training_and_sees_nothing(
+    vlm, instructions, seen, tmp_path
+):
+    # Batches of one: some are of text alone.
+    options = {"per_device_train_batch_size": 1, "max_steps": 8}
+    trainer_of(vlm, instructions, tmp_path / "live", **options).train()
+    cached = trainer_of(vlm, instructions, tmp_path / "cached", scene_latents=seen, **options)
+    calls = []
+    for encoder in (cached.model.model.spatial_encoder, cached.model.model.vlm.visual):
+        encoder.register_forward_hook(lambda *_: calls.append(1))
+    cached.train()
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=1e-6) and not calls
+
+
+def test_what_a_vision_tower_sees_is_not_added_to_a_folder_without_it(vlm, instructions, latents):
+    command = ["--model", vlm, "--instructions", instructions, "--output", latents, "--vision-features"]
+    with pytest.raises(SystemExit, match="vision_tower differ"):
+        main([str(part) for part in command])
+
+
+def test_latents_in_another_type_are_refused_with_the_remedy(latents):
+    with pytest.raises(ValueError, match="encoded in float32, but this model is in bfloat16; .* `--dtype bfloat16`"):
+        SceneLatents(latents, tiny_model().bfloat16(), tiny_processor())
+
+
+def test_images_inside_a_data_set_are_told_apart_by_what_they_show():
+    views = [{"path": "0.jpg", "bytes": name.encode()} for name in ("door", "sofa")]
+    data = Dataset.from_list([{"images": [view], "messages": []} for view in views])
+    first, second = with_scene_keys(data.cast_column("images", List(Image())))["scene_key"]
+    assert first != second
+
+
 def test_a_killed_encoding_goes_on_with_what_is_missing(vlm, instructions, latents, tmp_path, monkeypatch):
     monkeypatch.setattr(scene_latents, "SCENES_PER_SHARD", 2)
     model, processor, dataset = tiny_model(), tiny_processor(), load_instructions([str(instructions)], 0)
@@ -75,8 +117,7 @@ def test_a_killed_encoding_goes_on_with_what_is_missing(vlm, instructions, laten
     encode_scenes(model, processor, dataset, tmp_path)
     # Three calls and the fatal one; of the first shard's two scenes none again.
     assert len(calls) == 4 + 3
-    fingerprint = encoder_fingerprint(model, processor)
-    whole, resumed = SceneLatents(latents, fingerprint), SceneLatents(tmp_path, fingerprint)
+    whole, resumed = (SceneLatents(folder, model, processor) for folder in (latents, tmp_path))
     assert whole.shards.keys() == resumed.shards.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole.shards)
 
@@ -87,7 +128,7 @@ def test_latents_of_another_encoder_are_refused(change, latents):
     if change == "image_width":
         processor.image_processor.image_width = 84
     with pytest.raises(ValueError, match="are of another model: (spatial_encoder|images) differ"):
-        SceneLatents(latents, encoder_fingerprint(model, processor))
+        SceneLatents(latents, model, processor)
 
 
 def test_scenes_that_were_not_encoded_are_refused_before_training(vlm, instructions, latents, tmp_path):

@@ -33,7 +33,7 @@ from .checkpointing import (
     write_whole,
 )
 from .instructions import check_lengths, load_instructions
-from .scene_latents import CachedLatentsCollator, SceneLatents, encoder_fingerprint, with_scene_keys
+from .scene_latents import CachedLatentsCollator, SceneLatents, with_scene_keys
 from .sft_runs import StopAtLostLoss, check_can_go_on
 from .sharding import prepare_for_sharding
 from .tuned_model import make_repository, push_tuned_model, save_tuned_model
@@ -122,7 +122,7 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
     prepare_for_sharding(model)
     collator = None
     if data_args.scene_latents is not None:
-        latents = SceneLatents(data_args.scene_latents, encoder_fingerprint(model, processor))
+        latents = SceneLatents(data_args.scene_latents, model, processor)
         for data in filter(None, (train, evaluation)):
             latents.check_complete(data["scene_key"])
         args.remove_unused_columns = False
