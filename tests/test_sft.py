@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset, Image, List
+from safetensors.torch import load_file
 from tiny_instructions import NUM_RECORDS, losses, message, trainer_of, write_instructions
 from tiny_spa3_vlm import photo, tiny_model, tiny_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
@@ -13,6 +14,12 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from spa3r.trainers.instructions import check_lengths, load_instructions
 from spa3r.trainers.pretrain import RECIPES
 from spa3r.trainers.sft import parse_arguments, run
+
+LORA = {
+    "use_peft": "true",
+    "lora_target_modules": r"model\.vlm\.language_model\..*\.(q_proj|v_proj)",
+    "lora_modules_to_save": "fusion",
+}
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +138,7 @@ def test_a_run_continues_from_its_last_complete_checkpoint_to_the_same_bits(vlm,
 
 
 def test_lora_trains_the_adapter_and_low_rank_weights_and_merges(vlm, instructions, tmp_path):
-    targets = r"model\.vlm\.language_model\..*\.(q_proj|v_proj)"
-    lora = {"use_peft": "true", "lora_target_modules": targets, "lora_modules_to_save": "fusion"}
-    trainer = trainer_of(vlm, instructions, tmp_path, **lora)
+    trainer = trainer_of(vlm, instructions, tmp_path, **LORA)
     trainer.train()
     merged = trainer.model.merge_and_unload()
     before = tiny_model().state_dict()
@@ -142,6 +147,33 @@ def test_lora_trains_the_adapter_and_low_rank_weights_and_merges(vlm, instructio
     others = {name for name in changed if not name.startswith("model.fusion.")}
     assert others and all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in others)
     assert not any(is_frozen(name) for name in changed)
+
+
+def test_what_lora_trains_is_in_float32_and_the_model_that_it_leaves_in_bfloat16(vlm, instructions, tmp_path):
+    trainer = trainer_of(vlm, instructions, tmp_path, max_steps=1, bf16="true", dtype="bfloat16", **LORA)
+    trained = {weight.dtype for weight in trainer.model.parameters() if weight.requires_grad}
+    assert trained == {torch.float32}
+    run(trainer, [str(instructions)])
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model" / "model.safetensors").values()} == {
+        torch.bfloat16
+    }
+
+
+def test_the_model_that_lora_leaves_is_merged_and_loads_by_itself(vlm, instructions, tmp_path):
+    trainer = trainer_of(vlm, instructions, tmp_path, max_steps=2, **LORA)
+    run(trainer, [str(instructions)])
+    model, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    batch = trainer.data_collator([trainer.train_dataset[1]])
+    with torch.no_grad():
+        expected = trainer.model(**batch).logits
+        torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(expected, tiny_model()(**batch).logits, atol=1e-3)
+
+
+def test_weights_that_are_trained_in_bfloat16_alone_are_warned_of(vlm, instructions, tmp_path, caplog):
+    trainer_of(vlm, instructions, tmp_path, bf16="true", dtype="bfloat16")
+    assert "most updates are rounded away" in caplog.text
 
 
 def test_a_lost_loss_ends_the_run_and_keeps_the_last_checkpoint(vlm, instructions, tmp_path):

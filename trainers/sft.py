@@ -15,9 +15,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoProcessor, set_seed
+from transformers.utils import logging
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
 from ..modeling_spa3r.convert_checkpoints import check_place
@@ -39,6 +41,8 @@ from .sharding import prepare_for_sharding
 from .tuned_model import make_repository, push_tuned_model, save_tuned_model
 
 __all__ = ["build_trainer", "main"]
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -119,6 +123,8 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
         model_args.model_name_or_path, **{name: value for name, value in options.items() if value is not None}
     )
     model.freeze_encoders()
+    if model_args.use_peft and args.bf16 and model.model.fusion is not None:
+        model.model.fusion.float()  # as peft keeps LoRA layers: in bfloat16 most updates are rounded away
     prepare_for_sharding(model)
     collator = None
     if data_args.scene_latents is not None:
@@ -138,6 +144,12 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
         callbacks=[StopAtLostLoss()],
     )
     trainer.add_callback(MarkCompleteCheckpoints(trainer.accelerator))
+    has_copy = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    if not has_copy and any(weight.requires_grad and weight.dtype == torch.bfloat16 for weight in model.parameters()):
+        logger.warning(
+            f"Weights are trained in bfloat16 without a copy in float32: at a learning rate of {args.learning_rate:g} "
+            "most updates are rounded away. Launch with ZeRO or FSDP2, which keep one, or give `--dtype float32`."
+        )
     return trainer
 
 

@@ -37,7 +37,8 @@ def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: s
     if not is_adapted or is_sharded:
         trainer.save_model(folder, _internal_call=True)
     elif args.should_save:
-        model = model.merge_and_unload()
+        dtype = model.dtype
+        model = model.merge_and_unload().to(dtype)
         model.save_pretrained(folder)
         trainer.processing_class.save_pretrained(folder)
     if args.should_save and not (is_adapted and is_sharded):
