@@ -15,7 +15,8 @@ install: .venv/installed
 # Tensors are tiny: one thread is as fast as two, and does not stall when another program wants the second core.
 quickstart: export OMP_NUM_THREADS := 1
 
-# Rooms to learn from and, of another seed, rooms to be tested on; pre-training; the report; the latents of a scene.
+# Rooms to learn from and, of another seed, rooms to be tested on; pre-training; the report; the latents of a scene; a
+# Spa3-VLM that is instruction-tuned on questions about the rooms; its answers.
 quickstart: install
 	$(BIN)/spa3r-rooms --scenes 112 --views 16 --size 224x168 --seed 0 --workers 2 --output $(RUN)/rooms
 	$(BIN)/spa3r-rooms --scenes 16 --views 16 --size 224x168 --seed 1 --workers 2 --output $(RUN)/held_out_rooms
@@ -27,11 +28,19 @@ quickstart: install
 		print('latents of 4 views:', tuple(model(torch.rand(1, 4, 3, 84, 112)).latents.shape))"
 	rm -rf $(RUN)/spa3-vlm
 	$(BIN)/spa3r-convert assemble $(RUN)/spa3-vlm --vlm spa3-vlm-nano --spa3r $(RUN)/model --image-width 112
-	$(BIN)/spa3r-ask --model $(RUN)/spa3-vlm --images $(RUN)/held_out_rooms/room_000000/color/*.jpg --max-new-tokens 16 \
+	$(BIN)/spa3r-room-questions --rooms $(RUN)/rooms --output $(RUN)/questions
+	$(BIN)/spa3r-room-questions --rooms $(RUN)/held_out_rooms --output $(RUN)/held_out_questions
+	$(BIN)/spa3r-encode-scenes --model $(RUN)/spa3-vlm --output $(RUN)/scenes \
+		--instructions $(RUN)/questions $(RUN)/held_out_questions
+	$(BIN)/accelerate launch --config_file configuration/accelerate/cpu.yaml sft.py \
+		--config spa3-vlm-rooms-cpu
+	$(BIN)/spa3r-ask --model $(RUN)/tuned/model --images $(RUN)/held_out_rooms/room_000000/color/*.jpg --max-new-tokens 16 \
 		--question "How many chairs are in the room?" --question "How large is the room, in square meters?"
 
+# A file of tests a core; see above for the threads.
+test: export OMP_NUM_THREADS := 1
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -20,7 +20,6 @@ from spa3r.configuration import Spa3RConfig, load_preset
 from spa3r.modeling_spa3r import Spa3RForPreTraining, VGGTForGeometry
 from spa3r.trainers.checkpointing import check_same_run, is_complete, last_complete_checkpoint
 from spa3r.trainers.pretrain import (
-    RECIPES,
     ModelArguments,
     build_config,
     build_model,
@@ -30,6 +29,7 @@ from spa3r.trainers.pretrain import (
     run,
 )
 from spa3r.trainers.psfm_trainer import Spa3RTrainingArguments
+from spa3r.trainers.recipes import RECIPES
 
 TINY = {
     "preset": "spa3r-tiny",
@@ -302,6 +302,7 @@ TOPOLOGIES = {
     "cpu": ("NO", 1),
     "ddp": ("MULTI_GPU", 8),
     "fsdp2": ("FSDP", 8),
+    "gpu": ("NO", 1),
     "zero2": ("DEEPSPEED", 8),
     "zero3": ("DEEPSPEED", 8),
 }

@@ -1,6 +1,7 @@
 """Starts a trainer in two processes on the CPU, by the launch files of configuration/accelerate."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Which compiles its communication between CPUs when it is used first.
 needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"
+    importlib.util.find_spec("deepspeed") is None or shutil.which("c++") is None,
+    reason="DeepSpeed or a C++ compiler is not installed",
 )
 
 

@@ -9,7 +9,6 @@ continues from the last complete checkpoint of its output folder. The final mode
 """
 
 import argparse
-import difflib
 import hashlib
 import shlex
 import sys
@@ -31,11 +30,9 @@ from .checkpointing import check_same_run, checkpoint_to_resume, first_line, fla
 from .model_card import pretraining_card
 from .psfm_figures import PSFMFigureCallback
 from .psfm_trainer import Spa3RTrainer, Spa3RTrainingArguments, teacher_checkpoints
+from .recipes import check_keys, find_recipe, hide_rare_options, read_recipe, split_config
 
 __all__ = ["main"]
-
-RECIPES = Path(__file__).resolve().parent.parent / "configuration" / "recipes"
-STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 
 COMMON_OPTIONS = set(
     "output_dir gradient_accumulation_steps warmup_steps bf16 gradient_checkpointing logging_steps eval_strategy "
@@ -89,27 +86,6 @@ class DataArguments:
     figures: int = field(default=4, metadata={"help": "Held-out scenes drawn at each evaluation."})
 
 
-def read_recipe(name: str | None) -> dict[str, Any]:
-    """Read a recipe: a YAML file, or the name of one in configuration/recipes."""
-    if name is None:
-        return {}
-    file = next((path for path in (Path(name), RECIPES / f"{name}.yaml") if path.is_file()), None)
-    if file is None:
-        names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-        known = ", ".join(
-            name for name in names if not name.startswith("spa3-vlm-")
-        )  # those are of instruction tuning
-        raise ValueError(f"There is no recipe `{name}`: give a YAML file or one of {known}.")
-    try:
-        recipe = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"The recipe {file} is not YAML: {error}") from None
-    if not isinstance(recipe, dict):
-        raise ValueError(f"The recipe {file} must be a mapping of options to values.")
-    # YAML reads a bare `no` as false.
-    return recipe | {key: "no" for key in STRATEGIES if recipe.get(key) is False}
-
-
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, Spa3RTrainingArguments]:
     """Read the command line, over the recipe that it names, over the defaults.
 
@@ -119,10 +95,8 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     Raises:
         ValueError: For a recipe that does not exist, a key that no option has, or overrides that cannot be read.
     """
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--config")
-    named, rest = first.parse_known_args(sys.argv[1:] if argv is None else argv)
-    recipe = read_recipe(named.config)
+    name, rest = split_config(sys.argv[1:] if argv is None else argv)
+    recipe = {} if name is None else read_recipe(find_recipe(name, of_tuning=False))
 
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, Spa3RTrainingArguments),
@@ -133,26 +107,13 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", help="Recipe: a YAML file, or the name of one in configuration/recipes.")
-    _hide_rare_options(parser)
-    options = {action.dest for action in parser._actions}
-    for key in recipe:
-        if key not in options:
-            close = difflib.get_close_matches(key, options, n=1)
-            hint = f"did you mean `{close.pop()}`?" if close else "--help lists the known ones."
-            raise ValueError(f"Unknown key `{key}` in the recipe `{named.config}`; {hint}")
+    ours = {option.name for arguments in (ModelArguments, DataArguments) for option in fields(arguments)}
+    hide_rare_options(parser, ours | set(Spa3RTrainingArguments.__annotations__) | COMMON_OPTIONS)
+    check_keys(recipe, parser, name)
     parser.set_defaults(**recipe)
     model_args, data_args, training_args, _ = parser.parse_args_into_dataclasses(rest)
     model_args.overrides = _merge(_nested(recipe.get("overrides", {})), _nested(model_args.overrides))
     return model_args, data_args, training_args
-
-
-def _hide_rare_options(parser: argparse.ArgumentParser):
-    """Leave out of --help what transformers.TrainingArguments has and its own documentation describes."""
-    ours = {option.name for arguments in (ModelArguments, DataArguments) for option in fields(arguments)}
-    ours |= set(Spa3RTrainingArguments.__annotations__) | {"config", "help"}
-    for action in parser._actions:
-        if action.dest not in ours | COMMON_OPTIONS:
-            action.help = argparse.SUPPRESS
 
 
 def _nested(overrides: list[str] | dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Instruction-tune Spa3-VLM with TRL's SFTTrainer.
 
-    spa3r-sft --config configuration/recipes/rooms-sft-cpu.yaml
+    spa3r-sft --config spa3-vlm-rooms-cpu
     accelerate launch --config_file configuration/accelerate/zero2.yaml sft.py \\
-        --config configuration/recipes/spa3-vlm-vsi590k.yaml --instructions data/vsi590k --output_dir runs/spa3-vlm
+        --config spa3-vlm-vsi590k --instructions data/vsi590k --output_dir runs/spa3-vlm
 
 A recipe is a YAML file with any of the options; options on the command line win. The spatial encoder and the vision
 tower stay frozen; the adapter and the language model, or with `--use_peft` LoRA layers of it, are trained (paper 4.2),
@@ -10,9 +10,10 @@ on the tokens of the answers alone. The same command, run again, continues from 
 output folder. The final model is in <output_dir>/model.
 """
 
+import argparse
 import multiprocessing
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from .checkpointing import (
     write_whole,
 )
 from .instructions import check_lengths, load_instructions
+from .recipes import check_keys, find_recipe, hide_rare_options, read_recipe, split_config
 from .scene_latents import CachedLatentsCollator, SceneLatents, with_scene_keys
 from .sft_runs import StopAtLostLoss, check_can_go_on
 from .sharding import prepare_for_sharding
@@ -43,6 +45,13 @@ from .tuned_model import make_repository, push_tuned_model, save_tuned_model
 __all__ = ["build_trainer", "main"]
 
 logger = logging.get_logger(__name__)
+
+COMMON_OPTIONS = set(
+    "model_name_or_path dtype attn_implementation use_peft lora_r lora_alpha output_dir max_length max_steps "
+    "num_train_epochs per_device_train_batch_size gradient_accumulation_steps learning_rate warmup_steps bf16 "
+    "activation_checkpointing logging_steps eval_strategy eval_steps save_steps seed dataloader_num_workers report_to "
+    "use_cpu push_to_hub hub_model_id resume_from_checkpoint".split()
+)
 
 
 @dataclass
@@ -77,9 +86,27 @@ class TuningArguments(SFTConfig):
 
 
 def parse_arguments(arguments: list[str] | None = None) -> tuple[InstructionArguments, TuningArguments, ModelConfig]:
-    """Read the command line, over the recipe that it names, over the defaults."""
-    parser = TrlParser((InstructionArguments, TuningArguments, ModelConfig), prog="spa3r-sft", description=__doc__)
-    return parser.parse_args_and_config(arguments)
+    """Read the command line, over the recipe that it names, over the defaults.
+
+    Raises:
+        ValueError: For a recipe that does not exist, or a key that no option has.
+    """
+    name, arguments = split_config(sys.argv[1:] if arguments is None else arguments)
+    parser = TrlParser(
+        (InstructionArguments, TuningArguments, ModelConfig),
+        prog="spa3r-sft",
+        usage="spa3r-sft [--config RECIPE] [--OPTION VALUE ...]",
+        description=__doc__,
+        epilog="Every other option of trl.SFTConfig and trl.ModelConfig is understood as well.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", help="Recipe: a YAML file, or the name of one in configuration/recipes.")
+    hide_rare_options(parser, {option.name for option in fields(InstructionArguments)} | COMMON_OPTIONS)
+    if name is not None:
+        file = find_recipe(name, of_tuning=True)
+        check_keys(set(read_recipe(file)) - {"env"}, parser, name)
+        arguments = ["--config", str(file), *arguments]
+    return parser.parse_args_and_config(arguments)[:3]
 
 
 def _load_data(

@@ -40,7 +40,7 @@ from trl import get_peft_config
 
 from spa3r.configuration import Spa3VLMConfig, load_preset
 from spa3r.modeling_spa3r import Spa3VLMForConditionalGeneration
-from spa3r.trainers.pretrain import RECIPES
+from spa3r.trainers.recipes import RECIPES
 from spa3r.trainers.sft import parse_arguments
 
 # Elements; DeepSpeed's defaults, which our files leave as they are.
