@@ -1,6 +1,5 @@
 """The calculated memory of instruction tuning against the tensors that small runs hold."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from tiny_instructions import message, trainer_of
 from tiny_spa3_vlm import photo, tiny_processor
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback
+from two_processes import needs_deepspeed
 
 from spa3r.configuration import Spa3VLMConfig, load_preset
 from spa3r.modeling_spa3r import Spa3VLMForConditionalGeneration
@@ -26,9 +26,6 @@ LORA = {
     "lora_target_modules": r"model\.vlm\.language_model\..*\.(q_proj|v_proj|down_proj)",
     "lora_modules_to_save": "fusion",
 }
-needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"
-)
 
 
 def build_model(hidden_size: int, num_heads: int) -> Spa3VLMForConditionalGeneration:
@@ -56,7 +53,7 @@ def vlm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def instructions(tmp_path_factory):
-    """Records of one image each, over which processes stay in step."""
+    """Records of one image each."""
     folder = tmp_path_factory.mktemp("instructions")
     (folder / "data").mkdir()
     records = []

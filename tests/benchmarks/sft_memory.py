@@ -14,8 +14,9 @@ which are bfloat16 as in the recipes, T is the number of trained ones, N the GPU
 | ZeRO-3      | (F + W) / N | W / N     | 8 T / N | 4 T / N     | a bucket, live layers | 4 T / N   |
 | FSDP2       | F / N       | W         | 8 T / N | 4 T / N     | gathered layers       |           |
 
-- One GPU and DDP: AdamW's two states are bfloat16 as the weights are, and there is no master copy. LoRA's layers are
-  float32, and the adapter is there twice, as PEFT keeps the original. DDP's buckets are a copy of all gradients.
+- One GPU and DDP: AdamW's two states are bfloat16 as the weights are, and there is no master copy. LoRA's layers and
+  the adapter are float32, and the adapter is there twice, as PEFT keeps the original. DDP's buckets are a copy of all
+  gradients.
 - DeepSpeed's buckets hold 5e8 numbers, its live layers up to 1e9; in its step gradients become float32.
 - FSDP2's weights are the master copy, and two layers and all that is in none are gathered in bfloat16. Gradients are
   whole while records are accumulated, and after the last one 4 T / N.
@@ -25,7 +26,8 @@ image tokens x hidden size; and the larger of one layer, made again for its back
 size and 12 bytes x tokens x intermediate size; with LoRA 66 and 22), and of the head's gradient, which TRL sums in
 float32 and casts (6 bytes x vocabulary x hidden size; none with LoRA). The factors were measured on layers in small.
 
-Not counted: the forward pass of the frozen encoders, which is over before and needs less; the inputs; the logits,
+Not counted: the forward pass of the frozen encoders, which is over before and needs less, also where the spatial
+encoder is gathered for it (1.9 GB); the inputs; the logits,
 which are of the answer's few tokens; what CUDA, NCCL and the allocator take, a gigabyte or two. What is held
 throughout, and a layer, are compared with the tensors of small runs by `tests/test_sft_memory.py`.
 """
@@ -40,9 +42,11 @@ from trl import get_peft_config
 
 from spa3r.configuration import Spa3VLMConfig, load_preset
 from spa3r.modeling_spa3r import Spa3VLMForConditionalGeneration
+from spa3r.modeling_spa3r.modeling_spa3_vlm import Spa3RSceneEncoder, VGGTSceneEncoder
 from spa3r.trainers.recipes import RECIPES
 from spa3r.trainers.sft import parse_arguments
 
+ENCODERS = (Spa3RSceneEncoder, VGGTSceneEncoder)
 # Elements; DeepSpeed's defaults, which our files leave as they are.
 REDUCE_BUCKET, LIVE_WEIGHTS = 500_000_000, 1_000_000_000
 # Bytes of a number.
@@ -127,7 +131,8 @@ def build_model(preset: str) -> Spa3VLMForConditionalGeneration:
 
 
 def add_lora(model: Spa3VLMForConditionalGeneration) -> PeftModel:
-    """As the recipe `spa3-vlm-lora` trains it."""
+    """As the recipe `spa3-vlm-lora` trains it, with the adapter in float32."""
+    model.model.fusion.float()
     options = ["--config", str(RECIPES / "spa3-vlm-lora.yaml"), "--bf16", "false", "--use_cpu", "true"]
     return get_peft_model(model, get_peft_config(parse_arguments(options)[-1]))
 
@@ -147,13 +152,15 @@ def measure(model: Spa3VLMForConditionalGeneration | PeftModel) -> Sizes:
     """Sizes of a model whose gradients are on where it is trained."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    layers = sorted(map(num_weights, find_layers(model, set(model._no_split_modules))), reverse=True)
+    layers = find_layers(model, set(model._no_split_modules))
+    # The spatial encoder is gathered as one, but released again before the language model begins.
+    lasting = sorted((num_weights(layer) for layer in layers if type(layer) not in ENCODERS), reverse=True)
     return Sizes(
         frozen=sum(parameter.nbytes for parameter in frozen),
         trained=sum(parameter.nbytes for parameter in trained),
         num_frozen=sum(parameter.numel() for parameter in frozen),
         num_trained=sum(parameter.numel() for parameter in trained),
-        num_gathered=num_weights(model) - sum(layers) + sum(layers[:2]),
+        num_gathered=num_weights(model) - sum(map(num_weights, layers)) + sum(lasting[:2]),
     )
 
 
