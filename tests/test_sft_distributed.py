@@ -128,3 +128,15 @@ def test_more_processes_than_records_are_refused(place):
     options = command_line(place / "vlm", place / "few", place / "few_run", use_cpu=None)
     assert launch("ddp", "sft", options, log).wait(timeout=300) != 0
     assert "spa3r-sft: There are more processes, 2, than records to train on, 1: start" in log.read_text()
+
+
+def test_two_processes_share_the_encoding_of_scenes(place):
+    command = ["--model", place / "vlm", "--instructions", place / "set", "--output", place / "shared_out"]
+    log = place / "encode.log"
+    assert launch("ddp", "scene_latents", command, log).wait(timeout=300) == 0, log.read_text()
+    (expected,) = map(load_file, (place / "latents").glob("*.safetensors"))
+    shards = [load_file(file) for file in (place / "shared_out").glob("*.safetensors")]
+    assert [len(shard) for shard in shards] in ([2, 3], [3, 2])
+    result = shards[0] | shards[1]
+    assert result.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in result.items())

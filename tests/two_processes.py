@@ -16,15 +16,16 @@ needs_deepspeed = pytest.mark.skipif(
 )
 
 
-def launch(topology: str, trainer: str, options: list, log: Path, precision: str = "no") -> subprocess.Popen:
-    """Start `pretrain` or `sft`, with all that it prints in a file."""
+def launch(topology: str, program: str, options: list, log: Path, precision: str = "no") -> subprocess.Popen:
+    """Start `pretrain`, `sft` or `scene_latents`, with all that it prints in a file."""
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", f"configuration/accelerate/{topology}.yaml"]
     command += ["--num_processes", "2", "--mixed_precision", precision, "--main_process_port", "0"]
     if topology == "ddp":  # needs no help on a CPU
-        command += ["-m", f"spa3r.trainers.{trainer}", "--use_cpu", "true"]
+        command += ["-m", f"spa3r.trainers.{program}"]
+        command += [] if program == "scene_latents" else ["--use_cpu", "true"]
     else:
-        command += ["tests/distributed_launcher.py", trainer]
+        command += ["tests/distributed_launcher.py", program]
     command += [str(option) for option in options]
     with log.open("w") as file:
         return subprocess.Popen(command, cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT)

@@ -259,12 +259,14 @@ def main(arguments: Sequence[str] | None = None):
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: as in the checkpoint)")
     parser.add_argument("--vision-features", action="store_true", help="keep what the vision tower sees, too")
     options = parser.parse_args(arguments)
+    # Without an accelerator several processes know of each other only if they are told that they are on CPUs.
+    state = PartialState(cpu=torch.accelerator.current_accelerator(check_available=True) is None)
     try:
         check_place(options.model)
         model = Spa3VLMForConditionalGeneration.from_pretrained(options.model, dtype=options.dtype or "auto")
-        model.to(PartialState().device).eval()
+        model.to(state.device).eval()
         processor = AutoProcessor.from_pretrained(options.model)
-        with PartialState().main_process_first():
+        with state.main_process_first():
             dataset = load_instructions(options.instructions, seed=0)
         encode_scenes(model, processor, dataset, options.output, options.vision_features)
     except (ValueError, OSError) as error:
