@@ -18,14 +18,10 @@ from safetensors import SafetensorError
 from transformers import AutoProcessor, TextStreamer
 from transformers.utils import logging
 
-from ..configuration.configuration_spa3_vlm import Spa3VLMConfig
-from .convert_checkpoints import check_place
-from .modeling_spa3_vlm import Spa3VLMForConditionalGeneration
+from .loading import check_place, load_spa3_vlm
 from .scene_session import SceneSession
 
 PROMPT = "? "
-# What `save_pretrained` of model and processor write. Without the first the library would make the full-size model.
-NEEDED = ("config.json", "processor_config.json", "tokenizer.json")
 
 
 def main(arguments: Sequence[str] | None = None):
@@ -64,7 +60,10 @@ def _run(options: argparse.Namespace):
     logging.disable_progress_bar()
     device = _usable_device(options.device)
     start = time.perf_counter()
-    model = _load_model(options.model, options.dtype)
+    check_place(options.model)
+    if not Path(options.model).is_dir():
+        _report(f"There is no folder `{options.model}` here; looking for it on the Hub.")
+    model = load_spa3_vlm(options.model, dtype=options.dtype or "auto")
     model.to(device).eval()
     processor = AutoProcessor.from_pretrained(options.model)
     _report(f"Loaded {options.model} on {model.device} in {time.perf_counter() - start:.1f} s.")
@@ -86,30 +85,6 @@ def _run(options: argparse.Namespace):
             _report(str(error))
             continue
         _report(f"Answered in {time.perf_counter() - start:.1f} s.")
-
-
-def _load_model(name: str, dtype: str | None) -> Spa3VLMForConditionalGeneration:
-    """All of a model but perhaps its adapter, which adds nothing where it is missing; the library would fill in random
-    weights for the rest."""
-    check_place(name)
-    folder = Path(name)
-    if not folder.is_dir():
-        _report(f"There is no folder `{name}` here; looking for it on the Hub.")
-    elif missing := [file for file in NEEDED if not (folder / file).is_file()]:
-        if "config.json" not in missing:
-            Spa3VLMConfig.from_pretrained(folder)  # refuses a model of another kind, which has no need of the rest
-        raise ValueError(f"The folder `{name}` lacks {', '.join(missing)} of a Spa3-VLM; copy the checkpoint again.")
-    model, info = Spa3VLMForConditionalGeneration.from_pretrained(
-        name, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
-    )
-    wrong = [key for key in sorted(info["missing_keys"]) if not key.startswith("model.fusion.")]
-    wrong += [key for key, *_ in info["mismatched_keys"]]
-    if wrong:
-        raise ValueError(
-            f"The weights in `{name}` do not fit its config.json: {len(wrong)} are missing or of another shape, such "
-            f"as `{wrong[0]}`; copy the checkpoint again."
-        )
-    return model
 
 
 def _usable_device(name: str | None) -> torch.device:

@@ -60,6 +60,7 @@ from .checkpoint_names import (
 )
 from .hub import PARTS, check_output, new_folder, parts_of, save_self_contained, spa3_vlm_card
 from .image_processing_spa3r import Spa3RImageProcessor
+from .loading import check_place
 from .modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from .modeling_spa3r import Spa3RForPreTraining, Spa3RModel
 from .modeling_vggt import VGGTForGeometry
@@ -67,7 +68,6 @@ from .processing_spa3_vlm import Spa3VLMProcessor
 
 __all__ = [
     "assemble_spa3_vlm",
-    "check_place",
     "convert_dinov3_state_dict",
     "convert_spa3_vlm_state_dict",
     "convert_spa3r_state_dict",
@@ -534,12 +534,6 @@ def _load_whole(model_class, name: str, **kwargs) -> PreTrainedModel:
     if wrong:
         raise ValueError(f"`{name}` does not fit its own `config.json`, in {len(wrong)} tensors:{listed(wrong)}")
     return model
-
-
-def check_place(name: str):
-    """Refuse what is neither a folder nor could be a name on the Hub."""
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise FileNotFoundError(f"There is no checkpoint at `{name}`; give a folder, or OWNER/NAME of one on the Hub.")
 
 
 def main(arguments: Sequence[str] | None = None):

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset, Image, List
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_instructions import NUM_RECORDS, losses, message, trainer_of, write_instructions
 from tiny_spa3_vlm import photo, tiny_model, tiny_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
@@ -315,3 +315,24 @@ def test_every_recipe_has_the_official_hyper_parameters(recipe, tmp_path):
     assert (args.num_train_epochs, args.weight_decay, args.max_grad_norm) == (1, 0.01, 1.0)
     assert args.get_warmup_steps(1000) == 30 and args.lr_scheduler_type == "cosine"
     assert args.learning_rate == (1e-4 if model_args.use_peft else 1e-5)
+
+
+def test_a_model_of_another_kind_is_refused(instructions, tmp_path):
+    tiny_model().model.spatial_encoder.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ValueError, match="spa3r"):
+        trainer_of(tmp_path / "encoder", instructions, tmp_path / "run")
+
+
+def test_a_model_with_weights_missing_is_refused(vlm, instructions, tmp_path):
+    shutil.copytree(vlm, tmp_path / "vlm")
+    weights = load_file(vlm / "model.safetensors")
+    weights = {name: tensor for name, tensor in weights.items() if ".spatial_encoder.encoder." not in name}
+    save_file(weights, tmp_path / "vlm" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="are missing or of another shape, such as `model.spatial_encoder.encoder"):
+        trainer_of(tmp_path / "vlm", instructions, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["per_device_train_batch_size", "gradient_accumulation_steps"])
+def test_batches_of_nothing_are_refused(name, vlm, instructions, tmp_path):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
+        trainer_of(vlm, instructions, tmp_path, **{name: 0})

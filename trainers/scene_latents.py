@@ -33,7 +33,7 @@ from tqdm import tqdm
 from transformers import AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from ..modeling_spa3r.convert_checkpoints import check_place
+from ..modeling_spa3r.loading import load_spa3_vlm
 from ..modeling_spa3r.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ..modeling_spa3r.processing_spa3_vlm import Spa3VLMProcessor
 from .checkpointing import write_json
@@ -262,8 +262,7 @@ def main(arguments: Sequence[str] | None = None):
     # Without an accelerator several processes know of each other only if they are told that they are on CPUs.
     state = PartialState(cpu=torch.accelerator.current_accelerator(check_available=True) is None)
     try:
-        check_place(options.model)
-        model = Spa3VLMForConditionalGeneration.from_pretrained(options.model, dtype=options.dtype or "auto")
+        model = load_spa3_vlm(options.model, dtype=options.dtype or "auto")
         model.to(state.device).eval()
         processor = AutoProcessor.from_pretrained(options.model)
         with state.main_process_first():

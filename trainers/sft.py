@@ -23,8 +23,8 @@ from transformers import AutoProcessor, set_seed
 from transformers.utils import logging
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
-from ..modeling_spa3r.convert_checkpoints import check_place
-from ..modeling_spa3r.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
+from ..configuration.configuration_spa3_vlm import Spa3VLMConfig
+from ..modeling_spa3r.loading import check_place, load_spa3_vlm
 from ..modeling_spa3r.processing_spa3_vlm import Spa3VLMProcessor
 from .checkpointing import (
     MarkCompleteCheckpoints,
@@ -137,7 +137,11 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
         raise ValueError("There is no model to train: give `--model_name_or_path`, a Spa3-VLM.")
     if not data_args.instructions:
         raise ValueError("There is nothing to train on: give `--instructions FOLDER`.")
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
     check_place(model_args.model_name_or_path)
+    Spa3VLMConfig.from_pretrained(model_args.model_name_or_path)  # refuses a model of another kind
     if args.push_to_hub and args.process_index == 0:
         make_repository(args)
     set_seed(args.seed)
@@ -146,9 +150,8 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
     # The whole answer is learnt, and nothing else; a sequence is never cut; a lost loss is shown.
     args.assistant_only_loss, args.max_length, args.logging_nan_inf_filter = True, None, False
     options = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype}
-    model = Spa3VLMForConditionalGeneration.from_pretrained(
-        model_args.model_name_or_path, **{name: value for name, value in options.items() if value is not None}
-    )
+    options = {name: value for name, value in options.items() if value is not None}
+    model = load_spa3_vlm(model_args.model_name_or_path, **options)
     model.freeze_encoders()
     if model_args.use_peft and args.bf16 and model.model.fusion is not None:
         model.model.fusion.float()  # as peft keeps LoRA layers: in bfloat16 most updates are rounded away
