@@ -65,7 +65,8 @@ FEATURES = Features(
 )
 # Raised when the same input would give other bytes.
 FORMAT = 1
-BLOCK_RECORDS, BLOCK_BYTES = 2048, 16 << 20
+# Small, as progress shows block by block, and videos that are seen first take seconds each.
+BLOCK_RECORDS, BLOCK_BYTES = 512, 16 << 20
 # What is counted by name, and the name of what is left when there are more names than anyone would read.
 TABLES = ("rejected_by_reason", "excluded_by_scene", "question_types_by_source")
 MAX_COUNTED, OTHERS = 10_000, "others"

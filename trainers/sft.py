@@ -196,7 +196,7 @@ def run(trainer: SFTTrainer, instructions: list[str]):
     final = Path(args.output_dir) / "model"
     with say_what_was_not_written(trainer, final):
         write_whole(trainer, final, lambda folder: save_tuned_model(trainer, instructions, folder))
-    trainer.accelerator.print(f"The model is in {final}: spa3r-ask --model {final} --images ...")
+    trainer.accelerator.print(f"The model is in {final}.")
     if args.push_to_hub:
         push_tuned_model(trainer, final)
 

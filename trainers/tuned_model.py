@@ -41,8 +41,9 @@ def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: s
         model = model.merge_and_unload().to(dtype)
         model.save_pretrained(folder)
         trainer.processing_class.save_pretrained(folder)
-    if args.should_save and not (is_adapted and is_sharded):
+    if args.should_save:
         (Path(folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, of use to this run alone
+    if args.should_save and not (is_adapted and is_sharded):
         add_code(folder)
         tuned_card(trainer, model.config, instructions, is_adapted).save(Path(folder) / "README.md")
 
