@@ -73,6 +73,7 @@ __all__ = [
     "convert_spa3r_state_dict",
     "convert_vggt_state_dict",
     "dinov3_from_official",
+    "load_qwen",
     "make_processor",
     "spa3_vlm_from_official",
     "spa3r_from_official",
@@ -287,7 +288,7 @@ def _qwen_config(official: Mapping[str, Any]) -> Qwen2_5_VLConfig:
 
 
 def assemble_spa3_vlm(
-    vlm: Qwen2_5_VLForConditionalGeneration, spa3r: Spa3RModel, **settings
+    vlm: Qwen2_5_VLForConditionalGeneration, spa3r: Spa3RModel | None, **settings
 ) -> Spa3VLMForConditionalGeneration:
     """Put a Qwen2.5-VL and a Spa3R together; the adapter between them is new, and silent until it is trained.
 
@@ -295,14 +296,17 @@ def assemble_spa3_vlm(
 
     Args:
         vlm (`Qwen2_5_VLForConditionalGeneration`): The vision-language model; on the meta device nothing is computed.
-        spa3r (`Spa3RModel`): The spatial encoder.
+        spa3r (`Spa3RModel`, *optional*): The spatial encoder; with `fusion="none"` there need not be one.
         settings (*optional*): `fusion` and `spatial_representation` of `Spa3VLMConfig`.
 
     Raises:
         ValueError: If the two do not fit.
     """
-    spa3r.config.teachers_included = True  # the VGGT is there, wherever it came from
-    config = Spa3VLMConfig(vlm_config=vlm.config, spatial_config=spa3r.config, **settings)
+    spatial = {}
+    if spa3r is not None:
+        spa3r.config.teachers_included = True  # the VGGT is there, wherever it came from
+        spatial["spatial_config"] = spa3r.config
+    config = Spa3VLMConfig(vlm_config=vlm.config, **spatial, **settings)
     _check_parts(config)
     with torch.device("meta"):
         model = Spa3VLMForConditionalGeneration(config)
@@ -498,17 +502,31 @@ def _is_checkpoint(name: str) -> bool:
     return Path(name).is_dir() or "/" in name
 
 
+def load_qwen(name: str, **options) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerBase]:
+    """Load a Qwen2.5-VL, all of it, and its tokenizer.
+
+    Args:
+        name (`str`): Folder, or name on the Hub.
+        options (*optional*): Of `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: If there is no such place, or no tokenizer in it.
+        ValueError: If it holds another kind of model, or one that is not whole.
+    """
+    check_place(name)
+    model_type = AutoConfig.from_pretrained(name).model_type
+    if model_type != "qwen2_5_vl":
+        raise ValueError(f"`{name}` holds a `{model_type}` model; give a Qwen2.5-VL (`qwen2_5_vl`).")
+    tokenizer = _load_tokenizer(name)
+    if tokenizer is None:
+        raise FileNotFoundError(f"There is no tokenizer in `{name}`; give the whole folder of a Qwen2.5-VL.")
+    return _load_whole(AutoModelForImageTextToText, name, **options), tokenizer
+
+
 def _load_vlm(name: str, dtype: str | None) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerBase]:
     """A Qwen2.5-VL from a folder or the Hub with its tokenizer, or an untrained one by the name of a preset."""
     if _is_checkpoint(name):
-        check_place(name)
-        model_type = AutoConfig.from_pretrained(name).model_type
-        if model_type != "qwen2_5_vl":
-            raise ValueError(f"`{name}` holds a `{model_type}` model; give a Qwen2.5-VL (`qwen2_5_vl`).")
-        tokenizer = _load_tokenizer(name)
-        if tokenizer is None:
-            raise FileNotFoundError(f"There is no tokenizer in `{name}`; give the whole folder of a Qwen2.5-VL.")
-        return _load_whole(AutoModelForImageTextToText, name, dtype=dtype or "auto"), tokenizer
+        return load_qwen(name, dtype=dtype or "auto")
     config, tokenizer = Spa3VLMConfig(**load_preset(name)), byte_tokenizer()
     make_processor(config, tokenizer)  # refuses a large vocabulary before weights are made
     print(f"`{name}` is an architecture: its vision-language model is untrained, and its tokens are bytes.")

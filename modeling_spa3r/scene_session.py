@@ -114,8 +114,9 @@ class SceneSession:
             raise ValueError("There is no question; give at least one.")
         tails = [self._tokenize(question) for question in questions]
         longest = max(map(len, tails))
-        # [beginning][padding][question]: what is kept stays in place, and all questions end together.
-        pad_token_id = self.processor.tokenizer.pad_token_id
+        # [beginning][padding][question]: what is kept stays in place, and all questions end together. Padding is never
+        # seen; it is of a token of the beginning, or a penalty of repetition would be of another token in padded rows.
+        pad_token_id = int(self.beginning["input_ids"][0, -1])
         padded = torch.tensor([[pad_token_id] * (longest - len(tail)) + tail for tail in tails])
         is_padding = torch.tensor([[1] * (longest - len(tail)) + [0] * len(tail) for tail in tails])
         number, device = len(tails), self.model.device

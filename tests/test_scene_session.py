@@ -54,6 +54,21 @@ def test_questions_in_one_batch_have_the_tokens_of_fresh_calls(model, processor,
     assert torch.equal(SceneSession(model, processor, views).generate(QUESTIONS, **GREEDY), expected)
 
 
+def test_a_penalty_of_repetition_does_not_see_the_padding_of_a_batch(model, processor, views):
+    # The penalty is of all tokens that came before; that of padding must not be a further one.
+    penalized = GREEDY | {"repetition_penalty": 50.0}
+    favoured = processor.tokenizer.pad_token_id
+    model = copy.deepcopy(model)
+    model.lm_head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    torch.nn.init.zeros_(model.lm_head.bias)
+    with torch.no_grad():
+        model.lm_head.bias[favoured], model.lm_head.bias[ord("a")] = 3.0, 1.0
+    session = SceneSession(model, processor, views)
+    first = [tokens[0].item() for tokens in session.generate(QUESTIONS, **penalized)]
+    assert first == [favoured] * len(QUESTIONS)
+
+
 def test_beams_have_the_tokens_of_fresh_calls(model, processor, views):
     beams = {"num_beams": 3, "num_return_sequences": 2}
     expected = torch.cat([fresh(model, processor, views, question, **beams) for question in QUESTIONS])

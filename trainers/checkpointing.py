@@ -19,6 +19,7 @@ __all__ = [
     "MarkCompleteCheckpoints",
     "UnwrittenError",
     "check_same_run",
+    "check_same_settings",
     "checkpoint_to_resume",
     "first_line",
     "flatten",
@@ -240,17 +241,20 @@ def check_same_run(output_dir: str | Path, settings: dict[str, Any], is_main_pro
     Raises:
         ValueError: If the folder holds a checkpoint that was made with other settings; names the first that differ.
     """
-    settings = json.loads(json.dumps(settings))
     file = Path(output_dir) / SETTINGS
     if file.is_file() and last_complete_checkpoint(output_dir) is not None:
-        before = json.loads(file.read_text())
-        different = sorted(key for key in before | settings if before.get(key) != settings.get(key))
-        if different:
-            shown = "; ".join(f"`{key}` was {before.get(key)}, is {settings.get(key)}" for key in different[:3])
-            raise ValueError(
-                f"{output_dir} holds a run with other settings ({shown}): go on with the same ones, or choose another "
-                "`--output_dir`."
-            )
+        check_same_settings(file, settings)
     elif is_main_process:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         write_json(file, settings)
+
+
+def check_same_settings(file: Path, settings: dict[str, Any]):
+    """Compare flat settings with those that a file holds; raises a `ValueError` that names the first that differ."""
+    before, settings = json.loads(file.read_text()), json.loads(json.dumps(settings))
+    if different := sorted(key for key in before | settings if before.get(key) != settings.get(key)):
+        shown = "; ".join(f"`{key}` was {before.get(key)}, is {settings.get(key)}" for key in different[:3])
+        raise ValueError(
+            f"{file.parent} holds a run with other settings ({shown}): go on with the same ones, or choose another "
+            "folder for the output."
+        )
