@@ -38,6 +38,7 @@ from ..modeling_spa3r.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ..modeling_spa3r.processing_spa3_vlm import Spa3VLMProcessor
 from .checkpointing import write_json
 from .instructions import load_instructions
+from .processes import join_processes
 
 __all__ = ["CachedLatentsCollator", "SceneLatents", "encoder_fingerprint", "main", "with_scene_keys"]
 
@@ -259,8 +260,7 @@ def main(arguments: Sequence[str] | None = None):
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: as in the checkpoint)")
     parser.add_argument("--vision-features", action="store_true", help="keep what the vision tower sees, too")
     options = parser.parse_args(arguments)
-    # Without an accelerator several processes know of each other only if they are told that they are on CPUs.
-    state = PartialState(cpu=torch.accelerator.current_accelerator(check_available=True) is None)
+    state = join_processes()
     try:
         model = load_spa3_vlm(options.model, dtype=options.dtype or "auto")
         model.to(state.device).eval()
