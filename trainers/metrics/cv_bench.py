@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from .protocol import Protocol, average_groups, check_groups, check_known, mean
+from .protocol import Protocol, average_groups, check_groups, check_known, mean, mean_of_all
 from .vsi_bench import CHOICE_SUFFIX, LEAD
 
 __all__ = ["PROTOCOLS", "aggregate"]
@@ -92,13 +92,11 @@ def summarize_paper(means: Mapping[str, float], counts: Mapping[str, int]) -> di
 def summarize_lmms_eval(means: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
     """The share of right answers over all questions, and over those of 2D and 3D; see `Protocol`."""
     check_groups("CV-Bench", "The source", means, SOURCES)
-    columns = {}
-    for column, sources in (("overall", SOURCES), ("2D", SOURCES_2D), ("3D", SOURCES_3D)):
-        present = [each for each in sources if each in means]
-        if present:
-            right = math.fsum(means[each] * counts[each] for each in present)
-            columns[column] = right / sum(counts[each] for each in present)
-    return columns or {"overall": math.nan}
+    columns = {"overall": mean_of_all(means, counts)}
+    for column, sources in (("2D", SOURCES_2D), ("3D", SOURCES_3D)):
+        present = {each: means[each] for each in sources if each in means}
+        columns |= {column: mean_of_all(present, counts)} if present else {}
+    return columns
 
 
 def aggregate(sources: Sequence[str], scores: Sequence[float], code: str = "vg-llm") -> dict[str, float]:

@@ -14,6 +14,7 @@ __all__ = [
     "check_groups",
     "check_known",
     "mean",
+    "mean_of_all",
     "share_of_tolerances",
     "summarize_answers",
     "to_number",
@@ -112,6 +113,12 @@ def average_groups(groups: Iterable[str], scores: Iterable[float]) -> tuple[dict
         collected.setdefault(group, []).append(score)
     means = {group: mean(each) for group, each in collected.items()}
     return means, {group: len(each) for group, each in collected.items()}
+
+
+def mean_of_all(means: Mapping[str, float], counts: Mapping[str, int]) -> float:
+    """The mean of the scores of all groups together, so that large groups count more; see `average_groups`."""
+    total = sum(counts[group] for group in means)
+    return math.fsum(means[group] * counts[group] for group in means) / total if total else math.nan
 
 
 def check_known(what: str, value: str, known: Collection[str]) -> str:

@@ -1,11 +1,10 @@
 """ViewSpatial-Bench: prompts, scores and aggregates of lmms-eval."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .protocol import Protocol, average_groups, check_groups, check_known
+from .protocol import Protocol, average_groups, check_groups, check_known, mean_of_all
 
 __all__ = ["PROTOCOLS", "aggregate"]
 
@@ -64,9 +63,9 @@ def summarize(means: Mapping[str, float], counts: Mapping[str, int]) -> dict[str
 
 
 def _average_types(means: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
-    total = sum(counts[kind] for kind in means)
-    overall = math.fsum(means[kind] * counts[kind] for kind in means) / total if total else math.nan
-    return {"overall": overall} | {column: means[kind] for kind, column in TYPES.items() if kind in means}
+    return {"overall": mean_of_all(means, counts)} | {
+        column: means[kind] for kind, column in TYPES.items() if kind in means
+    }
 
 
 def aggregate(question_types: Sequence[str], scores: Sequence[float]) -> dict[str, float]:

@@ -175,7 +175,7 @@ def score_lmms_eval_2026(record: Mapping[str, Any], prediction: str) -> float:
 def score_spatial_mllm(record: Mapping[str, Any], prediction: str) -> float:
     """Score the whole of an answer, in Spatial-MLLM's manner.
 
-    - The last `<answer>...</answer>` counts, or all; space of any kind is one space, at the ends none;
+    - What the last `<answer>...</answer>` holds counts, else all. Space of any kind is one space, at the ends none;
       then dots at the end are dropped. So " A" and "A\\n" are right; "A chair" and "A. chair" are wrong, not A.
     - Ground truth is cleaned in the same way, so "A." is met by "a".
     - Numbers lose their commas: "1,200" is 1200, but "1,5" is 15. Units are not dropped: "3.5 m" scores 0.
