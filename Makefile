@@ -16,7 +16,7 @@ install: .venv/installed
 quickstart: export OMP_NUM_THREADS := 1
 
 # Rooms to learn from and, of another seed, rooms to be tested on; pre-training; the report; the latents of a scene; a
-# Spa3-VLM that is instruction-tuned on questions about the rooms; its answers.
+# Spa3-VLM that is instruction-tuned on questions about the rooms; its answers; its score on questions about the others.
 quickstart: install
 	$(BIN)/spa3r-rooms --scenes 112 --views 16 --size 224x168 --seed 0 --workers 2 --output $(RUN)/rooms
 	$(BIN)/spa3r-rooms --scenes 16 --views 16 --size 224x168 --seed 1 --workers 2 --output $(RUN)/held_out_rooms
@@ -36,6 +36,11 @@ quickstart: install
 		--config spa3-vlm-rooms-cpu
 	$(BIN)/spa3r-ask --model $(RUN)/tuned/model --images $(RUN)/held_out_rooms/room_000000/color/*.jpg --max-new-tokens 16 \
 		--question "How many chairs are in the room?" --question "How large is the room, in square meters?"
+	$(BIN)/spa3r-room-questions --rooms $(RUN)/held_out_rooms --output $(RUN)/benchmark --format benchmark \
+		--train $(RUN)/questions
+	rm -rf $(RUN)/benchmark_report
+	$(BIN)/spa3r-benchmark --model $(RUN)/tuned/model --benchmark rooms --data $(RUN)/benchmark \
+		--media $(RUN)/held_out_rooms --output $(RUN)/benchmark_report
 
 # A file of tests a core; see above for the threads.
 test: export OMP_NUM_THREADS := 1
@@ -56,3 +61,4 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_sft.py --output runs/bench_sft.json
 	$(BIN)/python tests/benchmarks/bench_instruction_sets.py --output runs/bench_instruction_sets.json
 	$(BIN)/python tests/benchmarks/sft_memory.py
+	$(BIN)/python tests/benchmarks/bench_benchmarks.py --output runs/bench_benchmarks.json

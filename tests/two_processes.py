@@ -17,13 +17,13 @@ needs_deepspeed = pytest.mark.skipif(
 
 
 def launch(topology: str, program: str, options: list, log: Path, precision: str = "no") -> subprocess.Popen:
-    """Start `pretrain`, `sft` or `scene_latents`, with all that it prints in a file."""
+    """Start `pretrain`, `sft`, `scene_latents` or `benchmark`, with all that it prints in a file."""
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", f"configuration/accelerate/{topology}.yaml"]
     command += ["--num_processes", "2", "--mixed_precision", precision, "--main_process_port", "0"]
     if topology == "ddp":  # needs no help on a CPU
         command += ["-m", f"spa3r.trainers.{program}"]
-        command += [] if program == "scene_latents" else ["--use_cpu", "true"]
+        command += ["--use_cpu", "true"] if program in ("pretrain", "sft") else []
     else:
         command += ["tests/distributed_launcher.py", program]
     command += [str(option) for option in options]

@@ -1,0 +1,203 @@
+"""Benchmarks: questions grouped by scene against one by one, the time of scoring, and memory by number of questions.
+
+    python tests/benchmarks/bench_benchmarks.py --output runs/bench_benchmarks.json
+    python tests/benchmarks/bench_benchmarks.py --preset base --frames 32 --device cuda --dtype bfloat16
+
+A small VSI-Bench is written, with videos of noise in its layout. One by one, each question has its video decoded, its
+frames prepared and both encoders run anew, as official evaluation does. Grouped is what `spa3r-benchmark` runs.
+Answers are compared within the run, and refused if they differ. Weights are random; how time is taken is said in
+`bench_spa3r.py`.
+"""
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from bench_spa3_vlm import PRESETS, answer, build_model, prepare, verdict
+from bench_spa3r import print_table, timed
+
+from spa3r.data_scripts.benchmarks import Benchmark, read_benchmark
+from spa3r.modeling_spa3r import Spa3RImageProcessor, Spa3VLMForConditionalGeneration, Spa3VLMProcessor
+from spa3r.modeling_spa3r.byte_tokenizer import byte_tokenizer
+from spa3r.modeling_spa3r.video_frames import read_frames
+from spa3r.trainers.benchmark_report import write_report
+from spa3r.trainers.benchmark_run import Answers, ask_all
+from spa3r.trainers.checkpointing import write_json
+from spa3r.trainers.metrics import BENCHMARKS
+
+PROTOCOL = BENCHMARKS["vsi-bench"]["official"]
+QUESTIONS_PER_SCENE = 18  # of VSI-Bench: 5130 questions of 288 videos
+TYPES = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")
+CHOICES = ("object_rel_distance", "route_planning", "obj_appearance_order", "object_rel_direction_easy")
+CHOICES += ("object_rel_direction_medium", "object_rel_direction_hard")
+NUM_ANSWERS = 5130
+MIN_SPEEDUP, MAX_SECONDS, MAX_GROWTH = 8, 2, 1.05
+
+
+def write_benchmark(folder: Path, num_questions: int, video_size: tuple[int, int], num_frames: int):
+    """Questions in VSI-Bench's layout, of all its types, and their videos of noise."""
+    (folder / "scannet").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(num_questions):
+        scene, kind = f"scene{number // QUESTIONS_PER_SCENE:04d}_00", (*TYPES, *CHOICES)[number % 10]
+        is_choice = kind in CHOICES
+        rows.append(
+            {
+                "id": number,
+                "dataset": "scannet",
+                "scene_name": scene,
+                "question_type": kind,
+                "question": f"How far, of how many, is number {number}?",
+                "ground_truth": "A" if is_choice else "2.5",
+                "options": ["A. left", "B. right"] if is_choice else None,
+            }
+        )
+        path = folder / "scannet" / f"{scene}.mp4"
+        if not path.exists():
+            with av.open(str(path), "w") as container:
+                stream = container.add_stream("libx264", rate=10)
+                stream.width, stream.height, stream.pix_fmt = *video_size, "yuv420p"
+                for _ in range(num_frames):
+                    pixels = generator.integers(0, 256, (video_size[1], video_size[0], 3), dtype=np.uint8)
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+                container.mux(stream.encode())
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def bench_grouping(
+    model: Spa3VLMForConditionalGeneration,
+    processor: Spa3VLMProcessor,
+    benchmark: Benchmark,
+    options: argparse.Namespace,
+    folder: Path,
+) -> dict[str, Any]:
+    """All questions of a benchmark: one by one, grouped but answered one by one, and grouped in batches."""
+    options.new_tokens = PROTOCOL.max_new_tokens
+
+    def one_by_one() -> dict[str, str]:
+        predictions = {}
+        for question in benchmark.questions:
+            images = benchmark.load_images(question.media, options.frames, read_frames)
+            tokens = answer(model, prepare(processor, [images], [PROTOCOL.prompt(question.record)], options), options)
+            predictions[question.id] = processor.decode(tokens[0], skip_special_tokens=True)
+        return predictions
+
+    def grouped(batch_size: int) -> dict[str, str]:
+        (place := folder / f"grouped_{batch_size}").mkdir()
+        answers = ask_all(
+            model, processor, benchmark, benchmark.questions, PROTOCOL, Answers(place), options.frames, batch_size
+        )
+        return {name: given["prediction"] for name, given in answers.items()}
+
+    variants = {
+        "one by one": one_by_one,
+        "grouped by scene, batches of 1": lambda: grouped(1),
+        f"grouped by scene, batches of {QUESTIONS_PER_SCENE}": lambda: grouped(QUESTIONS_PER_SCENE),
+    }
+    rows, expected = [], None
+    for name, function in variants.items():
+        predictions, seconds = timed(function, options.device)
+        expected = expected or predictions
+        if predictions != expected:
+            raise RuntimeError(f"{name} gives other answers; there is nothing to compare.")
+        rows.append({"variant": name, "seconds": seconds, "speedup": rows[0]["seconds"] / seconds if rows else 1.0})
+    figures = {"questions": len(benchmark.questions), "distinct_answers": len(set(expected.values()))}
+    return figures | {"frames": options.frames, "rows": rows}
+
+
+def bench_scoring(folder: Path) -> dict[str, Any]:
+    """Seconds to score as many answers as VSI-Bench has questions, and to write the report with its intervals."""
+    generator = random.Random(0)
+    write_benchmark(folder / "data", NUM_ANSWERS, (16, 16), 1)
+    benchmark = read_benchmark("vsi-bench", folder / "data")
+    choices = ["A", "B", "A. left", "The answer is B", "2.5", "3", "2.4 meters", "two"]
+    predictions = {question.id: generator.choice(choices) for question in benchmark.questions}
+    start = time.perf_counter()
+    for question in benchmark.questions:
+        PROTOCOL.score(question.record, predictions[question.id])
+    scoring = time.perf_counter() - start
+    (folder / "report").mkdir()
+    start = time.perf_counter()
+    write_report(folder / "report", {"benchmark": "vsi-bench"}, benchmark.questions, predictions, PROTOCOL, [], {})
+    return {"answers": NUM_ANSWERS, "scoring_seconds": scoring, "report_seconds": time.perf_counter() - start}
+
+
+def ask_and_measure(num_questions: int) -> dict[str, float]:
+    """Ask a tiny model in this process, which must be a fresh one; its peak memory in MB."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from tiny_spa3_vlm import tiny_model, tiny_processor
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_benchmark(Path(folder) / "data", num_questions, (64, 48), 4)
+        benchmark = read_benchmark("vsi-bench", Path(folder) / "data")
+        (place := Path(folder) / "run").mkdir()
+        ask_all(tiny_model(), tiny_processor(), benchmark, benchmark.questions, PROTOCOL, Answers(place), 4, 16)
+    return {"questions": num_questions, "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def bench_memory(numbers: Sequence[int]) -> list[dict[str, float]]:
+    """Peak memory of whole processes by their number of questions, 18 about each video."""
+    commands = [[sys.executable, __file__, "--ask", str(number)] for number in numbers]
+    results = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for command in commands]
+    return [json.loads(result.splitlines()[-1]) for result in results]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser.add_argument("--scenes", type=int, default=1)
+    parser.add_argument("--frames", type=int, default=8, help="frames taken of each video")
+    parser.add_argument("--width", type=int, default=518, help="of the frames as prepared, in pixels")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--memory", type=int, nargs=2, default=[360, 3600], help="numbers of questions to compare")
+    parser.add_argument("--output", type=Path, help="write all figures to this JSON file")
+    parser.add_argument("--ask", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.ask is not None:
+        print(json.dumps(ask_and_measure(options.ask)))
+        return
+    settings = {name: str(value) for name, value in vars(options).items() if name not in ("output", "ask")}
+    options.dtype = getattr(torch, options.dtype)
+    if options.device.type == "cpu":
+        torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        scoring = bench_scoring(Path(folder) / "scoring")
+        rows = [[str(scoring["answers"]), f"{scoring['scoring_seconds']:.2f}", f"{scoring['report_seconds']:.2f}"]]
+        print_table("Scoring", ["answers", "scoring, s", "with report, s"], rows)
+        verdict(f"scoring under {MAX_SECONDS} s", scoring["scoring_seconds"] < MAX_SECONDS)
+
+        memory = bench_memory(options.memory)
+        rows = [[str(row["questions"]), f"{row['peak_megabytes']:.0f}"] for row in memory]
+        print_table("Peak memory of a run, tiny model", ["questions", "MB"], rows)
+        growth = memory[1]["peak_megabytes"] / memory[0]["peak_megabytes"]
+        verdict(f"memory flat in the number of questions (it grows to {growth:.3f})", growth < MAX_GROWTH)
+
+        write_benchmark(Path(folder) / "data", options.scenes * QUESTIONS_PER_SCENE, (640, 480), 4 * options.frames)
+        benchmark = read_benchmark("vsi-bench", Path(folder) / "data")
+        processor = Spa3VLMProcessor(Spa3RImageProcessor(image_width=options.width), byte_tokenizer())
+        grouping = bench_grouping(build_model(options), processor, benchmark, options, Path(folder))
+    rows = [[row["variant"], f"{row['seconds']:.1f}", f"{row['speedup']:.1f}"] for row in grouping["rows"]]
+    title = f"{grouping['questions']} questions of {options.scenes} videos, {options.frames} frames"
+    print_table(title, ["", "seconds", "times faster"], rows)
+    verdict(f"grouped {MIN_SPEEDUP} times faster", grouping["rows"][-1]["speedup"] >= MIN_SPEEDUP)
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        figures = {"settings": settings, "torch": torch.__version__}
+        write_json(options.output, figures | {"grouping": grouping, "scoring": scoring, "memory": memory})
+
+
+if __name__ == "__main__":
+    main()

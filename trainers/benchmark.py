@@ -1,0 +1,303 @@
+"""Ask a model the questions of a benchmark, score its answers by a named protocol, and write a report.
+
+    spa3r-benchmark --model checkpoints/spa3-vlm-4b --benchmark vsi-bench --data VSI-Bench
+    accelerate launch --config_file configuration/accelerate/ddp.yaml benchmark.py \\
+        --model checkpoints/spa3-vlm-4b --benchmark vsi-bench --data VSI-Bench
+    spa3r-benchmark --predictions answers.jsonl --benchmark vsi-bench --data VSI-Bench
+    spa3r-benchmark --compare runs/benchmarks/before runs/benchmarks/after
+
+A model is a Spa3-VLM, or a plain Qwen2.5-VL. Each scene is seen once, however many questions there are about it.
+Answers are kept as they come: the same command, run again after it was killed, goes on, on any number of processes,
+and ends with the report, byte for byte, of a run that was not. The output folder then holds report.md, report.json,
+report.png, answers.jsonl (each answer with its score) and predictions.jsonl.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from ..data_scripts.benchmarks import Benchmark, BenchmarkQuestion, read_benchmark, read_room_baselines
+from .benchmark_comparison import compare_runs, format_comparison
+from .benchmark_models import fingerprint_checkpoint, load_benchmark_model
+from .benchmark_report import read_predictions, write_report
+from .benchmark_run import Answers, ask_all
+from .checkpointing import check_same_settings, flatten, write_json, write_text
+from .metrics import BENCHMARKS
+from .metrics.protocol import Protocol
+from .paper_results import reference_rows
+from .processes import join_processes
+
+__all__ = ["main"]
+
+SETTINGS = "run.json"
+# What can change answers.
+LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "pillow", "av")
+SHOWN = 5
+
+
+def main(arguments: Sequence[str] | None = None):
+    """Entry point of `spa3r-benchmark`."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _check_options(parser, options)
+    try:
+        if options.compare is not None:
+            compare(options)
+        elif options.predictions is not None:
+            score(options)
+        else:
+            run(options)
+    except SafetensorError as error:
+        sys.exit(f"spa3r-benchmark: the weights in `{options.model}` are damaged ({error}); copy them again.")
+    except torch.OutOfMemoryError as error:
+        sys.exit(
+            f"spa3r-benchmark: out of memory ({str(error).splitlines()[0]}) with batches of {options.batch_size} "
+            "questions; run the same with a lower --batch-size into another --output, or with fewer --frames."
+        )
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"spa3r-benchmark: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spa3r-benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="folder or Hub name of a Spa3-VLM, or of a plain Qwen2.5-VL")
+    what.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="answers to score: JSON lines of id, prediction"
+    )
+    what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="folders of two runs to compare")
+    parser.add_argument("--benchmark", choices=list(BENCHMARKS), help="which benchmark")
+    parser.add_argument("--data", type=Path, help="its folder, as published, or a file of questions in it")
+    parser.add_argument("--media", type=Path, help="folder of its videos or images, or of rooms (default: --data)")
+    known = "; ".join(f"{name}: {', '.join(protocols)}" for name, protocols in BENCHMARKS.items())
+    parser.add_argument("--protocol", help=f"how answers are scored (default: the first). {known}")
+    parser.add_argument("--frames", type=int, default=32, help="frames of a video, spread evenly (default: 32)")
+    parser.add_argument("--output", type=Path, help="folder for the report (default: runs/benchmarks/...)")
+    parser.add_argument("--beside", type=Path, nargs="+", default=[], metavar="RUN", help="other runs as further rows")
+    parser.add_argument("--label", help="name of the row in the table (default: the model's)")
+    parser.add_argument("--limit", type=int, metavar="N", help="ask the first N questions only")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out what has no readable video or image")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="most questions about one scene answered at once (default: 16)"
+    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: as in the checkpoint)")
+    parser.add_argument("--attn-implementation", help="such as flash_attention_2 (default: the library's choice)")
+    return parser
+
+
+def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace):
+    if options.compare is not None:
+        return
+    for name in ("benchmark", "data"):
+        if getattr(options, name) is None:
+            parser.error(f"give --{name}, too")
+    protocols = BENCHMARKS[options.benchmark]
+    options.protocol = options.protocol or next(iter(protocols))
+    if options.protocol not in protocols:
+        parser.error(f"{options.benchmark} has no protocol {options.protocol!r}; choose from {', '.join(protocols)}")
+    for name in ("frames", "batch_size", "limit"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    source = options.model or options.predictions.stem
+    options.label = options.label or "/".join(Path(source).parts[-2:])
+    place = Path("runs", "benchmarks", options.benchmark, source.strip("/").replace("/", "--"))
+    options.output = options.output or place
+
+
+def run(options: argparse.Namespace):
+    """Ask a model, score, and report; in every process."""
+    logging.disable_progress_bar()
+    state = join_processes()
+    protocol = BENCHMARKS[options.benchmark][options.protocol]
+    with state.main_process_first():
+        benchmark, questions, missing = _read_questions(options, protocol)
+    model, processor = load_benchmark_model(options.model, state.device, options.dtype, options.attn_implementation)
+    with state.main_process_first():
+        settings = _describe(options, protocol, benchmark, questions) | {
+            "model": options.model,
+            "model_fingerprint": fingerprint_checkpoint(options.model) if state.is_main_process else None,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "attention": model.config._attn_implementation,
+            "device": _device_name(state.device),
+            "num_frames": options.frames,
+            "batch_size": options.batch_size,
+            "image_width": processor.image_processor.image_width,
+            "generation": {
+                "max_new_tokens": protocol.max_new_tokens,
+                "do_sample": False,
+                "repetition_penalty": model.generation_config.repetition_penalty or 1.0,
+            },
+        }
+        if state.is_main_process:
+            _claim(options.output, flatten(settings))
+    answers = ask_all(
+        model,
+        processor,
+        benchmark,
+        questions,
+        protocol,
+        Answers(options.output),
+        options.frames,
+        options.batch_size,
+        retry_unreadable=not options.skip_missing,
+    )
+    if state.is_main_process:
+        unreadable = {name: answer["unreadable"] for name, answer in answers.items() if "unreadable" in answer}
+        if unreadable and not options.skip_missing:
+            reasons = list(dict.fromkeys(unreadable.values()))
+            raise ValueError(
+                f"{len(reasons)} scenes of {len(unreadable)} questions cannot be read; all others were asked. "
+                f"{_first(reasons)}. Put them right and run the same command again, or give --skip-missing."
+            )
+        predictions = {name: answer["prediction"] for name, answer in answers.items() if "prediction" in answer}
+        _report(options, protocol, questions, predictions, settings, missing, unreadable)
+
+
+def compare(options: argparse.Namespace):
+    """Print how two runs differ, and write it where asked to."""
+    comparison = compare_runs(*map(Path, options.compare))
+    text = format_comparison(comparison)
+    print(text)
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_text(options.output / "comparison.md", text)
+        write_json(options.output / "comparison.json", comparison)
+
+
+def score(options: argparse.Namespace):
+    """Score and report the answers in a file, whoever gave them."""
+    protocol = BENCHMARKS[options.benchmark][options.protocol]
+    benchmark = read_benchmark(options.benchmark, options.data, options.media)
+    questions = benchmark.questions[: options.limit]
+    _check_types(protocol, questions)
+    predictions = read_predictions(options.predictions, questions)
+    content = options.predictions.read_bytes()
+    settings = _describe(options, protocol, benchmark, questions) | {
+        "predictions": str(options.predictions),
+        "predictions_fingerprint": hashlib.sha256(content).hexdigest(),
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    _report(options, protocol, questions, predictions, settings, [], {})
+
+
+def _read_questions(
+    options: argparse.Namespace, protocol: Protocol
+) -> tuple[Benchmark, list[BenchmarkQuestion], list[str]]:
+    """A benchmark, the questions to ask, and the media that are missing."""
+    benchmark = read_benchmark(options.benchmark, options.data, options.media)
+    questions = list(benchmark.questions[: options.limit])
+    _check_types(protocol, questions)
+    asked = {question.media for question in questions}
+    missing = [media for media in benchmark.missing_media() if media in asked]
+    if missing and not options.skip_missing:
+        raise ValueError(
+            f"{len(missing)} of {len(asked)} videos or images of {options.benchmark} are not there: "
+            f"{_first(missing)}. Unpack them in `{options.media or options.data}`, name their folder with --media, or "
+            "leave them out with --skip-missing, which the report then says."
+        )
+    absent = set(missing)
+    questions = [question for question in questions if question.media not in absent]
+    if not questions:
+        raise ValueError(f"There is nothing to ask: of all {len(absent)} videos or images none is there.")
+    return benchmark, questions, missing
+
+
+def _check_types(protocol: Protocol, questions: Sequence[BenchmarkQuestion]):
+    """Refuse questions of an unknown type before anything is asked."""
+    for question in questions:
+        protocol.group(question.record)
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _describe(
+    options: argparse.Namespace, protocol: Protocol, benchmark: Benchmark, questions: Sequence[BenchmarkQuestion]
+) -> dict[str, Any]:
+    """What a score depends on, besides the model."""
+    return {
+        "label": options.label,
+        "benchmark": options.benchmark,
+        "protocol": protocol.name,
+        "protocol_source": protocol.source,
+        "data": options.data.name,
+        "data_fingerprint": benchmark.fingerprint,
+        "num_questions": len(questions),
+        "published_size": benchmark.published_size,
+        "limit": options.limit,
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES if _is_installed(name)}
+        | {"python": platform.python_version(), "spa3r": importlib.metadata.version("spa3r")},
+        "commit": _commit(),
+    }
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _commit() -> str | None:
+    """The commit of this package where it runs from its own checkout, with a mark if files were changed since."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        # An installed package may lie in the checkout of something else.
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
+        describe = [*git, "describe", "--always", "--abbrev=40", "--dirty", "--exclude", "*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _claim(output: Path, settings: dict[str, Any]):
+    """Note what is asked, or compare it with what was asked before."""
+    output.mkdir(parents=True, exist_ok=True)
+    # More videos may be there than before; answers to questions about others do not depend on it.
+    settings = {name: value for name, value in settings.items() if name not in ("label", "num_questions")}
+    if (file := output / SETTINGS).is_file():
+        check_same_settings(file, settings)
+    else:
+        write_json(file, settings)
+
+
+def _report(
+    options: argparse.Namespace,
+    protocol: Protocol,
+    questions: Sequence[BenchmarkQuestion],
+    predictions: dict[str, str],
+    settings: dict[str, Any],
+    missing: Sequence[str],
+    unreadable: dict[str, str],
+):
+    answered = [question for question in questions if question.id in predictions]
+    provenance = settings | {"num_questions": len(answered), "missing": list(missing), "unreadable": unreadable}
+    baselines = read_room_baselines(options.data) if options.benchmark == "rooms" else {}
+    rows = reference_rows(options.benchmark, options.beside)
+    write_report(options.output, provenance, answered, predictions, protocol, rows, baselines)
+    print((options.output / "report.md").read_text())
+    print(f"The report is in {options.output}: report.md, report.json, report.png.")
+
+
+if __name__ == "__main__":
+    main()
