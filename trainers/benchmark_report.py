@@ -303,17 +303,13 @@ def _notes(
     if default != protocol.name:
         notes.append(f"Published figures are scored by the protocol `{default}`, and this run by `{protocol.name}`.")
     if run.get("limit"):
-        notes.append(f"Only the first {_counted(run['limit'], 'question')} of the file were asked.")
+        notes.append(f"The run was limited to the first {_counted(run['limit'], 'question')} of the file.")
     if missing := run.get("missing"):
-        notes.append(
-            f"{_counted(len(missing), 'video or image', 'videos or images')} were not there; questions about them "
-            f"were left out: {_first(missing)}."
-        )
+        counted = _counted(len(missing), "video or image", "videos or images")
+        notes.append(f"Questions about {counted} were left out, as the files were not there: {_first(missing)}.")
     if unreadable := run.get("unreadable"):
-        notes.append(
-            f"{_counted(len(unreadable), 'question')} were left out, as what they are about could not be read: "
-            f"{_first(list(unreadable))}."
-        )
+        counted = _counted(len(unreadable), "question")
+        notes.append(f"Left out as unreadable: {counted} ({_first(list(unreadable))}).")
     known_groups = KNOWN_GROUPS.get(run.get("benchmark"), ())
     if absent := [group for group in known_groups if group not in asked]:
         notes.append(
@@ -419,7 +415,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_words
         rows (`Sequence[Sequence[str]]`): Cells.
         num_words, words_at_end (`int`): Columns at the beginning and end that hold words, not numbers.
     """
-    lines = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in (header, *rows)]
+    lines = [[" ".join(cell.replace("|", "\\|").splitlines()) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     is_words = [column < num_words or column >= len(header) - words_at_end for column in range(len(header))]
     cells = [
