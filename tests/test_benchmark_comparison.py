@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_benchmark_report import PROTOCOL, QUESTIONS, RUN, make_predictions, make_questions
+from test_benchmark_report import PROTOCOL, QUESTIONS, RUN, make_predictions, make_questions, write_without_chart
 
 from spa3r.trainers.benchmark_comparison import compare_runs, format_comparison
-from spa3r.trainers.benchmark_report import read_report, write_report
+from spa3r.trainers.benchmark_report import read_report
 from spa3r.trainers.benchmark_statistics import SceneScores, compare_paired
 from spa3r.trainers.metrics import BENCHMARKS
 
@@ -25,7 +25,7 @@ CHANGED_RUN = RUN | {"model": "other", "num_frames": 16, "versions": RUN["versio
 
 
 def write(folder, predictions=FIRST, questions=QUESTIONS, run=RUN, protocol=PROTOCOL):
-    write_report(folder, run, questions, predictions, protocol, [], {})
+    write_without_chart(folder, run, questions, predictions, protocol, [], {})
     return folder
 
 

@@ -61,10 +61,16 @@ def folder(tmp_path_factory):
     return folder
 
 
+def write_without_chart(*arguments):
+    """A report whose chart, which takes the most time, is left empty."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark_report, "draw_report", lambda report: b"")
+        return write_report(*arguments)
+
+
 def report_on(tmp_path, questions=QUESTIONS, rows=(), baselines=None, protocol=PROTOCOL, **run):
     """The Markdown page of a run."""
-    predictions = make_predictions(questions)
-    write_report(tmp_path, RUN | run, questions, predictions, protocol, rows, baselines or {})
+    write_without_chart(tmp_path, RUN | run, questions, make_predictions(questions), protocol, rows, baselines or {})
     return (tmp_path / "report.md").read_text()
 
 
