@@ -215,6 +215,13 @@ def test_videos_that_came_later_are_asked_in_the_same_folder(vlm, data, reported
     assert contents(output) == contents(reported)
 
 
+def test_runs_of_another_protocol_are_refused_beside_before_anything_is_asked(vlm, data, reported, tmp_path, capsys):
+    options = ["--protocol", "lmms-eval-2026", "--beside", reported]
+    message = refused(capsys, *command(vlm, data, tmp_path / "run", *options))
+    assert "cannot stand beside this one, as its protocol is `official`" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_protocol_is_refused_with_the_known_ones(vlm, data, tmp_path, capsys):
     message = refused(capsys, *command(vlm, data, tmp_path / "run", "--protocol", "mine"))
     assert "has no protocol 'mine'; choose from official" in message

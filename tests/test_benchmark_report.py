@@ -247,23 +247,26 @@ def test_published_rows_name_columns_of_every_protocol(benchmark):
 
 @pytest.mark.parametrize("benchmark, overall", [("vsi-bench", 58.6), ("cv-bench", 75.6), ("spar-bench", 58.4)])
 def test_published_rows_end_with_the_papers_model(benchmark, overall):
-    row = reference_rows(benchmark)[-1]
+    row = reference_rows({"benchmark": benchmark})[-1]
     assert (row.label, row.columns["overall"]) == ("Spa3-VLM-4B", overall)
 
 
 def test_nothing_is_published_about_rooms():
-    assert reference_rows("rooms") == []
+    assert reference_rows({"benchmark": "rooms"}) == []
 
 
 def test_other_runs_are_further_rows(folder):
-    row = reference_rows("vsi-bench", [folder])[-1]
+    row = reference_rows(RUN, [folder])[-1]
     expected = {column["key"]: 100 * column["value"] for column in read_report(folder)["columns"]}
-    assert row == ("spa3-vlm-4b.v2", expected, "run `run`, official, 300 questions")
+    assert row == ("spa3-vlm-4b.v2", expected, "run `run`, 300 questions")
 
 
-def test_runs_of_another_benchmark_cannot_stand_beside(folder):
-    with pytest.raises(ValueError, match="is a run on vsi-bench, and cannot stand beside one on cv-bench"):
-        reference_rows("cv-bench", [folder])
+@pytest.mark.parametrize(
+    "name, value", [("benchmark", "cv-bench"), ("protocol", "spatial-mllm"), ("data_fingerprint", "def")]
+)
+def test_runs_that_cannot_be_compared_cannot_stand_beside(folder, name, value):
+    with pytest.raises(ValueError, match=f"cannot stand beside this one, as its {name} is `.*`, and not `{value}`"):
+        reference_rows(RUN | {name: value}, [folder])
 
 
 def test_rows_are_named_by_label_model_or_file(tmp_path):

@@ -80,6 +80,14 @@ def test_spaces_around_an_answer_are_kept(model, tmp_path, monkeypatch):
     assert ask(model, tmp_path, questions=QUESTIONS[:1]) == {"1-0": {"prediction": " 3 \n"}}
 
 
+@pytest.mark.parametrize("text", ["one\u2028two", "one\x85two", "half \ud800"], ids=ascii)
+def test_answers_of_any_characters_are_kept(text, tmp_path):
+    answers = Answers(tmp_path)
+    answers.append(0, {"1-0": {"prediction": text}})
+    answers.bring_together(QUESTIONS)
+    assert answers.read() == {"1-0": {"prediction": text}}
+
+
 def test_a_finished_run_asks_nothing(model, tmp_path):
     answers = ask(model, tmp_path)
     benchmark = Photos()

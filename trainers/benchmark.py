@@ -142,6 +142,7 @@ def run(options: argparse.Namespace):
                 "repetition_penalty": model.generation_config.repetition_penalty or 1.0,
             },
         }
+        beside = _beside(options, settings)
         if state.is_main_process:
             _claim(options.output, flatten(settings))
     answers = ask_all(
@@ -164,7 +165,8 @@ def run(options: argparse.Namespace):
                 f"{_first(reasons)}. Put them right and run the same command again, or give --skip-missing."
             )
         predictions = {name: answer["prediction"] for name, answer in answers.items() if "prediction" in answer}
-        _report(options, protocol, questions, predictions, settings, missing, unreadable)
+        settings |= {"missing": missing, "unreadable": unreadable}
+        _report(options, protocol, questions, predictions, settings, beside)
 
 
 def compare(options: argparse.Namespace):
@@ -190,8 +192,7 @@ def score(options: argparse.Namespace):
         "predictions": str(options.predictions),
         "predictions_fingerprint": hashlib.sha256(content).hexdigest(),
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    _report(options, protocol, questions, predictions, settings, [], {})
+    _report(options, protocol, questions, predictions, settings, _beside(options, settings))
 
 
 def _read_questions(
@@ -281,20 +282,23 @@ def _claim(output: Path, settings: dict[str, Any]):
         write_json(file, settings)
 
 
+def _beside(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[list, dict]:
+    """Rows and baselines of the table beside a run, as `write_report` takes them."""
+    baselines = read_room_baselines(options.data) if options.benchmark == "rooms" else {}
+    return reference_rows(settings, options.beside), baselines
+
+
 def _report(
     options: argparse.Namespace,
     protocol: Protocol,
     questions: Sequence[BenchmarkQuestion],
     predictions: dict[str, str],
     settings: dict[str, Any],
-    missing: Sequence[str],
-    unreadable: dict[str, str],
+    beside: tuple[list, dict],
 ):
     answered = [question for question in questions if question.id in predictions]
-    provenance = settings | {"num_questions": len(answered), "missing": list(missing), "unreadable": unreadable}
-    baselines = read_room_baselines(options.data) if options.benchmark == "rooms" else {}
-    rows = reference_rows(options.benchmark, options.beside)
-    write_report(options.output, provenance, answered, predictions, protocol, rows, baselines)
+    provenance = settings | {"num_questions": len(answered)}
+    write_report(options.output, provenance, answered, predictions, protocol, *beside)
     print((options.output / "report.md").read_text())
     print(f"The report is in {options.output}: report.md, report.json, report.png.")
 

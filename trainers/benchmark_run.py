@@ -64,6 +64,7 @@ class Answers:
     """Answers in a folder, one line of JSON each, appended by any number of processes.
 
     Each process has a file of its own. Of what a killed process left, the last line may be cut; it is passed over.
+    Lines are ASCII: what a model answers may hold characters that end lines, or half of a character.
 
     Args:
         folder (`Path`): Of the run.
@@ -87,7 +88,7 @@ class Answers:
 
     def append(self, process_index: int, answers: Mapping[str, Mapping[str, str]]):
         """Keep the answers of a batch."""
-        lines = [json.dumps({"id": name, **answer}, ensure_ascii=False) + "\n" for name, answer in answers.items()]
+        lines = [json.dumps({"id": name, **answer}) + "\n" for name, answer in answers.items()]
         with (self.folder / f"predictions-{process_index:05d}.jsonl").open("a", encoding="utf-8") as file:
             file.write("".join(lines))
 
@@ -95,7 +96,7 @@ class Answers:
         """Put all answers into one file in the order of the questions; no process may append meanwhile."""
         answers = self.read()
         known = {question.id: answers[question.id] for question in questions if question.id in answers}
-        lines = [json.dumps({"id": name, **answer}, ensure_ascii=False) + "\n" for name, answer in known.items()]
+        lines = [json.dumps({"id": name, **answer}) + "\n" for name, answer in known.items()]
         write_text(self.whole, "".join(lines))
         for file in self.folder.glob("predictions-*.jsonl"):
             file.unlink()

@@ -1,7 +1,8 @@
 """Published figures that stand beside a run's own: rows of the paper (arXiv:2602.21186), and what chance reaches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .benchmark_report import ReferenceRow, read_report
 
@@ -73,25 +74,27 @@ PUBLISHED_ROWS: dict[str, list[ReferenceRow]] = {
 }
 
 
-def reference_rows(benchmark: str, runs: Sequence[str | Path] = ()) -> list[ReferenceRow]:
+def reference_rows(run: Mapping[str, Any], others: Sequence[str | Path] = ()) -> list[ReferenceRow]:
     """Rows that stand beside a run: what was published, then other runs.
 
     Args:
-        benchmark (`str`): Which benchmark; of rooms nothing was published.
-        runs (`Sequence[str | Path]`, *optional*): Folders of other runs, each with a report.
+        run (`Mapping[str, Any]`): Its `benchmark`, of rooms nothing was published; `protocol` and `data_fingerprint`.
+        others (`Sequence[str | Path]`, *optional*): Folders of other runs, each with a report.
 
     Raises:
-        ValueError: If a folder has no report, or one of another benchmark.
+        ValueError: If a folder has no report, or one of another benchmark, protocol or data.
     """
-    rows = list(PUBLISHED_ROWS.get(benchmark, []))
-    for folder in runs:
+    rows = list(PUBLISHED_ROWS.get(run["benchmark"], []))
+    for folder in others:
         report = read_report(folder)
-        if report["benchmark"] != benchmark:
-            raise ValueError(
-                f"`{folder}` is a run on {report['benchmark']}, and cannot stand beside one on {benchmark}; leave it "
-                "out."
-            )
+        for name in ("benchmark", "protocol", "data_fingerprint"):
+            theirs = report["provenance"].get(name)
+            if theirs != run.get(name):
+                raise ValueError(
+                    f"The run `{folder}` cannot stand beside this one, as its {name} is `{theirs}`, and not "
+                    f"`{run.get(name)}`: leave it out, or run it again on the same."
+                )
         columns = {row["key"]: 100 * row["value"] for row in report["columns"] if row["value"] is not None}
-        source = f"run `{Path(folder).name}`, {report['protocol']}, {report['num_questions']:,} questions"
+        source = f"run `{Path(folder).name}`, {report['num_questions']:,} questions"
         rows.append(ReferenceRow(report["label"], columns, source))
     return rows
