@@ -114,7 +114,7 @@ def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace)
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
     source = options.model or options.predictions.stem
     options.label = options.label or "/".join(Path(source).parts[-2:])
-    place = Path("runs", "benchmarks", options.benchmark, source.strip("/").replace("/", "--"))
+    place = Path("runs", "benchmarks", options.benchmark, options.protocol, source.strip("/").replace("/", "--"))
     options.output = options.output or place
 
 
