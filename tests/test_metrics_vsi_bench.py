@@ -9,7 +9,7 @@ from scoring_cases import agrees, assert_all_agree, needs_scores, outcome, recor
 
 from spa3r.data_scripts.text_baselines import mean_relative_accuracy
 from spa3r.trainers.metrics import BENCHMARKS
-from spa3r.trainers.metrics.protocol import average_groups
+from spa3r.trainers.metrics.protocol import average_groups, score_answer
 from spa3r.trainers.metrics.vsi_bench import QUESTION_TYPES, aggregate, find_number, first_token, write_prompt
 
 PROTOCOLS = BENCHMARKS["vsi-bench"]
@@ -194,3 +194,9 @@ def test_an_error_is_not_taken_for_another():
     assert outcome(int, "x") == {"raises": "ValueError"}
     assert not agrees(outcome(int, "x"), {"raises": "KeyError"})
     assert not agrees(1.0, {"raises": "KeyError"}) and not agrees({"raises": "KeyError"}, 1.0)
+
+
+def test_space_around_an_answer_is_taken_away_before_it_is_scored():
+    protocol = BENCHMARKS["vsi-bench"]["official"]
+    record = {"question_type": "route_planning", "ground_truth": "A"}
+    assert protocol.score(record, " A") == 0 and score_answer(protocol, record, " A\n") == 1

@@ -18,7 +18,7 @@ from .benchmark_statistics import LEVEL, NUM_RESAMPLES, SceneScores, bootstrap_i
 from .checkpointing import write_text
 from .metrics import BENCHMARKS
 from .metrics.cv_bench import SOURCES
-from .metrics.protocol import Protocol
+from .metrics.protocol import Protocol, score_answer
 from .metrics.spar_bench import TASKS
 from .metrics.viewspatial_bench import TYPES
 from .metrics.vsi_bench import QUESTION_TYPES
@@ -185,7 +185,7 @@ def write_report(
             "needs one prediction."
         )
     groups = [protocol.group(question.record) for question in questions]
-    scores = [float(protocol.score(question.record, predictions[question.id])) for question in questions]
+    scores = [score_answer(protocol, question.record, predictions[question.id]) for question in questions]
     tally = SceneScores.collect([question.scene_id for question in questions], groups, scores)
     report = _summarize(run, tally, protocol, reference_rows, baselines)
 

@@ -190,8 +190,7 @@ def _answer_scene(
     images: Sequence[PIL.Image.Image],
     protocol: Protocol,
 ) -> Iterator[dict[str, dict[str, str]]]:
-    """Answers to all that is asked about some images, batch by batch, as the tokenizer gives them: scoring may depend
-    on a space at the beginning."""
+    """Answers to all that is asked about some images, batch by batch, as the tokenizer gives them."""
     session = SceneSession(model, processor, images)
     for batch in scene.batches:
         prompts = [protocol.prompt(question.record) for question in batch]

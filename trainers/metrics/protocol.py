@@ -15,6 +15,7 @@ __all__ = [
     "check_known",
     "mean",
     "mean_of_all",
+    "score_answer",
     "share_of_tolerances",
     "summarize_answers",
     "to_number",
@@ -53,6 +54,18 @@ class Protocol:
     max_new_tokens: int
 
 
+def score_answer(protocol: Protocol, record: Mapping[str, Any], answer: str) -> float:
+    """Score an answer as official evaluations do: lmms-eval, by which all of them run, takes the space at both ends of
+    an answer away before a scorer sees it, to many of which " A" is wrong.
+
+    Args:
+        protocol (`Protocol`): Whose scorer.
+        record (`Mapping`): The question's.
+        answer (`str`): As the model wrote it.
+    """
+    return float(protocol.score(record, answer.strip()))
+
+
 def summarize_answers(
     protocol: Protocol, records: Sequence[Mapping[str, Any]], predictions: Sequence[str]
 ) -> dict[str, float]:
@@ -75,7 +88,7 @@ def summarize_answers(
             f"{len(records)} records."
         )
     groups = [protocol.group(record) for record in records]
-    scores = [protocol.score(record, prediction) for record, prediction in zip(records, predictions, strict=True)]
+    scores = [score_answer(protocol, *answered) for answered in zip(records, predictions, strict=True)]
     return protocol.summarize(*average_groups(groups, scores))
 
 
