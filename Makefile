@@ -36,8 +36,8 @@ quickstart: install
 		--config spa3-vlm-rooms-cpu
 	$(BIN)/spa3r-ask --model $(RUN)/tuned/model --images $(RUN)/held_out_rooms/room_000000/color/*.jpg --max-new-tokens 16 \
 		--question "How many chairs are in the room?" --question "How large is the room, in square meters?"
-	$(BIN)/spa3r-room-questions --rooms $(RUN)/held_out_rooms --output $(RUN)/benchmark --format benchmark --questions-per-room 30 \
-		--train $(RUN)/questions
+	$(BIN)/spa3r-room-questions --rooms $(RUN)/held_out_rooms --output $(RUN)/benchmark \
+		--format benchmark --questions-per-room 30 --train $(RUN)/questions
 	rm -rf $(RUN)/benchmark_report
 	$(BIN)/spa3r-benchmark --model $(RUN)/tuned/model --benchmark rooms --data $(RUN)/benchmark \
 		--media $(RUN)/held_out_rooms --output $(RUN)/benchmark_report
