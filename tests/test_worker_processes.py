@@ -12,7 +12,7 @@ from spa3r.data_scripts.worker_processes import call_in_processes
 
 # Two calls that take a minute; the ids of the processes that run them are said when both are running.
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
 from spa3r.data_scripts.worker_processes import call_in_processes
 
 def sleep(index):
@@ -20,6 +20,8 @@ def sleep(index):
     time.sleep(60)
 
 if __name__ == "__main__":
+    # Tests that are started in the background ignore Ctrl-C, and so would this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         list(call_in_processes(sleep, ((index,) for index in range(9)), 2))
     except KeyboardInterrupt:
