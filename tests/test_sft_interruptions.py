@@ -251,6 +251,12 @@ def test_other_settings_are_refused(changes, message, whole, vlm, instructions):
         main(command_line(vlm, instructions, whole.folder, **(OPTIONS | changes)))
 
 
+def test_another_precision_of_the_launch_file_is_refused(whole, vlm, instructions, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(SystemExit, match="^spa3r-sft: .* holds a run with other settings .*`bf16` was False, is True"):
+        main(command_line(vlm, instructions, whole.folder, **OPTIONS))
+
+
 def test_other_records_in_the_same_folder_are_refused(whole, vlm, instructions, tmp_path):
     shutil.copytree(instructions, tmp_path / "set")
     shutil.copytree(whole.folder, tmp_path / "run")

@@ -39,10 +39,13 @@ def settings_of_run(trainer: SFTTrainer, data_args: Any, model_args: ModelConfig
         "seed data_seed per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_steps "
         "dataloader_drop_last train_sampling_strategy learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon "
         "lr_scheduler_type lr_scheduler_kwargs warmup_steps max_grad_norm optim optim_args loss_type "
-        "neftune_noise_alpha bf16 fp16 world_size"
+        "neftune_noise_alpha world_size"
     )
     settings = {name: getattr(args, name) for name in names.split()}
     settings |= {name: str(settings[name]) for name in ("lr_scheduler_type", "optim")}
+    # A launch file has a say in this, too.
+    precision = trainer.accelerator.mixed_precision
+    settings |= {"bf16": precision == "bf16", "fp16": precision == "fp16"}
     settings["distributed_type"] = trainer.accelerator.distributed_type.value
     settings |= {"instructions": data_args.instructions, "scene_latents": data_args.scene_latents}
     settings["training_records"] = {
