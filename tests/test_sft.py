@@ -1,10 +1,12 @@
 """Instruction tuning with TRL's SFTTrainer: what trains, by which loss, and how a run goes on."""
 
+import os
 import shutil
 
 import pytest
 import torch
 from datasets import Dataset, Image, List
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from tiny_instructions import NUM_RECORDS, losses, message, trainer_of, write_instructions
 from tiny_spa3_vlm import photo, tiny_model, tiny_processor
@@ -255,6 +257,28 @@ def test_a_record_that_cannot_be_learnt_from_is_named(messages, problem, door, t
         load_instructions([write_record(tmp_path, [door], *messages)], seed=0)
 
 
+def test_an_image_that_is_not_there_is_named_before_training(door, tmp_path):
+    folder = write_record(tmp_path, [door], message("user", "What is it?", 1), ANSWER)
+    load_instructions([folder], seed=0)
+    door.unlink()
+    with pytest.raises(
+        ValueError, match=f"^An image of the instruction set .* is not there: `{door}`; put the images"
+    ):
+        load_instructions([folder], seed=0)
+
+
+@pytest.mark.parametrize("content", ["broken", "empty"])
+def test_a_file_that_cannot_be_read_is_refused_with_its_folder(content, door, tmp_path):
+    folder = write_record(tmp_path, [door], message("user", "What is it?", 1), ANSWER)
+    file = tmp_path / "data" / "0.parquet"
+    if content == "broken":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        parquet.write_table(parquet.read_table(file).slice(0, 0), file)
+    with pytest.raises(ValueError, match=f"^The instruction set `{folder}` cannot be read .* broken or has no record"):
+        load_instructions([folder], seed=0)
+
+
 def test_an_instruction_set_of_text_alone_is_refused(tmp_path):
     folder = write_record(tmp_path, [], message("user", "What is a chair?"), ANSWER)
     with pytest.raises(ValueError, match="None of the 1 records of .* has an image"):
@@ -299,6 +323,34 @@ def test_an_unknown_key_of_a_recipe_is_refused(tmp_path):
         parse_arguments(
             ["--config", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path), "--use_cpu", "true"]
         )
+
+
+def test_an_unknown_option_is_refused_even_if_it_begins_like_a_known_one(tmp_path):
+    with pytest.raises(ValueError, match="^Unknown option `--learning_rat`; did you mean `--learning_rate`"):
+        parse_arguments(["--learning_rat", "1", "--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"])
+
+
+def parse_recipe(tmp_path, text):
+    (tmp_path / "recipe.yaml").write_text(f"use_cpu: true\nbf16: false\noutput_dir: {tmp_path}\n{text}")
+    return parse_arguments(["--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_a_bare_no_in_a_recipe_is_a_strategy(tmp_path):
+    _, args, _ = parse_recipe(tmp_path, "eval_strategy: no\nsave_strategy: no\nlogging_strategy: no\n")
+    assert {args.eval_strategy, args.save_strategy, args.logging_strategy} == {"no"}
+
+
+def test_one_instruction_set_in_a_recipe_needs_no_list(tmp_path):
+    data_args, _, _ = parse_recipe(tmp_path, "instructions: data/vsi590k\n")
+    assert data_args.instructions == ["data/vsi590k"]
+
+
+def test_a_recipe_may_set_environment_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPA3R_OF_A_RECIPE", "0")
+    parse_recipe(tmp_path, "env: {SPA3R_OF_A_RECIPE: 1}\n")
+    assert os.environ["SPA3R_OF_A_RECIPE"] == "1"
+    with pytest.raises(ValueError, match="`env` in the recipe .* must map names to values, got `fast`"):
+        parse_recipe(tmp_path, "env: fast\n")
 
 
 # What is not of the official runs.

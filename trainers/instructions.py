@@ -2,11 +2,14 @@
 
 import hashlib
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Image, List, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowInvalid
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ..modeling_spa3r.processing_spa3_vlm import Spa3VLMProcessor
@@ -46,8 +49,9 @@ def load_instructions(sources: list[str], seed: int) -> Dataset:
         seed (`int`): Which records a fraction takes.
 
     Raises:
-        ValueError: If a folder holds no instruction set, one without images or messages, or a record without an answer
-            or with other images than its messages have places for, or a weight is none.
+        ValueError: If a folder holds no instruction set, one that cannot be read, one without images or messages, or a
+            record without an answer, with images that are not there, or with other images than its messages have
+            places for, or a weight is none.
     """
     parts = []
     for source in sources:
@@ -55,13 +59,27 @@ def load_instructions(sources: list[str], seed: int) -> Dataset:
         files = [str(file) for file in _files(folder)]
         if not files:
             raise ValueError(f"`{folder}` holds no instruction set: there is no `data/*.parquet` in it.")
-        part = load_dataset("parquet", data_files=files, split="train")
+        part = _load_files(folder, files)
         if missing := [name for name in COLUMNS if name not in part.column_names]:
             raise ValueError(f"The instruction set `{folder}` has no column {missing}, but {part.column_names}.")
         part = part.select_columns(list(COLUMNS))
         _check_records(folder, part)
         parts += _weigh(part, weight, seed)
     return concatenate_datasets(parts)
+
+
+def _load_files(folder: str, files: list[str]) -> Dataset:
+    try:
+        return load_dataset("parquet", data_files=files, split="train")
+    # Of a broken file there are errors of pyarrow, too; a full disk is told as what it is.
+    except (DatasetGenerationError, ArrowInvalid) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError):
+            raise cause from error
+        raise ValueError(
+            f"The instruction set `{folder}` cannot be read ({cause}): a file of it is broken or has no record; write "
+            "it again."
+        ) from error
 
 
 def _weigh(part: Dataset, weight: float, seed: int) -> list[Dataset]:
@@ -81,10 +99,24 @@ def _check_records(folder: str, part: Dataset):
             f"Record {row} of the instruction set `{folder}` {problems[row]}; put it right, or leave it out "
             f"({number} of {len(problems)} records have a problem)."
         )
+    if missing := _missing_image(part):
+        raise ValueError(
+            f"An image of the instruction set `{folder}` is not there: `{missing}`; put the images back where they "
+            "were, or write the set again from where they are."
+        )
     if not any(looked_at["num_images"]):
         raise ValueError(
             f"None of the {len(problems)} records of `{folder}` has an image; there is nothing to learn about space."
         )
+
+
+def _missing_image(part: Dataset) -> str | None:
+    """The first image that is a file elsewhere, and is not there; each file is looked for once, and at each start."""
+    paths = {}  # in order, each once
+    for batch in _without_decoding(part).select_columns("images").iter(1000):
+        images = (image for images in batch["images"] for image in images or ())
+        paths |= dict.fromkeys(image["path"] for image in images if image["path"] and not image["bytes"])
+    return next((path for path in paths if "://" not in path and not os.path.exists(path)), None)
 
 
 def _without_decoding(dataset: Dataset) -> Dataset:

@@ -30,7 +30,7 @@ from .checkpointing import check_same_run, checkpoint_to_resume, first_line, fla
 from .model_card import pretraining_card
 from .psfm_figures import PSFMFigureCallback
 from .psfm_trainer import Spa3RTrainer, Spa3RTrainingArguments, teacher_checkpoints
-from .recipes import check_keys, find_recipe, hide_rare_options, read_recipe, split_config
+from .recipes import find_recipe, hide_rare_options, read_recipe, set_recipe, split_config
 
 __all__ = ["main"]
 
@@ -109,8 +109,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     parser.add_argument("--config", help="Recipe: a YAML file, or the name of one in configuration/recipes.")
     ours = {option.name for arguments in (ModelArguments, DataArguments) for option in fields(arguments)}
     hide_rare_options(parser, ours | set(Spa3RTrainingArguments.__annotations__) | COMMON_OPTIONS)
-    check_keys(recipe, parser, name)
-    parser.set_defaults(**recipe)
+    set_recipe(recipe, parser, name)
     model_args, data_args, training_args, _ = parser.parse_args_into_dataclasses(rest)
     model_args.overrides = _merge(_nested(recipe.get("overrides", {})), _nested(model_args.overrides))
     return model_args, data_args, training_args

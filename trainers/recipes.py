@@ -8,7 +8,16 @@ from typing import Any
 
 import yaml
 
-__all__ = ["RECIPES", "check_keys", "find_recipe", "hide_rare_options", "read_recipe", "split_config"]
+__all__ = [
+    "RECIPES",
+    "check_keys",
+    "find_recipe",
+    "hide_rare_options",
+    "read_recipe",
+    "refuse_unknown_options",
+    "set_recipe",
+    "split_config",
+]
 
 RECIPES = Path(__file__).resolve().parent.parent / "configuration" / "recipes"
 # What recipes of instruction tuning begin with; the others are of pre-training.
@@ -54,9 +63,32 @@ def check_keys(recipe: Iterable[str], parser: argparse.ArgumentParser, name: str
     options = {action.dest for action in parser._actions}
     for key in recipe:
         if key not in options:
-            close = difflib.get_close_matches(key, options, n=1)
-            hint = f"did you mean `{close.pop()}`?" if close else "--help lists the known ones."
-            raise ValueError(f"Unknown key `{key}` in the recipe `{name}`; {hint}")
+            raise ValueError(f"Unknown key `{key}` in the recipe `{name}`; {_hint(key, options)}")
+
+
+def refuse_unknown_options(unknown: Sequence[str], parser: argparse.ArgumentParser):
+    """Refuse what a parser has left of a command line, by a `ValueError`."""
+    if unknown:
+        hint = _hint(unknown[0], [option for action in parser._actions for option in action.option_strings])
+        raise ValueError(f"Unknown option `{unknown[0]}`; {hint}")
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean `{close.pop()}`?" if close else "--help lists the known ones."
+
+
+def set_recipe(recipe: dict[str, Any], parser: argparse.ArgumentParser, name: str):
+    """Make a recipe's options the defaults of a parser; one value in the place of a list is a list of it.
+
+    Raises:
+        ValueError: For a key that no option has.
+    """
+    check_keys(recipe, parser, name)
+    lists = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
+    parser.set_defaults(
+        **{key: [value] if key in lists and isinstance(value, str) else value for key, value in recipe.items()}
+    )
 
 
 def hide_rare_options(parser: argparse.ArgumentParser, common: Iterable[str]):

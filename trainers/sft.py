@@ -12,6 +12,7 @@ output folder. The final model is in <output_dir>/model.
 
 import argparse
 import multiprocessing
+import os
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -36,7 +37,7 @@ from .checkpointing import (
     write_whole,
 )
 from .instructions import check_lengths, load_instructions
-from .recipes import check_keys, find_recipe, hide_rare_options, read_recipe, split_config
+from .recipes import find_recipe, hide_rare_options, read_recipe, refuse_unknown_options, set_recipe, split_config
 from .scene_latents import CachedLatentsCollator, SceneLatents, with_scene_keys
 from .sft_runs import StopAtLostLoss, check_can_go_on
 from .sharding import prepare_for_sharding
@@ -89,7 +90,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[InstructionArgu
     """Read the command line, over the recipe that it names, over the defaults.
 
     Raises:
-        ValueError: For a recipe that does not exist, or a key that no option has.
+        ValueError: For a recipe that does not exist, or a key or an option that is unknown.
     """
     name, arguments = split_config(sys.argv[1:] if arguments is None else arguments)
     parser = TrlParser(
@@ -99,14 +100,20 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[InstructionArgu
         description=__doc__,
         epilog="Every other option of trl.SFTConfig and trl.ModelConfig is understood as well.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", help="Recipe: a YAML file, or the name of one in configuration/recipes.")
     hide_rare_options(parser, {option.name for option in fields(InstructionArguments)} | COMMON_OPTIONS)
     if name is not None:
-        file = find_recipe(name, of_tuning=True)
-        check_keys(set(read_recipe(file)) - {"env"}, parser, name)
-        arguments = ["--config", str(file), *arguments]
-    return parser.parse_args_and_config(arguments)[:3]
+        recipe = read_recipe(find_recipe(name, of_tuning=True))
+        environment = recipe.pop("env", {})
+        if not isinstance(environment, dict):
+            raise ValueError(f"`env` in the recipe `{name}` must map names to values, got `{environment}`.")
+        os.environ.update({key: str(value) for key, value in environment.items()})
+        set_recipe(recipe, parser, name)
+    *parsed, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
+    refuse_unknown_options(unknown, parser)
+    return tuple(parsed[:3])
 
 
 def _load_data(
