@@ -174,6 +174,14 @@ def test_settings_of_another_run_are_refused(finished, tmp_path, rooms):
         build_trainer(*parse_arguments(["--config", recipe, "--output_dir", str(output)]))
 
 
+def test_another_precision_of_the_launch_file_makes_another_run(finished, tmp_path, rooms, monkeypatch):
+    _, output = finished
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    recipe = write_recipe(tmp_path, rooms, max_steps=4)
+    with pytest.raises(ValueError, match="holds a run with other settings .*`bf16` was False, is True"):
+        build_trainer(*parse_arguments(["--config", recipe, "--output_dir", str(output)]))
+
+
 def test_added_scenes_make_another_run(finished, tmp_path, rooms):
     _, output = finished
     shutil.copytree(rooms, tmp_path / "rooms")
@@ -344,6 +352,13 @@ def test_named_teachers_need_no_leave_to_be_untrained(start, tmp_path):
     names = [f"vggt_checkpoint={tmp_path / 'vggt'}", f"teachers.semantic.checkpoint={tmp_path / 'semantic'}"]
     weights = build_model(ModelArguments("spa3r-tiny", names)).model.vggt.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in vggt.vggt.state_dict().items())
+
+
+def test_one_source_of_scenes_in_a_recipe_needs_no_list(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("scenes: rooms:data/rooms\n")
+    _, data_args, _ = parse_arguments(["--config", str(recipe), "--output_dir", str(tmp_path)])
+    assert data_args.scenes == ["rooms:data/rooms"]
 
 
 def test_a_bare_no_in_a_recipe_is_a_strategy(tmp_path):

@@ -246,10 +246,12 @@ def settings_of_run(
     """What decides the weights that a run ends with, by flat names such as `model.vggt_config.hidden_size`."""
     names = (
         "seed data_seed min_views max_views images_per_device max_steps learning_rate weight_decay lr_scheduler_type "
-        "lr_scheduler_kwargs warmup_steps gradient_accumulation_steps max_grad_norm optim bf16 fp16 world_size"
+        "lr_scheduler_kwargs warmup_steps gradient_accumulation_steps max_grad_norm optim world_size"
     )
     settings = {name: getattr(args, name) for name in names.split()}
     settings |= {name: str(settings[name]) for name in ("lr_scheduler_type", "optim")}
+    # A launch file has a say in this, too.
+    settings |= {precision: args.mixed_precision == precision for precision in ("bf16", "fp16")}
     names = "scenes exclude held_out_scenes image_width context_ratio cameras depth"
     settings |= {name: getattr(data_args, name) for name in names.split()}
     settings["training_scenes"] = _digest(train_views.scenes)

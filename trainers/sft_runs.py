@@ -44,8 +44,7 @@ def settings_of_run(trainer: SFTTrainer, data_args: Any, model_args: ModelConfig
     settings = {name: getattr(args, name) for name in names.split()}
     settings |= {name: str(settings[name]) for name in ("lr_scheduler_type", "optim")}
     # A launch file has a say in this, too.
-    precision = trainer.accelerator.mixed_precision
-    settings |= {"bf16": precision == "bf16", "fp16": precision == "fp16"}
+    settings |= {precision: args.mixed_precision == precision for precision in ("bf16", "fp16")}
     settings["distributed_type"] = trainer.accelerator.distributed_type.value
     settings |= {"instructions": data_args.instructions, "scene_latents": data_args.scene_latents}
     settings["training_records"] = {
