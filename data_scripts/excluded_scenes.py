@@ -18,11 +18,13 @@ SCANNET_SCENE = re.compile(r"(scene\d{4})_\d{2}")
 OTHER_SCENE = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-f]{10}|\d{8})(?![0-9A-Za-z])")
 # Ids shorter than this are looked for as whole folder and file names only.
 MIN_WORD = 8
-COLUMN = "scene_name"
-BENCHMARK, BENCHMARK_FILE = "nyu-visionx/VSI-Bench", "test.jsonl"
+COLUMN, PATHS_COLUMN = "scene_name", "image_path"
+# On the Hub. The other benchmarks are of photos, or hold images that do not tell which scene they show.
+BENCHMARKS = {"nyu-visionx/VSI-Bench": "test.jsonl", "lidingm/ViewSpatial-Bench": "ViewSpatial-Bench.json"}
+NAMED = " and ".join(f"{file} of {name}" for name, file in BENCHMARKS.items())
 HOW_TO_EXCLUDE = (
-    "name the scenes to leave out with `--exclude FILE`: a list, one id a line, or a benchmark's own file with the "
-    f"column {COLUMN}, such as {BENCHMARK_FILE} of {BENCHMARK} on the Hub; or keep all with `--no-exclude`"
+    "name the scenes to leave out with `--exclude FILE...`: lists, one id a line, or benchmarks' own files with the "
+    f"column {COLUMN} or {PATHS_COLUMN}, such as {NAMED} on the Hub; or keep all with `--no-exclude`"
 )
 
 
@@ -64,7 +66,8 @@ def find_excluded(paths: Sequence[str], excluded: frozenset[str]) -> str | None:
 
 
 def read_excluded(files: Iterable[str | os.PathLike]) -> frozenset[str]:
-    """Scene ids from lists, one a line, and from benchmarks' own files: Parquet or JSON with the column `scene_name`.
+    """Scene ids from lists, one a line, and from benchmarks' own files: Parquet or JSON with the column `scene_name`,
+    or JSON with the column `image_path`, of which ScanNet's scenes are taken.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -74,16 +77,19 @@ def read_excluded(files: Iterable[str | os.PathLike]) -> frozenset[str]:
 
 
 def fetch_benchmark_scenes() -> frozenset[str]:
-    """Scenes of VSI-Bench's test set, from the Hub or its cache; raises `ValueError` where they cannot be had."""
-    try:
-        file = hf_hub_download(BENCHMARK, BENCHMARK_FILE, repo_type="dataset")
-    except (OSError, ValueError) as error:  # what huggingface_hub raises is one of these
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"the scenes of {BENCHMARK}, which are left out by default, cannot be fetched from the Hub ({reason}): "
-            f"{HOW_TO_EXCLUDE}."
-        ) from error
-    return read_excluded([file])
+    """Scenes of the test sets of `BENCHMARKS`, from the Hub or its cache; raises `ValueError` where they cannot be
+    had."""
+    files = []
+    for benchmark, file in BENCHMARKS.items():
+        try:
+            files.append(hf_hub_download(benchmark, file, repo_type="dataset"))
+        except (OSError, ValueError) as error:  # what huggingface_hub raises is one of these
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise ValueError(
+                f"the scenes of {benchmark}, which are left out by default, cannot be fetched from the Hub "
+                f"({reason}): {HOW_TO_EXCLUDE}."
+            ) from error
+    return read_excluded(files)
 
 
 @functools.lru_cache(1)
@@ -122,10 +128,19 @@ def _json_column(file: str | os.PathLike) -> list[str]:
     names = []
     for line, raw in read_records(file):
         try:
-            names.append(str(parse_record(raw)[COLUMN]))
+            record = parse_record(raw)
+            names += [str(record[COLUMN])] if COLUMN in record else _scenes_of(record[PATHS_COLUMN])
         except (BadRecord, KeyError) as error:
-            raise ValueError(f"Line {line} of `{file}` is no JSON object with {COLUMN}: {HOW_TO_EXCLUDE}.") from error
+            raise ValueError(
+                f"Line {line} of `{file}` is no JSON object with {COLUMN} or {PATHS_COLUMN}: {HOW_TO_EXCLUDE}."
+            ) from error
     return names
+
+
+def _scenes_of(paths: str | list[str]) -> list[str]:
+    """Scenes of ScanNet that paths name; of photos there are none."""
+    paths = [paths] if isinstance(paths, str) else paths
+    return [match[0] for path in paths for match in SCANNET_SCENE.finditer(str(path))]
 
 
 def _lines(file: str | os.PathLike) -> list[str]:

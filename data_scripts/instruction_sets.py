@@ -36,7 +36,7 @@ from datasets import Features, Image, List, Value
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .excluded_scenes import BENCHMARK, fetch_benchmark_scenes, find_excluded, find_scene, read_excluded
+from .excluded_scenes import BENCHMARKS, fetch_benchmark_scenes, find_excluded, find_scene, read_excluded
 from .media_files import (
     MAX_VIDEO_FRAMES,
     MediaFolders,
@@ -590,7 +590,7 @@ def run_command_line(
         nargs="+",
         metavar="FILE",
         help="scenes to leave out: lists, one id a line, or benchmarks' own files, Parquet or JSON with the column "
-        f"scene_name (default: the test set of {BENCHMARK}, fetched from the Hub)",
+        f"scene_name (default: the test sets of {' and '.join(BENCHMARKS)}, fetched from the Hub)",
     )
     exclusion.add_argument("--no-exclude", action="store_true", help="leave no scene out")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")

@@ -11,7 +11,7 @@ import pytest
 from hub_server import Hub
 from instruction_records import write_lines
 
-from spa3r.data_scripts.excluded_scenes import BENCHMARK, find_excluded, find_scene, read_excluded
+from spa3r.data_scripts.excluded_scenes import BENCHMARKS, find_excluded, find_scene, read_excluded
 
 SCENES = ["scene0011_00", "09c1414f1b", "41069025"]
 ROWS = [
@@ -105,16 +105,26 @@ def fetch(hub, tmp_path):
     return subprocess.run([sys.executable, "-c", FETCH], env=environment, capture_output=True, text=True)
 
 
-def test_scenes_of_the_benchmark_are_fetched_from_the_hub_once(tmp_path):
+def test_scenes_of_the_benchmarks_are_fetched_from_the_hub_once(tmp_path):
+    views = [
+        {"image_path": ["ViewSpatial-Bench/scannetv2_val/scene0012_00/original_images/7.jpg"], "question": "Where?"},
+        {"image_path": "ViewSpatial-Bench/val2017/000000000139.jpg", "question": "Where?"},
+    ]
+    texts = ["".join(json.dumps(row) + "\n" for row in ROWS), json.dumps(views)]
     with Hub() as hub:
-        text = "".join(json.dumps(row) + "\n" for row in ROWS)
-        hub.commits["datasets", BENCHMARK] = [("All", {"test.jsonl": text.encode()})]
-        assert fetch(hub, tmp_path).stdout.split() == sorted(SCENES)
-        del hub.commits["datasets", BENCHMARK]
-        assert fetch(hub, tmp_path).stdout.split() == sorted(SCENES)
+        for (name, file), text in zip(BENCHMARKS.items(), texts, strict=True):
+            hub.commits["datasets", name] = [("All", {file: text.encode()})]
+        expected = sorted([*SCENES, "scene0012_00"])
+        assert fetch(hub, tmp_path).stdout.split() == expected
+        hub.commits.clear()
+        assert fetch(hub, tmp_path).stdout.split() == expected
 
 
-def test_a_hub_without_the_benchmark_is_told_with_what_to_do(tmp_path):
+@pytest.mark.parametrize("missing", BENCHMARKS)
+def test_a_hub_without_a_benchmark_is_told_with_what_to_do(tmp_path, missing):
     with Hub() as hub:
+        for name, file in BENCHMARKS.items():
+            if name != missing:
+                hub.commits["datasets", name] = [("All", {file: json.dumps(ROWS).encode()})]
         errors = fetch(hub, tmp_path).stderr
-    assert "ValueError: the scenes of nyu-visionx/VSI-Bench" in errors and "--exclude FILE" in errors
+    assert f"ValueError: the scenes of {missing}" in errors and "--exclude FILE" in errors
