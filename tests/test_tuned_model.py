@@ -57,8 +57,9 @@ def test_the_final_model_is_pushed_with_code_and_card(pushed, place):
         assert pushed[file.name] == file.read_bytes(), file.name
 
 
-def test_no_pickle_is_left_in_the_repository(pushed):
-    assert not [name for name in pushed if name.endswith((".bin", ".pt", ".pth"))]
+def test_nothing_but_the_final_model_is_in_the_repository(pushed, place):
+    files = {str(file.relative_to(place / "run" / "model")) for file in (place / "run" / "model").rglob("*")}
+    assert set(pushed) <= files | {".gitattributes"}
 
 
 def test_the_card_tells_whose_weights_are_inside(pushed):

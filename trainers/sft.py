@@ -74,11 +74,16 @@ class InstructionArguments:
 
 @dataclass
 class TuningArguments(SFTConfig):
-    """TRL's, with a limit that nobody has to set."""
+    """TRL's, with a limit that nobody has to set, and nothing published but the final model."""
 
     max_length: int | None = field(
         default=None,
         metadata={"help": "Refuse records of more tokens; none is ever cut. By default there is no limit."},
+    )
+
+    hub_strategy: str = field(
+        default="end",
+        metadata={"help": "With `every_save` the whole output folder is pushed with each checkpoint, logs and all."},
     )
 
     def __getstate__(self):
