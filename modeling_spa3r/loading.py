@@ -16,7 +16,7 @@ NEEDED = ("config.json", "processor_config.json", "tokenizer.json")
 
 def check_place(name: str):
     """Refuse what is neither a folder nor could be a name on the Hub."""
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(f"There is no checkpoint at `{name}`; give a folder, or OWNER/NAME of one on the Hub.")
 
 

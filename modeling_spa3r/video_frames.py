@@ -37,7 +37,15 @@ def read_frames(source: str | os.PathLike, num_frames: int) -> list[PIL.Image.Im
     """
     with _open_video(source) as container:
         # The number in a header is often missing or wrong. A packet holds a frame, and is not decoded for counting.
-        total = sum(packet.size > 0 for packet in container.demux(video=0))
+        packets = [(packet.size, packet.is_corrupt) for packet in container.demux(video=0)]
+        declared = container.streams.video[0].frames
+    total = sum(size > 0 for size, _ in packets)
+    # With its index in front, a video of which the end is missing would pass for a shorter one.
+    if total < declared and any(is_cut for _, is_cut in packets):
+        raise ValueError(
+            f"The video `{os.fspath(source)}` cannot be read: it ends within frame {total} of {declared}, as after an "
+            "incomplete download."
+        )
     frames, num_shown = _decode(source, spread_evenly(total, num_frames))
     if num_shown != total:
         # Not every packet is a frame to show: VP8 keeps hidden references, MP4 cuts a beginning away.

@@ -1,5 +1,6 @@
 """The command of benchmarks: what it asks, what it refuses, and that a killed run ends with the same report."""
 
+import errno
 import json
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import huggingface_hub
 import pytest
 from safetensors.torch import load_file, save_file
 from tiny_spa3_vlm import tiny_model, tiny_processor
@@ -16,6 +18,7 @@ from two_processes import REPOSITORY, launch
 
 from spa3r.modeling_spa3r import Spa3RModel
 from spa3r.trainers.benchmark import main
+from spa3r.trainers.benchmark_run import Answers
 
 NUMBER = {"question_type": "object_counting", "question": "How many chair(s) are in this room?", "options": None}
 SIZE = NUMBER | {"question_type": "room_size_estimation"}
@@ -157,7 +160,7 @@ def test_a_broken_video_is_named_after_all_others_were_asked(vlm, data, tmp_path
     partial = shutil.copytree(data, tmp_path / data.name)
     (partial / "scannet" / "a.mp4").write_bytes(b"broken")
     message = refused(capsys, *command(vlm, partial, tmp_path / "run"))
-    assert "1 scenes of 3 questions cannot be read" in message and "a.mp4" in message
+    assert "3 questions have images that cannot be read" in message and "a.mp4" in message and ".." not in message
     answers = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     assert sum("prediction" in answer for answer in answers) == 6
 
@@ -168,6 +171,67 @@ def test_an_unknown_type_is_refused_before_anything_is_asked(vlm, data, tmp_path
     questions.write_text(questions.read_text().replace("room_size_estimation", "roof_size_estimation", 1))
     assert "roof_size_estimation" in refused(capsys, *command(vlm, changed, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ('"ground_truth": "9"', '"ground_truth": "0"'),
+        ('"ground_truth": "A"', '"ground_truth": 1'),
+        ('"options": ["A. left", "B. right"]', '"options": null'),
+        ("the left or the right", "the left \\ud83d"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_or_scored_is_refused_before_any_is_asked(
+    before, after, vlm, data, tmp_path, capsys
+):
+    changed = shutil.copytree(data, tmp_path / data.name)
+    questions = changed / "test.jsonl"
+    questions.write_text(questions.read_text().replace(before, after, 1))
+    message = refused(capsys, *command(vlm, changed, tmp_path / "run"))
+    assert "Question" in message and "cannot be asked or scored (" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_no_model_can_be_given_is_left_out_like_a_broken_one(vlm, data, tmp_path, capsys):
+    partial = shutil.copytree(data, tmp_path / data.name)
+    write_video(partial / "scannet" / "b.mp4", num_frames=6, size=(1600, 16))
+    message = refused(capsys, *command(vlm, partial, tmp_path / "run"))
+    assert (
+        "3 questions have images that cannot be read" in message
+        and "b.mp4: Image 0 of scene 0 is 1600 x 16" in message
+    )
+    main(command(vlm, partial, tmp_path / "run", "--skip-missing"))
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert set(report["provenance"]["unreadable"]) == {"3", "4", "5"}
+
+
+def test_answers_that_another_run_took_away_are_missed(vlm, data, tmp_path, capsys, monkeypatch):
+    append = Answers.append
+    monkeypatch.setattr(
+        Answers, "append", lambda self, index, batch: append(self, index, {k: v for k, v in batch.items() if k != "4"})
+    )
+    message = refused(capsys, *command(vlm, data, tmp_path / "run"))
+    assert "The answers to 1 questions were lost (4): another run writes to" in message
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
+def test_a_full_disk_is_told_with_the_folder(vlm, data, tmp_path, capsys, monkeypatch):
+    def append(self, process_index, batch):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Answers, "append", append)
+    message = refused(capsys, *command(vlm, data, tmp_path / "run"))
+    assert f"there is no room to write in `{tmp_path / 'run'}`" in message
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [("./nowhere", "There is no checkpoint"), ("no/where", "There is no folder `no/where`, and the Hub")],
+)
+def test_a_model_that_is_nowhere_is_refused_by_its_name(name, reason, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert reason in refused(capsys, *command(name, data, tmp_path / "run"))
 
 
 def test_a_model_that_is_no_vlm_is_refused(data, tmp_path, capsys):
@@ -198,6 +262,33 @@ def test_answers_of_others_are_scored_the_same(vlm, data, reported, tmp_path):
     given = ["--predictions", reported / "predictions.jsonl", "--benchmark", "vsi-bench", "--data", data]
     main([str(option) for option in [*given, "--output", tmp_path / "scored"]])
     assert (tmp_path / "scored" / "answers.jsonl").read_bytes() == (reported / "answers.jsonl").read_bytes()
+
+
+def test_answers_of_two_files_of_one_name_are_reported_in_two_folders(data, reported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        shutil.copy(reported / "predictions.jsonl", name)
+        main(["--predictions", f"{name}/predictions.jsonl", "--benchmark", "vsi-bench", "--data", str(data)])
+    reports = tmp_path / "runs" / "benchmarks" / "vsi-bench" / "official"
+    labels = [json.loads((folder / "report.json").read_text())["label"] for folder in sorted(reports.iterdir())]
+    assert labels == ["first/predictions", "second/predictions"]
+
+
+def test_the_report_of_a_model_is_not_overwritten_by_that_of_a_file(data, reported, capsys):
+    given = ["--predictions", reported / "predictions.jsonl", "--benchmark", "vsi-bench", "--data", data]
+    assert "holds a run of a model" in refused(capsys, *given, "--output", reported)
+
+
+@pytest.mark.parametrize(
+    "options, refusal",
+    [
+        (["--compare", "a", "b", "--protocol", "official"], "--protocol has no use with --compare"),
+        (["--predictions", "a", "--skip-missing"], "--skip-missing has no use with --predictions"),
+    ],
+)
+def test_options_without_use_are_refused(options, refusal, capsys):
+    assert refusal in refused(capsys, *options)
 
 
 def test_runs_are_compared(reported, tmp_path, capsys):

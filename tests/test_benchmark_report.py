@@ -281,6 +281,13 @@ def test_damaged_reports_are_refused(tmp_path):
         read_report(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["[1]", '{"label": "of another command"}'])
+def test_reports_of_another_kind_are_refused(content, tmp_path):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ValueError, match=r"report\.json` is no report of a benchmark"):
+        read_report(tmp_path)
+
+
 def test_nothing_to_report_is_refused(tmp_path):
     with pytest.raises(ValueError, match="There is nothing to report"):
         write_report(tmp_path, RUN, [], {}, PROTOCOL, [], {})

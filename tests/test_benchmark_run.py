@@ -127,6 +127,14 @@ def test_scenes_that_cannot_be_read_leave_all_others_answered(model, tmp_path):
     assert sum("prediction" in answer for answer in answers.values()) == 10
 
 
+def test_answers_about_images_that_are_gone_are_kept_for_when_they_are_back(model, tmp_path):
+    whole = ask(model, tmp_path)
+    fewer = [question for question in QUESTIONS if question.media != "2"]
+    assert ask(model, tmp_path, questions=fewer).keys() == {question.id for question in fewer}
+    back = Photos()
+    assert ask(model, tmp_path, back) == whole and not back.loaded
+
+
 def test_scenes_that_could_not_be_read_are_tried_again_unless_they_are_left_out(model, tmp_path):
     ask(model, tmp_path, Photos(broken={"2"}))
     left_out, mended = Photos(), Photos()

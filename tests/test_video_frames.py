@@ -147,6 +147,20 @@ def test_a_truncated_video_is_refused_by_name(video, tmp_path):
         read_frames(tmp_path / "half.mp4", 4)
 
 
+def test_a_video_cut_behind_its_index_is_refused(tmp_path):
+    whole = tmp_path / "whole.mp4"
+    with av.open(str(whole), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for pixels in np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), dtype=np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    content = whole.read_bytes()
+    (tmp_path / "half.mp4").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"half\.mp4` cannot be read: it ends within frame \d+ of 20"):
+        read_frames(tmp_path / "half.mp4", 4)
+
+
 def test_a_video_without_pyav_is_refused_with_what_to_install(video, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImportError, match="pip install av"):

@@ -31,9 +31,9 @@ from .benchmark_comparison import compare_runs, format_comparison
 from .benchmark_models import fingerprint_checkpoint, load_benchmark_model
 from .benchmark_report import read_predictions, write_report
 from .benchmark_run import Answers, ask_all
-from .checkpointing import check_same_settings, flatten, write_json, write_text
+from .checkpointing import NO_ROOM, check_same_settings, flatten, write_json, write_text
 from .metrics import BENCHMARKS
-from .metrics.protocol import Protocol
+from .metrics.protocol import Protocol, score_answer
 from .paper_results import reference_rows
 from .processes import join_processes
 
@@ -43,6 +43,12 @@ SETTINGS = "run.json"
 # What can change answers.
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "pillow", "av")
 SHOWN = 5
+# What there is to do, and which options have a use there; `None`: all.
+USEFUL = {
+    "model": None,
+    "predictions": ("predictions", "benchmark", "data", "media", "protocol", "output", "beside", "label", "limit"),
+    "compare": ("compare", "output"),
+}
 
 
 def main(arguments: Sequence[str] | None = None):
@@ -65,6 +71,11 @@ def main(arguments: Sequence[str] | None = None):
             "questions; run the same with a lower --batch-size into another --output, or with fewer --frames."
         )
     except (ValueError, OSError, ImportError) as error:
+        if getattr(error, "errno", None) in NO_ROOM:
+            sys.exit(
+                f"spa3r-benchmark: there is no room to write in `{options.output}` ({error.strerror}); make room, and "
+                "run the same command again: it goes on."
+            )
         sys.exit(f"spa3r-benchmark: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -100,6 +111,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace):
+    what = next(name for name in USEFUL if getattr(options, name) is not None)
+    for name, value in vars(options).items():
+        if USEFUL[what] is not None and name not in USEFUL[what] and value != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} has no use with --{what}")
     if options.compare is not None:
         return
     for name in ("benchmark", "data"):
@@ -112,7 +127,7 @@ def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace)
     for name in ("frames", "batch_size", "limit"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
-    source = options.model or options.predictions.stem
+    source = options.model or str(options.predictions.with_suffix(""))
     options.label = options.label or "/".join(Path(source).parts[-2:])
     place = Path("runs", "benchmarks", options.benchmark, options.protocol, source.strip("/").replace("/", "--"))
     options.output = options.output or place
@@ -157,12 +172,17 @@ def run(options: argparse.Namespace):
         retry_unreadable=not options.skip_missing,
     )
     if state.is_main_process:
+        if lost := [question.id for question in questions if question.id not in answers]:
+            raise ValueError(
+                f"The answers to {len(lost)} questions were lost ({_first(lost)}): another run writes to "
+                f"`{options.output}`, too. End it, and run the same command again."
+            )
         unreadable = {name: answer["unreadable"] for name, answer in answers.items() if "unreadable" in answer}
         if unreadable and not options.skip_missing:
-            reasons = list(dict.fromkeys(unreadable.values()))
+            reasons = list(dict.fromkeys(reason.rstrip(".") for reason in unreadable.values()))
             raise ValueError(
-                f"{len(reasons)} scenes of {len(unreadable)} questions cannot be read; all others were asked. "
-                f"{_first(reasons)}. Put them right and run the same command again, or give --skip-missing."
+                f"{len(unreadable)} questions have images that cannot be read; all others were asked. "
+                f"{_first(reasons, '; ')}. Put them right and run the same command again, or give --skip-missing."
             )
         predictions = {name: answer["prediction"] for name, answer in answers.items() if "prediction" in answer}
         settings |= {"missing": missing, "unreadable": unreadable}
@@ -185,7 +205,12 @@ def score(options: argparse.Namespace):
     protocol = BENCHMARKS[options.benchmark][options.protocol]
     benchmark = read_benchmark(options.benchmark, options.data, options.media)
     questions = benchmark.questions[: options.limit]
-    _check_types(protocol, questions)
+    _check_records(protocol, questions)
+    if (options.output / SETTINGS).is_file():
+        raise ValueError(
+            f"`{options.output}` holds a run of a model, whose report would be lost; choose another folder for the "
+            "output."
+        )
     predictions = read_predictions(options.predictions, questions)
     content = options.predictions.read_bytes()
     settings = _describe(options, protocol, benchmark, questions) | {
@@ -201,7 +226,7 @@ def _read_questions(
     """A benchmark, the questions to ask, and the media that are missing."""
     benchmark = read_benchmark(options.benchmark, options.data, options.media)
     questions = list(benchmark.questions[: options.limit])
-    _check_types(protocol, questions)
+    _check_records(protocol, questions)
     asked = {question.media for question in questions}
     missing = [media for media in benchmark.missing_media() if media in asked]
     if missing and not options.skip_missing:
@@ -217,14 +242,23 @@ def _read_questions(
     return benchmark, questions, missing
 
 
-def _check_types(protocol: Protocol, questions: Sequence[BenchmarkQuestion]):
-    """Refuse questions of an unknown type before anything is asked."""
+def _check_records(protocol: Protocol, questions: Sequence[BenchmarkQuestion]):
+    """Refuse questions that are of an unknown type, or cannot be asked or scored, before anything is asked."""
     for question in questions:
         protocol.group(question.record)
+        try:
+            protocol.prompt(question.record).encode()
+            # A number, which is compared with the truth where that is one, and stands for a wrong letter elsewhere.
+            score_answer(protocol, question.record, "1")
+        except (TypeError, ValueError, AttributeError, LookupError, ZeroDivisionError) as error:
+            raise ValueError(
+                f"Question {question.id} cannot be asked or scored ({type(error).__name__}: {error}); put right what "
+                "it holds, or leave it out."
+            ) from error
 
 
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+def _first(names: Sequence[str], separator: str = ", ") -> str:
+    return separator.join([*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])])
 
 
 def _describe(
@@ -299,7 +333,7 @@ def _report(
     answered = [question for question in questions if question.id in predictions]
     provenance = settings | {"num_questions": len(answered)}
     write_report(options.output, provenance, answered, predictions, protocol, *beside)
-    print((options.output / "report.md").read_text())
+    print((options.output / "report.md").read_text(encoding="utf-8"))
     print(f"The report is in {options.output}: report.md, report.json, report.png.")
 
 

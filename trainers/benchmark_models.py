@@ -11,6 +11,7 @@ from transformers.utils import cached_file
 from ..modeling_spa3r.convert_checkpoints import assemble_spa3_vlm, load_qwen, make_processor
 from ..modeling_spa3r.loading import check_place, load_spa3_vlm
 from ..modeling_spa3r.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
+from .checkpointing import first_line
 
 __all__ = ["fingerprint_checkpoint", "load_benchmark_model"]
 
@@ -32,14 +33,19 @@ def load_benchmark_model(
         attn_implementation (`str`, *optional*): By default the library's choice.
 
     Raises:
-        FileNotFoundError: If there is no such place.
+        OSError: If there is no such place.
         ValueError: If it holds another kind of model, or one that is not whole.
     """
     check_place(name)
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"The folder `{name}` holds no model: there is no config.json in it.")
-    model_type = AutoConfig.from_pretrained(name).model_type
+    try:
+        model_type = AutoConfig.from_pretrained(name).model_type
+    except OSError as error:
+        if folder.is_dir():
+            raise
+        raise OSError(f"There is no folder `{name}`, and the Hub gives no such model: {first_line(error)}") from error
     options: dict[str, Any] = {"dtype": dtype or "auto", "device_map": {"": device}}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation

@@ -133,7 +133,7 @@ def read_report(folder: str | os.PathLike) -> dict[str, Any]:
     """What `write_report` has written to a folder.
 
     Raises:
-        ValueError: If there is no report, or a damaged one.
+        ValueError: If there is no report, a damaged one, or one of another command.
     """
     file = Path(folder) / REPORT
     if not file.is_file():
@@ -141,9 +141,12 @@ def read_report(folder: str | os.PathLike) -> dict[str, Any]:
             f"`{folder}` holds no report: there is no {REPORT} in it; give the output folder of a run that has ended."
         )
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        report = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"`{file}` is damaged ({error}); run the benchmark again.") from error
+    if not isinstance(report, dict) or not {"benchmark", "protocol", "columns", "provenance"} <= report.keys():
+        raise ValueError(f"`{file}` is no report of a benchmark; give the output folder of such a run.")
+    return report
 
 
 def write_report(

@@ -93,10 +93,13 @@ class Answers:
             file.write("".join(lines))
 
     def bring_together(self, questions: Sequence[BenchmarkQuestion]) -> dict[str, dict[str, str]]:
-        """Put all answers into one file in the order of the questions; no process may append meanwhile."""
+        """Put all answers into one file in the order of the questions; no process may append meanwhile.
+
+        Answers to others, whose images may have been there before, are kept behind them, but not given back.
+        """
         answers = self.read()
-        known = {question.id: answers[question.id] for question in questions if question.id in answers}
-        lines = [json.dumps({"id": name, **answer}) + "\n" for name, answer in known.items()]
+        known = {question.id: answers.pop(question.id) for question in questions if question.id in answers}
+        lines = [json.dumps({"id": name, **answer}) + "\n" for name, answer in (known | answers).items()]
         write_text(self.whole, "".join(lines))
         for file in self.folder.glob("predictions-*.jsonl"):
             file.unlink()
@@ -191,7 +194,11 @@ def _answer_scene(
     protocol: Protocol,
 ) -> Iterator[dict[str, dict[str, str]]]:
     """Answers to all that is asked about some images, batch by batch, as the tokenizer gives them."""
-    session = SceneSession(model, processor, images)
+    try:
+        session = SceneSession(model, processor, images)
+    except ValueError as error:  # such as an image of one row of pixels; `--skip-missing` leaves it out, too
+        yield {question.id: {"unreadable": f"{scene.media}: {error}"} for batch in scene.batches for question in batch}
+        return
     for batch in scene.batches:
         prompts = [protocol.prompt(question.record) for question in batch]
         tokens = session.generate(prompts, max_new_tokens=protocol.max_new_tokens, **GREEDY)
