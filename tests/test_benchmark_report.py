@@ -5,6 +5,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from spa3r.data_scripts.benchmarks import BenchmarkQuestion
@@ -137,6 +138,14 @@ def test_the_chart_is_a_picture_without_software_and_date(folder):
     with Image.open(folder / "report.png") as image:
         image.load()
         assert min(image.size) > 300 and image.info.keys() == {"dpi"}
+
+
+def test_numbers_in_the_chart_stand_clear_of_the_markers_of_others():
+    axes = Figure().subplots()
+    column = {"key": "overall", "heading": "Avg.", "value": 0.2, "low": None, "high": None}
+    benchmark_report._draw_columns(axes, [column], [("others", {"overall": 62.1})], num_rows=1)
+    ((number,), (position, _)) = [text.get_text() for text in axes.texts], axes.texts[0].xy
+    assert number == "20.0" and position > 100
 
 
 def test_charts_do_not_follow_the_users_style(folder, tmp_path):

@@ -42,6 +42,7 @@ SHOWN = 5  # of a list that may be long, or of foreign ids
 LABEL_WIDTH = 34  # characters, in the chart
 OWN_COLOR, OTHER_COLOR, BASELINE_COLOR = "#1f6f8b", "#c3cbd1", "#e3b778"
 MARKERS = "Ds^vPX*<>ph8"
+RIGHT = 102  # percent; behind all that is drawn
 DPI = 150
 
 
@@ -482,7 +483,8 @@ def _draw_columns(
     """One bar for each column, with whiskers; markers of others have one height each, above or below these."""
     axes.barh(range(len(columns)), [_as_percent(c["value"]) for c in columns], height=0.7, color=OWN_COLOR, alpha=0.85)
     for row, column in enumerate(columns):
-        _draw_whisker(axes, row, column, reach=max([percent.get(column["key"], 0) for _, percent in drawn], default=0))
+        # A number beside another's marker would be taken for its.
+        _draw_whisker(axes, row, column, reach=RIGHT if drawn else 0)
     for number, (label, percent) in enumerate(drawn):
         side = (number + 0.5) / len(drawn) - 0.5
         offset = 0.4 * side + math.copysign(0.11, side)
@@ -515,7 +517,7 @@ def _finish(axes: Axes, labels: Sequence[str], title: str, num_rows: int):
     axes.set_yticks(range(len(labels)), [_clip(label, LABEL_WIDTH) for label in labels], fontsize=9)
     # From above; a panel of few bars does not make them thick.
     axes.set_ylim(max(len(labels), num_rows / 2) - 0.4, -0.6)
-    axes.set_xlim(0, 112)  # room for the number of a full bar
+    axes.set_xlim(0, RIGHT + 10)  # room for the number of a full bar
     axes.set_xticks(range(0, 101, 20))
     axes.tick_params(axis="x", labelsize=8)
     axes.tick_params(axis="y", length=0)
