@@ -10,6 +10,7 @@ import time
 
 import huggingface_hub
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tiny_spa3_vlm import tiny_model, tiny_processor
 from tiny_videos import write_video
@@ -238,6 +239,20 @@ def test_a_model_that_is_no_vlm_is_refused(data, tmp_path, capsys):
     Spa3RModel(tiny_model().config.spatial_config).save_pretrained(tmp_path / "spa3r")
     message = refused(capsys, *command(tmp_path / "spa3r", data, tmp_path / "run"))
     assert "holds a `spa3r`; a benchmark asks a `spa3_vlm` or a plain `qwen2_5_vl`" in message
+
+
+def test_weights_in_a_pickle_are_refused(vlm, data, tmp_path, capsys):
+    pickled = shutil.copytree(vlm, tmp_path / "pickled")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    assert "model.safetensors" in refused(capsys, *command(pickled, data, tmp_path / "run"))
+
+
+def test_a_model_in_the_current_folder_is_called_by_its_name(vlm, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(vlm)
+    main(command(".", data, tmp_path / "run", "--limit", 1))
+    label = json.loads((tmp_path / "run" / "report.json").read_text())["label"]
+    assert label == "/".join(vlm.parts[-2:])
 
 
 def test_a_plain_qwen_is_asked_too(vlm, data, tmp_path):

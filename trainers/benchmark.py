@@ -128,7 +128,9 @@ def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace)
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
     source = options.model or str(options.predictions.with_suffix(""))
-    options.label = options.label or "/".join(Path(source).parts[-2:])
+    if Path(source).name in ("", ".."):
+        source = str(Path(source).resolve())
+    options.label = options.label or "/".join(Path(source).parts[-2:]).replace("//", "/")
     place = Path("runs", "benchmarks", options.benchmark, options.protocol, source.strip("/").replace("/", "--"))
     options.output = options.output or place
 
@@ -270,7 +272,7 @@ def _describe(
         "benchmark": options.benchmark,
         "protocol": protocol.name,
         "protocol_source": protocol.source,
-        "data": options.data.name,
+        "data": options.data.absolute().name,
         "data_fingerprint": benchmark.fingerprint,
         "num_questions": len(questions),
         "published_size": benchmark.published_size,

@@ -46,7 +46,8 @@ def load_benchmark_model(
         if folder.is_dir():
             raise
         raise OSError(f"There is no folder `{name}`, and the Hub gives no such model: {first_line(error)}") from error
-    options: dict[str, Any] = {"dtype": dtype or "auto", "device_map": {"": device}}
+    # Weights in pickles, which the fingerprint does not tell apart, are refused.
+    options: dict[str, Any] = {"dtype": dtype or "auto", "device_map": {"": device}, "use_safetensors": True}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if model_type == OURS:
