@@ -41,6 +41,8 @@ QUESTIONS_PER_SCENE = 18  # of VSI-Bench: 5130 questions of 288 videos
 TYPES = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")
 CHOICES = ("object_rel_distance", "route_planning", "obj_appearance_order", "object_rel_direction_easy")
 CHOICES += ("object_rel_direction_medium", "object_rel_direction_hard")
+ASKINGS = ("How many of", "What is the length, in centimeters, of", "If I stand by the window, which side is")
+OBJECTS = ("chairs", "dining table", "lamp with a shade", "bed", "white bookcase", "sofa")
 NUM_ANSWERS = 5130
 MIN_SPEEDUP, MAX_SECONDS, MAX_GROWTH = 8, 2, 1.05
 
@@ -59,7 +61,7 @@ def write_benchmark(folder: Path, num_questions: int, video_size: tuple[int, int
                 "dataset": "scannet",
                 "scene_name": scene,
                 "question_type": kind,
-                "question": f"How far, of how many, is number {number}?",
+                "question": f"{ASKINGS[number % 3]} the {OBJECTS[number // 3 % 6]}, {number}?",
                 "ground_truth": "A" if is_choice else "2.5",
                 "options": ["A. left", "B. right"] if is_choice else None,
             }
@@ -81,7 +83,7 @@ def make_attentive(model: Spa3VLMForConditionalGeneration):
     with torch.no_grad():
         for name, weight in model.model.vlm.language_model.named_parameters():
             if name.endswith("proj.weight"):
-                weight.mul_(3)
+                weight.mul_(6)
 
 
 def bench_grouping(
