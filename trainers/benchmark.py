@@ -43,6 +43,8 @@ SETTINGS = "run.json"
 # What can change answers.
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "pillow", "av")
 SHOWN = 5
+# Columns by which questions are asked and scored, where a benchmark has them.
+NEVER_EMPTY = ("question", "ground_truth", "answer")
 # What there is to do, and which options have a use there; `None`: all.
 USEFUL = {
     "model": None,
@@ -248,6 +250,11 @@ def _check_records(protocol: Protocol, questions: Sequence[BenchmarkQuestion]):
     """Refuse questions that are of an unknown type, or cannot be asked or scored, before anything is asked."""
     for question in questions:
         protocol.group(question.record)
+        for name in NEVER_EMPTY:
+            if question.record.get(name, "") is None:
+                raise ValueError(
+                    f"Question {question.id} cannot be asked or scored, as its {name} is null; leave it out."
+                )
         try:
             protocol.prompt(question.record).encode()
             # A number, which is compared with the truth where that is one, and stands for a wrong letter elsewhere.
