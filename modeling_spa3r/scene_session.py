@@ -25,7 +25,8 @@ class SceneSession:
     """Sees a scene once, and answers each question from what it keeps: the keys and values of all that comes before.
 
     A question is answered by itself, as if it were the first; its tokens are those of a call of `generate` with photos
-    and question together. The model is not changed, and may serve several sessions.
+    and question together, but for rounding where weights are not in float32, which depends on the size of a batch. The
+    model is not changed, and may serve several sessions.
 
     Args:
         model (`Spa3VLMForConditionalGeneration`): The model, on any device.

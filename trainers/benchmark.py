@@ -18,15 +18,17 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import ProcessorMixin
 from transformers.utils import logging
 
 from ..data_scripts.benchmarks import Benchmark, BenchmarkQuestion, read_benchmark, read_room_baselines
+from ..modeling_spa3r.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from .benchmark_comparison import compare_runs, format_comparison
 from .benchmark_models import fingerprint_checkpoint, load_benchmark_model
 from .benchmark_report import read_predictions, write_report
@@ -146,51 +148,53 @@ def run(options: argparse.Namespace):
         benchmark, questions, missing = _read_questions(options, protocol)
     model, processor = load_benchmark_model(options.model, state.device, options.dtype, options.attn_implementation)
     with state.main_process_first():
-        settings = _describe(options, protocol, benchmark, questions) | {
-            "model": options.model,
-            "model_fingerprint": fingerprint_checkpoint(options.model) if state.is_main_process else None,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "attention": model.config._attn_implementation,
-            "device": _device_name(state.device),
-            "num_frames": options.frames,
-            "batch_size": options.batch_size,
-            "image_width": processor.image_processor.image_width,
-            "generation": {
-                "max_new_tokens": protocol.max_new_tokens,
-                "do_sample": False,
-                "repetition_penalty": model.generation_config.repetition_penalty or 1.0,
-            },
-        }
+        settings = _describe(options, protocol, benchmark, questions) | _describe_model(options, model, processor)
         beside = _beside(options, settings)
         if state.is_main_process:
+            settings["model_fingerprint"] = fingerprint_checkpoint(options.model)
             _claim(options.output, flatten(settings))
-    answers = ask_all(
-        model,
-        processor,
-        benchmark,
-        questions,
-        protocol,
-        Answers(options.output),
-        options.frames,
-        options.batch_size,
-        retry_unreadable=not options.skip_missing,
-    )
+    place, retries = Answers(options.output), not options.skip_missing
+    asked = (benchmark, questions, protocol, place, options.frames, options.batch_size)
+    answers = ask_all(model, processor, *asked, retry_unreadable=retries)
     if state.is_main_process:
-        if lost := [question.id for question in questions if question.id not in answers]:
-            raise ValueError(
-                f"The answers to {len(lost)} questions were lost ({_first(lost)}): another run writes to "
-                f"`{options.output}`, too. End it, and run the same command again."
-            )
-        unreadable = {name: answer["unreadable"] for name, answer in answers.items() if "unreadable" in answer}
-        if unreadable and not options.skip_missing:
-            reasons = list(dict.fromkeys(reason.rstrip(".") for reason in unreadable.values()))
-            raise ValueError(
-                f"{len(unreadable)} questions have images that cannot be read; all others were asked. "
-                f"{_first(reasons, '; ')}. Put them right and run the same command again, or give --skip-missing."
-            )
-        predictions = {name: answer["prediction"] for name, answer in answers.items() if "prediction" in answer}
+        predictions, unreadable = _sort_answers(options, questions, answers)
         settings |= {"missing": missing, "unreadable": unreadable}
         _report(options, protocol, questions, predictions, settings, beside)
+
+
+def _describe_model(
+    options: argparse.Namespace, model: Spa3VLMForConditionalGeneration, processor: ProcessorMixin
+) -> dict[str, Any]:
+    """What a score depends on in the model, and in how it is asked."""
+    return {
+        "model": options.model,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": model.config._attn_implementation,
+        "device": _device_name(model.device),
+        "num_frames": options.frames,
+        "batch_size": options.batch_size,
+        "image_width": processor.image_processor.image_width,
+        "repetition_penalty": model.generation_config.repetition_penalty or 1.0,
+    }
+
+
+def _sort_answers(
+    options: argparse.Namespace, questions: Sequence[BenchmarkQuestion], answers: Mapping[str, Mapping[str, str]]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Predictions, and reasons why images could not be read, by the ids of questions."""
+    if lost := [question.id for question in questions if question.id not in answers]:
+        raise ValueError(
+            f"The answers to {len(lost)} questions were lost ({_first(lost)}): another run writes to "
+            f"`{options.output}`, too. End it, and run the same command again."
+        )
+    unreadable = {name: answer["unreadable"] for name, answer in answers.items() if "unreadable" in answer}
+    if unreadable and not options.skip_missing:
+        reasons = list(dict.fromkeys(reason.rstrip(".") for reason in unreadable.values()))
+        raise ValueError(
+            f"{len(unreadable)} questions have images that cannot be read; all others were asked. "
+            f"{_first(reasons, '; ')}. Put them right and run the same command again, or give --skip-missing."
+        )
+    return {name: answer["prediction"] for name, answer in answers.items() if "prediction" in answer}, unreadable
 
 
 def compare(options: argparse.Namespace):
@@ -279,6 +283,7 @@ def _describe(
         "benchmark": options.benchmark,
         "protocol": protocol.name,
         "protocol_source": protocol.source,
+        "max_new_tokens": protocol.max_new_tokens,
         "data": options.data.absolute().name,
         "data_fingerprint": benchmark.fingerprint,
         "num_questions": len(questions),
