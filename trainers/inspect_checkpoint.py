@@ -21,6 +21,7 @@ from ..data_scripts.frames import crop_to_common, load_frame
 from ..data_scripts.scenes import load_scene_sources, parse_source, split_scenes
 from ..data_scripts.videos import index_video, read_video_frames
 from ..data_scripts.view_batches import SceneViews
+from ..modeling_spa3r.loading import check_place
 from ..modeling_spa3r.modeling_spa3r import Spa3RForPreTraining
 from .psfm_evaluation import PSFMReport, evaluate_psfm
 from .psfm_figures import draw_scene_figure, save_figure
@@ -158,6 +159,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, ar
 def load_model(args: argparse.Namespace) -> Spa3RForPreTraining:
     """The checkpoint, on the device and in the dtype asked for."""
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_place(args.model)
     try:
         return Spa3RForPreTraining.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(device).eval()
     except (OSError, ValueError, RuntimeError) as error:
