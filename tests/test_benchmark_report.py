@@ -260,6 +260,14 @@ def test_published_rows_end_with_the_papers_model(benchmark, overall):
     assert (row.label, row.columns["overall"]) == ("Spa3-VLM-4B", overall)
 
 
+def test_published_averages_are_the_means_of_their_tasks():
+    rows = [row for row in PUBLISHED_ROWS["vsi-bench"] if len(row.columns) == 9 and "Chance" not in row.label]
+    assert len(rows) == 5
+    for row in rows:
+        tasks = [value for column, value in row.columns.items() if column != "overall"]
+        assert abs(sum(tasks) / 8 - row.columns["overall"]) < 0.06, row.label
+
+
 def test_nothing_is_published_about_rooms():
     assert reference_rows({"benchmark": "rooms"}) == []
 

@@ -196,9 +196,7 @@ def main():
         print_table("Peak memory of a run, tiny model", ["questions", "MB"], rows)
         more = 1024 * (memory[1]["peak_megabytes"] - memory[0]["peak_megabytes"])
         each = more / (memory[1]["questions"] - memory[0]["questions"])
-        verdict(
-            f"at most {MAX_KILOBYTES} KB more a question (it is {each:.1f})", each <= MAX_KILOBYTES
-        )
+        verdict(f"at most {MAX_KILOBYTES} KB more a question (it is {each:.1f})", each <= MAX_KILOBYTES)
 
         write_benchmark(Path(folder) / "data", options.scenes * QUESTIONS_PER_SCENE, (640, 480), 4 * options.frames)
         benchmark = read_benchmark("vsi-bench", Path(folder) / "data")
