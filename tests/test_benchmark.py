@@ -301,11 +301,23 @@ def test_the_report_of_a_model_is_not_overwritten_by_that_of_a_file(data, report
     "options, refusal",
     [
         (["--compare", "a", "b", "--protocol", "official"], "--protocol has no use with --compare"),
-        (["--predictions", "a", "--skip-missing"], "--skip-missing has no use with --predictions"),
+        (["--predictions", "a", "--dtype", "float32"], "--dtype has no use with --predictions"),
     ],
 )
 def test_options_without_use_are_refused(options, refusal, capsys):
     assert refusal in refused(capsys, *options)
+
+
+def test_a_run_that_left_questions_out_is_scored_by_another_protocol(vlm, data, tmp_path, capsys):
+    partial = shutil.copytree(data, tmp_path / data.name)
+    (partial / "scannet" / "b.mp4").unlink()
+    main(command(vlm, partial, tmp_path / "run", "--skip-missing"))
+    given = ["--predictions", tmp_path / "run" / "answers.jsonl", "--benchmark", "vsi-bench", "--data", data]
+    given += ["--protocol", "lmms-eval-2026", "--output", tmp_path / "scored"]
+    assert "lacks the answers to 3 of 9 questions" in refused(capsys, *given)
+    main([str(option) for option in [*given, "--skip-missing"]])
+    provenance = json.loads((tmp_path / "scored" / "report.json").read_text())["provenance"]
+    assert (provenance["num_questions"], provenance["missing"]) == (6, ["scannet/b.mp4"])
 
 
 def test_runs_are_compared(reported, tmp_path, capsys):

@@ -50,7 +50,10 @@ NEVER_EMPTY = ("question", "ground_truth", "answer")
 # What there is to do, and which options have a use there; `None`: all.
 USEFUL = {
     "model": None,
-    "predictions": ("predictions", "benchmark", "data", "media", "protocol", "output", "beside", "label", "limit"),
+    "predictions": (
+        *("predictions", "benchmark", "data", "media", "protocol", "output", "beside", "label", "limit"),
+        "skip_missing",
+    ),
     "compare": ("compare", "output"),
 }
 
@@ -105,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--beside", type=Path, nargs="+", default=[], metavar="RUN", help="other runs as further rows")
     parser.add_argument("--label", help="name of the row in the table (default: the model's)")
     parser.add_argument("--limit", type=int, metavar="N", help="ask the first N questions only")
-    parser.add_argument("--skip-missing", action="store_true", help="leave out what has no readable video or image")
+    parser.add_argument(
+        "--skip-missing", action="store_true", help="leave out what has no readable video or image, or no answer"
+    )
     parser.add_argument(
         "--batch-size", type=int, default=16, help="most questions about one scene answered at once (default: 16)"
     )
@@ -219,11 +224,13 @@ def score(options: argparse.Namespace):
             f"`{options.output}` holds a run of a model, whose report would be lost; choose another folder for the "
             "output."
         )
-    predictions = read_predictions(options.predictions, questions)
+    predictions = read_predictions(options.predictions, questions, options.skip_missing)
+    unanswered = dict.fromkeys(question.media for question in questions if question.id not in predictions)
     content = options.predictions.read_bytes()
     settings = _describe(options, protocol, benchmark, questions) | {
         "predictions": str(options.predictions),
         "predictions_fingerprint": hashlib.sha256(content).hexdigest(),
+        "missing": list(unanswered),
     }
     _report(options, protocol, questions, predictions, settings, _beside(options, settings))
 

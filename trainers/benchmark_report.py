@@ -63,12 +63,15 @@ class ReferenceRow(NamedTuple):
     source: str
 
 
-def read_predictions(path: str | os.PathLike, questions: Sequence[BenchmarkQuestion]) -> dict[str, str]:
+def read_predictions(
+    path: str | os.PathLike, questions: Sequence[BenchmarkQuestion], allow_missing: bool = False
+) -> dict[str, str]:
     """Read the answers that any program gave: JSON lines with `id` and `prediction`; other fields are passed over.
 
     Args:
         path (`str` or `os.PathLike`): The file.
         questions (`Sequence[BenchmarkQuestion]`): What was asked, all of it.
+        allow_missing (`bool`, *optional*, defaults to `False`): Whether questions may have no answer.
 
     Returns:
         `dict[str, str]`: Answers by the ids of their questions, in the order of these.
@@ -97,12 +100,13 @@ def read_predictions(path: str | os.PathLike, questions: Sequence[BenchmarkQuest
             f"`{path}` holds answers to {len(foreign):,} questions that are not asked ({_first(foreign)}); give the "
             "answers to the questions of this benchmark, and to no others."
         )
-    if missing := [question.id for question in questions if question.id not in predictions]:
+    missing = [question.id for question in questions if question.id not in predictions]
+    if missing and not allow_missing:
         raise ValueError(
             f"`{path}` lacks the answers to {len(missing):,} of {len(known):,} questions ({_first(missing)}); each "
-            "needs one, though it may be empty."
+            "needs one, though it may be empty, or leave them out with --skip-missing."
         )
-    return {question.id: predictions[question.id] for question in questions}
+    return {question.id: predictions[question.id] for question in questions if question.id in predictions}
 
 
 def _parse_prediction(path: str | os.PathLike, number: int, line: str) -> tuple[str, str]:
