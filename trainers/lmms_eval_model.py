@@ -8,7 +8,6 @@ Questions about the same visuals are answered together, from the keys and values
 plain Qwen2.5-VL is asked in the same way. Needs lmms-eval, which nothing else of this package imports.
 """
 
-import datetime
 import hashlib
 import os
 import pickle
@@ -29,6 +28,7 @@ from ..data_scripts.scenes import VIDEO_SUFFIXES
 from ..modeling_spa3r.scene_session import SceneSession
 from ..modeling_spa3r.video_frames import read_frames
 from .benchmark_models import load_benchmark_model
+from .processes import PATIENCE
 
 __all__ = ["Spa3VLM", "manifest"]
 
@@ -43,8 +43,6 @@ SAMPLING = ("temperature", "top_p", "top_k")
 NO_END = "\n\n"
 # What some tasks write where other models put an image.
 PLACEHOLDER = "<image>"
-# Processes wait for the last one.
-PATIENCE = datetime.timedelta(days=7)
 
 
 @dataclass

@@ -18,8 +18,8 @@ def _vsi_row(label: str, overall: float, tasks: Sequence[float]) -> ReferenceRow
     return ReferenceRow(label, {"overall": overall} | dict(zip(TASKS, tasks, strict=True)), VSI_BENCH)
 
 
-# Rows by benchmark, columns in percent. Of VSI-Bench's tasks one by one this paper's figures are not at hand; those of
-# the first models are from VSI-Bench's own paper, whose averages are the same.
+# Rows by benchmark, columns in percent. This paper's figures are as a public summary of it gives them, which leaves
+# out VSI-Bench's tasks one by one; those of the first models are from VSI-Bench's own paper, with equal averages.
 PUBLISHED_ROWS: dict[str, list[ReferenceRow]] = {
     "vsi-bench": [
         ReferenceRow(

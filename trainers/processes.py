@@ -5,7 +5,7 @@ import datetime
 import torch
 from accelerate import PartialState
 
-__all__ = ["join_processes"]
+__all__ = ["PATIENCE", "join_processes"]
 
 # Who is done waits for the last one, whose scenes may take hours longer; the library would end the run in ten minutes.
 PATIENCE = datetime.timedelta(days=7)
