@@ -18,28 +18,28 @@ quickstart: export OMP_NUM_THREADS := 1
 # Rooms to learn from and, of another seed, rooms to be tested on; pre-training; the report; the latents of a scene; a
 # Spa3-VLM that is instruction-tuned on questions about the rooms; its answers; its score on questions about the others.
 quickstart: install
-	$(BIN)/spa3r-rooms --scenes 112 --views 16 --size 224x168 --seed 0 --workers 2 --output $(RUN)/rooms
-	$(BIN)/spa3r-rooms --scenes 16 --views 16 --size 224x168 --seed 1 --workers 2 --output $(RUN)/held_out_rooms
-	$(BIN)/spa3r-pretrain --config rooms-cpu
-	$(BIN)/spa3r-inspect --model $(RUN)/model --scenes rooms:$(RUN)/held_out_rooms --num-scenes 16 --cameras \
+	$(BIN)/spa3r rooms --scenes 112 --views 16 --size 224x168 --seed 0 --workers 2 --output $(RUN)/rooms
+	$(BIN)/spa3r rooms --scenes 16 --views 16 --size 224x168 --seed 1 --workers 2 --output $(RUN)/held_out_rooms
+	$(BIN)/spa3r pretrain --config rooms-cpu
+	$(BIN)/spa3r inspect --model $(RUN)/model --scenes rooms:$(RUN)/held_out_rooms --num-scenes 16 --cameras \
 		--image-width 112 --output $(RUN)/report --require-scene-specific
 	$(BIN)/python -c "import torch, spa3r.modeling_spa3r; from transformers import AutoModel; \
 		model = AutoModel.from_pretrained('$(RUN)/model'); \
 		print('latents of 4 views:', tuple(model(torch.rand(1, 4, 3, 84, 112)).latents.shape))"
 	rm -rf $(RUN)/spa3-vlm
-	$(BIN)/spa3r-convert assemble $(RUN)/spa3-vlm --vlm spa3-vlm-nano --spa3r $(RUN)/model --image-width 112
-	$(BIN)/spa3r-room-questions --rooms $(RUN)/rooms --output $(RUN)/questions
-	$(BIN)/spa3r-room-questions --rooms $(RUN)/held_out_rooms --output $(RUN)/held_out_questions
-	$(BIN)/spa3r-encode-scenes --model $(RUN)/spa3-vlm --output $(RUN)/scenes \
+	$(BIN)/spa3r convert assemble $(RUN)/spa3-vlm --vlm spa3-vlm-nano --spa3r $(RUN)/model --image-width 112
+	$(BIN)/spa3r room-questions --rooms $(RUN)/rooms --output $(RUN)/questions
+	$(BIN)/spa3r room-questions --rooms $(RUN)/held_out_rooms --output $(RUN)/held_out_questions
+	$(BIN)/spa3r encode-scenes --model $(RUN)/spa3-vlm --output $(RUN)/scenes \
 		--instructions $(RUN)/questions $(RUN)/held_out_questions
 	$(BIN)/accelerate launch --config_file configuration/accelerate/cpu.yaml sft.py \
 		--config spa3-vlm-rooms-cpu
-	$(BIN)/spa3r-ask --model $(RUN)/tuned/model --images $(RUN)/held_out_rooms/room_000000/color/*.jpg --max-new-tokens 16 \
+	$(BIN)/spa3r ask --model $(RUN)/tuned/model --images $(RUN)/held_out_rooms/room_000000/color/*.jpg --max-new-tokens 16 \
 		--question "How many chairs are in the room?" --question "How large is the room, in square meters?"
-	$(BIN)/spa3r-room-questions --rooms $(RUN)/held_out_rooms --output $(RUN)/benchmark \
+	$(BIN)/spa3r room-questions --rooms $(RUN)/held_out_rooms --output $(RUN)/benchmark \
 		--format benchmark --questions-per-room 30 --train $(RUN)/questions
 	rm -rf $(RUN)/benchmark_report
-	$(BIN)/spa3r-benchmark --model $(RUN)/tuned/model --benchmark rooms --data $(RUN)/benchmark \
+	$(BIN)/spa3r benchmark --model $(RUN)/tuned/model --benchmark rooms --data $(RUN)/benchmark \
 		--media $(RUN)/held_out_rooms --output $(RUN)/benchmark_report
 
 # A file of tests a core; see above for the threads.

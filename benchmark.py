@@ -1,6 +1,8 @@
 """Benchmark a model: `python benchmark.py --model DIR --benchmark vsi-bench --data DIR`. See `--help`."""
 
-from spa3r.trainers.benchmark import main
+import sys
+
+from spa3r.trainers.integrations.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["benchmark", *sys.argv[1:]])

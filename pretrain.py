@@ -1,6 +1,8 @@
 """Pre-train Spa3R: `accelerate launch pretrain.py --config spa3r-paper`. See `--help`."""
 
-from spa3r.trainers.pretrain import main
+import sys
+
+from spa3r.trainers.integrations.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["pretrain", *sys.argv[1:]])

@@ -1,6 +1,8 @@
 """Instruction-tune Spa3-VLM: `accelerate launch sft.py --config configuration/recipes/...yaml`. See `--help`."""
 
-from spa3r.trainers.sft import main
+import sys
+
+from spa3r.trainers.integrations.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["sft", *sys.argv[1:]])

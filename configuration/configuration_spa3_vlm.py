@@ -34,7 +34,7 @@ class Spa3VLMConfig(PreTrainedConfig):
 
     ```python
     >>> from spa3r.configuration import Spa3VLMConfig, load_preset
-    >>> from spa3r.modeling_spa3r import Spa3VLMForConditionalGeneration
+    >>> from spa3r import Spa3VLMForConditionalGeneration
 
     >>> config = Spa3VLMConfig(**load_preset("spa3-vlm-tiny"))
     >>> model = Spa3VLMForConditionalGeneration(config)

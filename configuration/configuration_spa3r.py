@@ -100,7 +100,7 @@ class Spa3RConfig(PreTrainedConfig):
 
     ```python
     >>> from spa3r.configuration import Spa3RConfig
-    >>> from spa3r.modeling_spa3r import Spa3RForPreTraining
+    >>> from spa3r import Spa3RForPreTraining
 
     >>> config = Spa3RConfig(targets=["geometry"], teachers={}, camera_embedding="plucker")
     >>> model = Spa3RForPreTraining(config)

@@ -15,7 +15,7 @@ def check_model_type(config_class: type[PreTrainedConfig], checkpoint: str | os.
     if model_type != config_class.model_type:
         raise ValueError(
             f"`{checkpoint}` holds a `{model_type}` model, not `{config_class.model_type}`; load it with its own "
-            "class, or convert it with `spa3r-convert`."
+            "class, or convert it with `spa3r convert`."
         )
 
 
@@ -77,7 +77,7 @@ class VGGTConfig(PreTrainedConfig):
 
     ```python
     >>> from spa3r.configuration import VGGTConfig
-    >>> from spa3r.modeling_spa3r import VGGTModel
+    >>> from spa3r import VGGTModel
 
     >>> config = VGGTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, patch_embedding="conv")
     >>> model = VGGTModel(config)

@@ -1,1 +1,1 @@
-"""Whatever makes or reads data; knows no model."""
+"""Everything that makes or reads data. No module here imports model code."""

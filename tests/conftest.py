@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture(scope="session")
 def rooms(tmp_path_factory) -> Path:
     """Six rooms of eight views, 56 x 42 pixels."""
-    from spa3r.data_scripts.rooms import render_rooms
+    from spa3r.data_scripts.rooms.generate import render_rooms
 
     root = tmp_path_factory.mktemp("rooms")
     render_rooms(root / "rooms", num_scenes=6, num_views=8, size=(56, 42), seed=0, workers=1)

@@ -1,1 +1,1 @@
-"""Whatever runs a model over data: trainers, evaluation, figures."""
+"""Everything that runs a model over data."""

@@ -4,7 +4,7 @@
     python tests/benchmarks/bench_benchmarks.py --preset base --frames 32 --device cuda --dtype bfloat16
 
 A small VSI-Bench is written, with videos of noise in its layout. One by one, each question has its video decoded, its
-frames prepared and both encoders run anew, as official evaluation does. Grouped is what `spa3r-benchmark` runs.
+frames prepared and both encoders run anew, as official evaluation does. Grouped is what `spa3r benchmark` runs.
 Answers are compared within the run, and refused if they differ. Weights are random; how time is taken is said in
 `bench_spa3r.py`.
 """
@@ -27,14 +27,14 @@ import torch
 from bench_spa3_vlm import PRESETS, answer, build_model, prepare, verdict
 from bench_spa3r import print_table, timed
 
-from spa3r.data_scripts.benchmarks import Benchmark, read_benchmark
-from spa3r.modeling_spa3r import Spa3RImageProcessor, Spa3VLMForConditionalGeneration, Spa3VLMProcessor
-from spa3r.modeling_spa3r.byte_tokenizer import byte_tokenizer
-from spa3r.modeling_spa3r.video_frames import read_frames
-from spa3r.trainers.benchmark_report import write_report
-from spa3r.trainers.benchmark_run import Answers, ask_all
-from spa3r.trainers.checkpointing import write_json
-from spa3r.trainers.metrics import BENCHMARKS
+from spa3r import Spa3RImageProcessor, Spa3VLMForConditionalGeneration, Spa3VLMProcessor
+from spa3r.data_scripts.benchmarks import BENCHMARKS
+from spa3r.data_scripts.benchmarks.reader import Benchmark, read_benchmark
+from spa3r.data_scripts.common.video_frames import read_frames
+from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
+from spa3r.trainers.benchmark.report import write_report
+from spa3r.trainers.benchmark.runner import Answers, ask_all
+from spa3r.trainers.runs.resume import write_json
 
 PROTOCOL = BENCHMARKS["vsi-bench"]["official"]
 QUESTIONS_PER_SCENE = 18  # of VSI-Bench: 5130 questions of 288 videos

@@ -65,8 +65,8 @@ def write_records(path: Path, number: int, as_list: bool) -> None:
 
 def convert_and_measure(input_file: str, media: str, output: str, workers: int) -> dict:
     """Convert in this process, which must be a fresh one."""
-    from spa3r.data_scripts.convert_vsi590k import read_record
-    from spa3r.data_scripts.instruction_sets import convert
+    from spa3r.data_scripts.instructions.convert import convert
+    from spa3r.data_scripts.instructions.vsi590k import read_record
 
     before, start = peak_megabytes(resource.RUSAGE_SELF), time.perf_counter()
     manifest = convert(read_record, "vsi590k", input_file, media, output, [], workers)

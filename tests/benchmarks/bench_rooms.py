@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from spa3r.data_scripts.rooms import render_rooms
+from spa3r.data_scripts.rooms.generate import render_rooms
 
 SIZES = ((224, 168), (518, 392))
 

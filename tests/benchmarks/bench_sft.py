@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_sft.py --output runs/bench_sft.json
     python tests/benchmarks/bench_sft.py --preset base --device cuda --dtype bfloat16 --workers 8
 
-Steps are those of `spa3r-sft` in its own loop, one record a step: from the batch to the updated weights, activations
+Steps are those of `spa3r sft` in its own loop, one record a step: from the batch to the updated weights, activations
 checkpointed. The learning rate is 0, so that all steps are of the same weights; a difference between the losses of
 both ways is refused. Records are photos of 640 x 480 pixels as JPEG files, and 100 characters of text. Weights are
 random. How time is taken is said in `bench_spa3r.py`; waiting is time passed.
@@ -27,12 +27,12 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
-from spa3r.modeling_spa3r import Spa3RImageProcessor, Spa3VLMProcessor
-from spa3r.modeling_spa3r.byte_tokenizer import byte_tokenizer
-from spa3r.trainers.checkpointing import write_json
-from spa3r.trainers.instructions import load_instructions
-from spa3r.trainers.scene_latents import encode_scenes
-from spa3r.trainers.sft import build_trainer, parse_arguments
+from spa3r import Spa3RImageProcessor, Spa3VLMProcessor
+from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
+from spa3r.trainers.runs.resume import write_json
+from spa3r.trainers.tuning.instruction_data import load_instructions
+from spa3r.trainers.tuning.scene_cache import encode_scenes
+from spa3r.trainers.tuning.sft import build_trainer, parse_arguments
 
 NUM_RECORDS = 4
 # Of each stretch of training; ways take turns between stretches.

@@ -22,15 +22,15 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import BatchFeature
 
-from spa3r.configuration import Spa3VLMConfig
-from spa3r.modeling_spa3r import (
+from spa3r import (
     SceneSession,
     Spa3RImageProcessor,
     Spa3VLMForConditionalGeneration,
     Spa3VLMProcessor,
 )
-from spa3r.modeling_spa3r.byte_tokenizer import byte_tokenizer
-from spa3r.trainers.checkpointing import write_json
+from spa3r.configuration import Spa3VLMConfig
+from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
+from spa3r.trainers.runs.resume import write_json
 
 # Channels and layers of the language model (a vision tower of the same size), and of VGGT.
 PRESETS = {"small": (512, 8, 256, 8), "base": (2048, 36, 1024, 24)}

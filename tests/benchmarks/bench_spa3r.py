@@ -25,13 +25,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AttentionInterface
 
+from spa3r import Spa3RForPreTraining, Spa3RModel, VGGTModel
 from spa3r.configuration import Spa3RConfig
-from spa3r.data_scripts.rooms import render_rooms
-from spa3r.data_scripts.scenes import load_scenes
-from spa3r.data_scripts.view_batches import SceneViews, collate_views
-from spa3r.modeling_spa3r import Spa3RForPreTraining, Spa3RModel, VGGTModel
+from spa3r.data_scripts.rooms.generate import render_rooms
+from spa3r.data_scripts.scenes.index import load_scenes
+from spa3r.data_scripts.scenes.views import SceneViews, collate_views
 from spa3r.modeling_spa3r.layers import LayerScale
-from spa3r.trainers.checkpointing import write_json
+from spa3r.trainers.runs.resume import write_json
 
 PRESETS = {
     "small": {"hidden_size": 256, "layers": 8, "image_size": 168},

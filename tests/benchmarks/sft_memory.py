@@ -40,11 +40,11 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from trl import get_peft_config
 
+from spa3r import Spa3VLMForConditionalGeneration
 from spa3r.configuration import Spa3VLMConfig, load_preset
-from spa3r.modeling_spa3r import Spa3VLMForConditionalGeneration
-from spa3r.modeling_spa3r.modeling_spa3_vlm import Spa3RSceneEncoder, VGGTSceneEncoder
-from spa3r.trainers.recipes import RECIPES
-from spa3r.trainers.sft import parse_arguments
+from spa3r.modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3RSceneEncoder, VGGTSceneEncoder
+from spa3r.trainers.runs.recipes import RECIPES
+from spa3r.trainers.tuning.sft import parse_arguments
 
 ENCODERS = (Spa3RSceneEncoder, VGGTSceneEncoder)
 # Elements; DeepSpeed's defaults, which our files leave as they are.

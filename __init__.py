@@ -1,0 +1,54 @@
+"""Spa3R and Spa3-VLM for Hugging Face Transformers.
+
+Importing this package registers its classes with transformers' Auto classes.
+"""
+
+from importlib.metadata import version
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForPreTraining,
+    AutoProcessor,
+)
+
+from .configuration.configuration_spa3_vlm import Spa3VLMConfig
+from .configuration.configuration_spa3r import Spa3RConfig, Spa3RTeacherConfig
+from .configuration.configuration_vggt import VGGTConfig
+from .modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3RImageProcessor
+from .modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration, Spa3VLMModel
+from .modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
+from .modeling_spa3r.spa3_vlm.scene_session import SceneSession
+from .modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining, Spa3RModel
+from .modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry, VGGTModel
+
+__all__ = [
+    "SceneSession",
+    "Spa3RConfig",
+    "Spa3RForPreTraining",
+    "Spa3RImageProcessor",
+    "Spa3RModel",
+    "Spa3RTeacherConfig",
+    "Spa3VLMConfig",
+    "Spa3VLMForConditionalGeneration",
+    "Spa3VLMModel",
+    "Spa3VLMProcessor",
+    "VGGTConfig",
+    "VGGTForGeometry",
+    "VGGTModel",
+]
+
+__version__ = version("spa3r")
+
+AutoConfig.register(VGGTConfig.model_type, VGGTConfig)
+AutoModel.register(VGGTConfig, VGGTModel)
+AutoConfig.register(Spa3RConfig.model_type, Spa3RConfig)
+AutoModel.register(Spa3RConfig, Spa3RModel)
+AutoModelForPreTraining.register(Spa3RConfig, Spa3RForPreTraining)
+AutoConfig.register(Spa3VLMConfig.model_type, Spa3VLMConfig)
+AutoModel.register(Spa3VLMConfig, Spa3VLMModel)
+AutoModelForImageTextToText.register(Spa3VLMConfig, Spa3VLMForConditionalGeneration)
+AutoImageProcessor.register(Spa3VLMConfig, image_processor_classes={"pil": Spa3RImageProcessor})
+AutoProcessor.register(Spa3VLMConfig, Spa3VLMProcessor)

@@ -1,0 +1,224 @@
+"""Where the images of a benchmark's questions are: videos, folders of frames, image files, or rows of Parquet files.
+
+Each kind is asked by the key of the media: `is_missing(media)` looks without decoding, `load(media, num_frames,
+read_video)` decodes. Nothing is kept of what was decoded.
+"""
+
+import bisect
+import functools
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from ..instructions.media import spread_evenly
+from ..scenes.index import IMAGE_SUFFIXES, natural_key
+from ..scenes.view_transforms import UnreadableFrame, open_image
+
+ReadVideo = Callable[[Path, int], list[Image.Image]]
+
+# Rows that are in memory at once; SPAR-Bench has some 200 KB a row, ViewSpatial-Bench up to some MB.
+BATCH_ROWS = 16
+BUFFER_BYTES = 1 << 20
+# Published paths begin with the name of the folder that holds the images, or do not.
+LEADING_FOLDER = "ViewSpatial-Bench/"
+
+
+class Videos:
+    """Videos under a folder; a key is the path of one."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def is_missing(self, media: str) -> bool:
+        return not (self.root / media).is_file()
+
+    def load(self, media: str, num_frames: int, read_video: ReadVideo) -> list[Image.Image]:
+        return read_video(self.root / media, num_frames)
+
+
+class FrameFolders:
+    """Rooms under a folder, `<key>/color/*.jpg` each."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def is_missing(self, media: str) -> bool:
+        return not self._frames(media)
+
+    def load(self, media: str, num_frames: int, read_video: ReadVideo) -> list[Image.Image]:
+        frames = self._frames(media)
+        if not frames:
+            raise UnreadableFrame(f"{media}/color: no frames there")
+        chosen = (frames[index] for index in spread_evenly(len(frames), num_frames))
+        return [_decode(self.root / media / "color" / name, f"{media}/color/{name}") for name in chosen]
+
+    def _frames(self, media: str) -> list[str]:
+        folder = self.root / media / "color"
+        names = os.listdir(folder) if folder.is_dir() else []
+        images = [name for name in names if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+        return sorted(images, key=natural_key)
+
+
+class ImageFiles:
+    """Image files under a folder.
+
+    Args:
+        root (`Path`): The folder.
+        paths (`Mapping[str, Sequence[str]]`):
+            By key the paths of the images in order, with or without `ViewSpatial-Bench/` in front.
+    """
+
+    def __init__(self, root: Path, paths: Mapping[str, Sequence[str]]):
+        self.root, self.paths = root, paths
+        # Questions about one scene share most of their images.
+        self._find = functools.lru_cache(1 << 16)(self._look)
+
+    def is_missing(self, media: str) -> bool:
+        return any(self._find(path) is None for path in self.paths[media])
+
+    def load(self, media: str, num_frames: int, read_video: ReadVideo) -> list[Image.Image]:
+        return [_decode(self._look(path) or self.root / path, path) for path in self.paths[media]]
+
+    def _look(self, path: str) -> Path | None:
+        places = (self.root / path, self.root / path.removeprefix(LEADING_FOLDER))
+        return next((place for place in places if place.is_file()), None)
+
+
+class EmbeddedImages:
+    """Images in one column of Parquet files, a row's by a key that equal images share.
+
+    A file is streamed: while it is scanned, and while it is read row by row, no more is in memory than some rows (and
+    what Parquet keeps together: a page). Reading rows in ascending order goes through the files once; going back costs
+    reading on from the beginning of the row group.
+
+    Args:
+        files (`Sequence[Path]`): Parquet files, whose rows are counted through.
+        column (`str`): Of structs with `bytes` and `path`, or lists of these, as `datasets` writes images.
+
+    Raises:
+        ValueError: If a file is not Parquet, or the column is no column of images.
+    """
+
+    def __init__(self, files: Sequence[Path], column: str):
+        self.column = column
+        self._rows: dict[str, int] = {}
+        self._missing: set[str] = set()
+        self._groups = []
+        self._starts = []
+        self.num_rows = 0
+        for file in files:
+            opened = open_parquet(file)
+            check_columns(file, opened, [column])
+            _check_images(file, opened.schema_arrow.field(column).type, column)
+            for group in range(opened.num_row_groups):
+                self._groups.append((opened, group))
+                self._starts.append(self.num_rows)
+                self.num_rows += opened.metadata.row_group(group).num_rows
+        self._current = None  # the row group that is open
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._batch, self._first = None, 0  # rows in memory, and the number of the first
+
+    def scan(self, title: str) -> Iterator[tuple[dict[str, Any], str, list[str]]]:
+        """Read all rows once, hashing the images.
+
+        Args:
+            title (`str`): What is read, for the progress bar.
+
+        Yields:
+            `tuple[dict, str, list[str]]`: The other columns of a row, the key of its images, and what their `path`s
+            say, where they say anything.
+        """
+        with tqdm(total=self.num_rows, desc=f"Reading {title}", unit="question") as progress:
+            for (file, group), start in zip(self._groups, self._starts, strict=True):
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], use_threads=False):
+                    records = batch.drop_columns([self.column]).to_pylist()
+                    for offset, record in enumerate(records):
+                        images = _images_of(batch.column(self.column)[offset])
+                        yield record, self._key(start + offset, images), [name for _, name in images if name]
+                    start += len(records)
+                    progress.update(len(records))
+
+    def is_missing(self, media: str) -> bool:
+        return media in self._missing
+
+    def load(self, media: str, num_frames: int, read_video: ReadVideo) -> list[Image.Image]:
+        if media in self._missing:
+            raise UnreadableFrame(f"there is {media}")
+        images = self._read(self._rows[media])
+        return [
+            _decode(io.BytesIO(content), f"image {number} of {len(images)}")
+            for number, (content, _) in enumerate(images, start=1)
+        ]
+
+    def _key(self, row: int, images: Sequence[tuple[pa.Buffer | None, str | None]]) -> str:
+        if not images or not all(content for content, _ in images):
+            media = f"no image in row {row + 1}"
+            self._missing.add(media)
+            return media
+        digests = [hashlib.sha256(content).digest() for content, _ in images]
+        media = hashlib.sha256(b"".join(digests)).hexdigest()[:32]
+        self._rows.setdefault(media, row)
+        return media
+
+    def _read(self, row: int) -> list[tuple[pa.Buffer, str | None]]:
+        group = bisect.bisect_right(self._starts, row) - 1
+        if group != self._current or row < self._first:
+            file, index = self._groups[group]
+            self._batches = file.iter_batches(BATCH_ROWS, row_groups=[index], columns=[self.column], use_threads=False)
+            self._current, self._first, self._batch = group, self._starts[group], next(self._batches)
+        while row >= self._first + len(self._batch):
+            self._first += len(self._batch)
+            self._batch = next(self._batches)
+        return _images_of(self._batch.column(0)[row - self._first])
+
+
+def open_parquet(file: Path) -> pq.ParquetFile:
+    """Open a Parquet file for streaming; raises `ValueError` where it is none."""
+    try:
+        return pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"`{file}` is no whole Parquet file ({error}); download it again.") from error
+
+
+def check_columns(file: Path, opened: pq.ParquetFile, columns: Sequence[str]):
+    """Raise `ValueError` where a file lacks columns."""
+    names = opened.schema_arrow.names
+    if missing := [name for name in columns if name not in names]:
+        raise ValueError(f"`{file}` lacks the column{'s'[: len(missing) > 1]} {', '.join(missing)}; it has {names}.")
+
+
+def _check_images(file: Path, kind: pa.DataType, column: str):
+    element = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    if not pa.types.is_struct(element) or element.get_field_index("bytes") < 0:
+        raise ValueError(f"The column {column} of `{file}` holds {kind}, where images with their bytes are expected.")
+
+
+def _images_of(value: pa.Scalar) -> list[tuple[pa.Buffer | None, str | None]]:
+    """Bytes and path of each image of a row; bytes are not copied."""
+    if not value.is_valid:
+        return []
+    structs = [value] if isinstance(value, pa.StructScalar) else value.values
+    return [
+        (struct["bytes"].as_buffer(), struct["path"].as_py() if "path" in struct else None)
+        if struct.is_valid
+        else (None, None)
+        for struct in structs
+    ]
+
+
+def _decode(source: Path | io.BytesIO, name: str) -> Image.Image:
+    """An image in RGB, upright; raises `UnreadableFrame` with its name, and the same words in every process."""
+    try:
+        return ImageOps.exif_transpose(open_image(source)).convert("RGB")
+    except UnreadableFrame as error:
+        is_unknown = isinstance(error.__cause__, UnidentifiedImageError)
+        reason = "its format is not known" if is_unknown else str(error).removeprefix(f"{source}: ")
+        raise UnreadableFrame(f"{name} cannot be decoded ({reason})") from error

@@ -1,0 +1,1 @@
+"""Instruction sets: converters for published data sets."""

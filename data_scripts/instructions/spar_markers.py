@@ -1,0 +1,170 @@
+"""Markers of SPAR questions: the points and boxes that a question such as "how far is the red point" speaks of.
+
+`spar_info` gives them in thousandths of the image's width and height, each under `<color>_point` or `<color>_bbox`,
+and for several images which image each is on. Which color an image index belongs to depends on the type of question.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw
+
+from ..common.records import BadRecord
+
+COORDINATE_RANGE = 1000
+# Numbers beyond it are no coordinates, even of what reaches out of the image.
+FARTHEST = 10 * COORDINATE_RANGE
+POINT_RADIUS = 20
+BOX_WIDTH = 20
+BOX_MARGIN = 17.5
+COLORS = ("red", "blue", "green", "yellow")
+
+# Types whose markers are all on their one image, or on the first of two.
+ON_FIRST_IMAGE = {
+    "depth_prediction_oc": COLORS,
+    "depth_prediction_oo": COLORS,
+    "distance_prediction_oc": COLORS,
+    "distance_prediction_oo": COLORS,
+    "distance_infer_center_oo": COLORS,
+    "obj_spatial_relation_oo": COLORS,
+    "spatial_imagination_oc": COLORS,
+    "spatial_imagination_oo": COLORS,
+    # Any other box would be the answer, on the second image.
+    "position_matching": ("red",),
+}
+# Types of several images, with the order of colors in `point_img_idx` or `bbox_img_idx`.
+ON_INDEXED_IMAGES = {
+    "depth_prediction_oc_mv": COLORS,
+    "depth_prediction_oo_mv": COLORS,
+    "distance_prediction_oc_mv": COLORS,
+    "distance_prediction_oo_mv": COLORS,
+    "distance_prediction_oo_video": COLORS,
+    "distance_infer_center_oo_mv": ("red", "green", "blue"),
+    "obj_spatial_relation_oc_mv": COLORS,
+    "obj_spatial_relation_oo_mv": COLORS,
+    "spatial_imagination_oc_mv": ("green", "blue", "red", "yellow"),
+    "spatial_imagination_oo_mv": ("green", "blue", "red", "yellow"),
+}
+# Later markers cover earlier ones where they overlap.
+DRAWING_ORDERS = {
+    "spatial_imagination_oc_mv": ("red", "green", "blue", "yellow"),
+    "spatial_imagination_oo_mv": ("red", "green", "blue", "yellow"),
+}
+UNMARKED = {
+    "appearance_order",
+    "camera_motion_infer",
+    "distance_infer_center_oc",
+    "distance_infer_center_oc_mv",
+    "nav",
+    "obj_count",
+    "room_size",
+    "spatial_imagination_oc_video_hard",
+    "spatial_imagination_oo_video_hard",
+    "view_change_infer",
+}
+
+
+class Marker(NamedTuple):
+    """A filled circle or a box's outline, `box` being `(left, top, right, bottom)` in pixels."""
+
+    image: int
+    shape: str
+    box: tuple[int, int, int, int]
+    color: str
+
+
+def place_markers(spar_info: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> list[Marker]:
+    """Say what is drawn where.
+
+    Args:
+        spar_info (`Mapping`): `type` of the question, and its markers in thousandths of width and height.
+        sizes (`Sequence[tuple[int, int]]`): Width and height of each image of the question, in pixels.
+
+    Returns:
+        `list[Marker]`: Markers in drawing order.
+
+    Raises:
+        BadRecord: If markers are malformed, or of a type of question that is not known.
+    """
+    kind = spar_info.get("type")
+    present = [
+        (color, shape)
+        for color in DRAWING_ORDERS.get(kind, COLORS)
+        for shape in ("point", "bbox")
+        if spar_info.get(f"{color}_{shape}") is not None
+    ]
+    if kind in UNMARKED or not present:
+        return []
+    if kind in ON_FIRST_IMAGE:
+        present = [(color, shape) for color, shape in present if color in ON_FIRST_IMAGE[kind]]
+        images = {marker: 0 for marker in present}
+    elif kind in ON_INDEXED_IMAGES:
+        images = _indexed_images(spar_info, present, ON_INDEXED_IMAGES[kind])
+    else:
+        raise BadRecord("unknown markers", f"how the markers of a question of type {kind!r} are drawn is not known")
+    if any(not 0 <= image < len(sizes) for image in images.values()):
+        raise BadRecord("malformed markers", f"markers are on images {list(images.values())} of {len(sizes)}")
+    return [_place(spar_info, color, shape, images[color, shape], sizes) for color, shape in present]
+
+
+def draw_markers(image: Image.Image, markers: Sequence[Marker]) -> Image.Image:
+    """Draw markers on a copy of an image at full resolution."""
+    marked = image.convert("RGB")
+    if marked is image:
+        marked = image.copy()
+    draw = ImageDraw.Draw(marked)
+    for marker in markers:
+        if marker.shape == "ellipse":
+            draw.ellipse(marker.box, fill=marker.color)
+        else:
+            draw.rectangle(marker.box, outline=marker.color, width=BOX_WIDTH)
+    return marked
+
+
+def _indexed_images(
+    spar_info: Mapping[str, Any], present: Sequence[tuple[str, str]], order: Sequence[str]
+) -> dict[tuple[str, str], int]:
+    """Image of each marker; one index for each color that is present, in the type's order of colors."""
+    images = {}
+    for shape in ("point", "bbox"):
+        markers = sorted((marker for marker in present if marker[1] == shape), key=lambda marker: _rank(marker, order))
+        if markers:
+            indices = _numbers(spar_info, f"{shape}_img_idx", len(markers))
+            images |= dict(zip(markers, (int(index) for index in indices), strict=True))
+    return images
+
+
+def _rank(marker: tuple[str, str], order: Sequence[str]) -> int:
+    if marker[0] not in order:
+        raise BadRecord("malformed markers", f"a {marker[0]} marker, where only {', '.join(order)} are known")
+    return order.index(marker[0])
+
+
+def _place(
+    spar_info: Mapping[str, Any], color: str, shape: str, image: int, sizes: Sequence[tuple[int, int]]
+) -> Marker:
+    width, height = sizes[image]
+    if shape == "point":
+        x, y = _scale(_numbers(spar_info, f"{color}_point", 2), width, height)
+        x, y = int(x), int(y)
+        box = (x - POINT_RADIUS, y - POINT_RADIUS, x + POINT_RADIUS, y + POINT_RADIUS)
+        return Marker(image, "ellipse", box, color)
+    left, top, right, bottom = _scale(_numbers(spar_info, f"{color}_bbox", 4), width, height)
+    if left > right or top > bottom:
+        raise BadRecord("malformed markers", f"`{color}_bbox` ends before it begins: {spar_info[f'{color}_bbox']}")
+    box = (left - BOX_MARGIN, top - BOX_MARGIN, right + BOX_MARGIN, bottom + BOX_MARGIN)
+    return Marker(image, "rectangle", tuple(int(side) for side in box), color)
+
+
+def _scale(values: Sequence[float], width: int, height: int) -> list[float]:
+    return [value / COORDINATE_RANGE * (height if axis % 2 else width) for axis, value in enumerate(values)]
+
+
+def _numbers(spar_info: Mapping[str, Any], name: str, length: int) -> list[float]:
+    """The first list of numbers under a name, such as `[395, 89]` of `[[395, 89]]`."""
+    value = spar_info.get(name)
+    first = value[0] if isinstance(value, list) and value else None
+    is_list = isinstance(first, list) and len(first) == length
+    if not is_list or not all(type(number) in (int, float) and abs(number) <= FARTHEST for number in first):
+        raise BadRecord("malformed markers", f"`{name}` must hold a list of {length} numbers, got {value!r:.200}")
+    return first

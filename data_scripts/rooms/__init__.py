@@ -1,0 +1,1 @@
+"""Rooms: a procedural world with known cameras, depth and objects."""

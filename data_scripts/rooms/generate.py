@@ -1,0 +1,220 @@
+"""Render furnished rooms, a procedural world with known cameras, depth and objects, in ScanNet's export layout.
+
+    spa3r rooms --scenes 20 --views 32 --size 224x168 --output runs/rooms
+
+Each scene is a folder `room_<number>`:
+
+    color/<frame>.jpg                    RGB
+    depth/<frame>.png                    depth along the optical axis, 16 bit, millimeters
+    pose/<frame>.txt                     camera-to-world 4x4, meters, OpenCV axes (x right, y down, z forward), z up
+    intrinsic/intrinsic_{color,depth}.txt   4x4, pixels; pixel centers lie at half-integer coordinates
+    intrinsic/extrinsic_{color,depth}.txt   identity, as color and depth share one camera
+    scene.json                           what there is, and what each frame shows of it
+
+scene.json has the room's `kind`, `outline` (floor polygon, counter-clockwise), `height` and `area`; `furniture`, with
+`instance_id`, `category`, `color`, oriented box (`center`, `size` along its own axes, `yaw`; its front is its y axis)
+and `stands_on` (an instance id, 0 for the floor); `wall_objects` (doors, windows, pictures) alike; and for each of
+`frames` the number of `visible_pixels` by instance id. Lengths are meters, angles radians.
+
+Frame names are not zero-padded, as in ScanNet. The same seed gives the same bytes for any number of workers. A folder
+can be extended by asking for more scenes; those that are finished are kept.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ..common.processes import call_in_processes
+from .camera_walk import draw_walk
+from .layout import ROOM_KINDS, Piece, Room, WallObject, draw_room
+from .rendering import RoomRenderer
+
+OPTIONS_FILE = "rooms.json"
+JPEG_QUALITY = 92
+
+
+def render_rooms(
+    output: str | os.PathLike, num_scenes: int, num_views: int, size: tuple[int, int], seed: int = 0, workers: int = 1
+) -> list[Path]:
+    """Render `num_scenes` rooms into `output`; scenes that are there already are kept as they are.
+
+    Args:
+        output (`str` or `os.PathLike`): Folder of the scenes; created if missing.
+        num_scenes (`int`): Number of rooms, at least 1.
+        num_views (`int`): Views of each room, at least 1.
+        size (`tuple[int, int]`): Width and height of the images in pixels.
+        seed (`int`): Scene `i` is a function of `(seed, i)`, `num_views` and `size`.
+        workers (`int`): Number of processes; 1 renders in this one.
+
+    Returns:
+        `list[Path]`: The scenes' folders, in order.
+
+    Raises:
+        ValueError: If a number is out of range, or `output` holds rooms made with other options.
+    """
+    _check_options(num_scenes, num_views, size, seed, workers)
+    output = Path(output)
+    _claim_folder(output, {"seed": seed, "views": num_views, "size": list(size)})
+    for leftover in sorted(output.glob(".room_*.partial")):
+        shutil.rmtree(leftover)
+    scenes = [output / f"room_{index:06d}" for index in range(num_scenes)]
+    missing = [index for index, scene in enumerate(scenes) if not scene.exists()]
+    render = partial(_write_scene, output=output, num_views=num_views, size=tuple(size), seed=seed)
+    with tqdm(total=num_scenes, initial=num_scenes - len(missing), desc="Rendering rooms", unit="room") as progress:
+        if len(missing) < num_scenes:
+            progress.write(f"{num_scenes - len(missing)} of {num_scenes} rooms were finished before and are kept.")
+        calls = ((index,) for index in missing)
+        for _ in call_in_processes(render, calls, max(min(workers, len(missing)), 1)):
+            progress.update()
+    return scenes
+
+
+def _check_options(num_scenes: int, num_views: int, size: tuple[int, int], seed: int, workers: int) -> None:
+    for name, value in (("scenes", num_scenes), ("views", num_views), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"The number of {name} must be at least 1, got {value}.")
+    if min(size) < 16:
+        raise ValueError(f"Images must be at least 16 pixels wide and high, got {size[0]}x{size[1]}.")
+    if seed < 0:
+        raise ValueError(f"The seed must not be negative, got {seed}.")
+
+
+def _claim_folder(output: Path, options: dict) -> None:
+    """Create `output` and note the options that its scenes share, or check them against an earlier note."""
+    output.mkdir(parents=True, exist_ok=True)
+    note = output / OPTIONS_FILE
+    if note.exists():
+        made_with = json.loads(note.read_text())
+        if made_with != options:
+            raise ValueError(
+                f"{output} holds rooms made with {made_with}, but {options} was asked for: "
+                "choose another output folder or the same options."
+            )
+        return
+    temporary = output / f".{OPTIONS_FILE}.{os.getpid()}"
+    temporary.write_text(json.dumps(options))
+    temporary.replace(note)
+
+
+def draw_scene(
+    index: int, num_views: int, size: tuple[int, int], seed: int
+) -> tuple[Room, np.ndarray, float, RoomRenderer]:
+    """Draw scene `index`: its room, its poses (see `draw_walk`), the focal length in pixels, and its renderer."""
+    rng = np.random.default_rng([seed, index])
+    # Drawn once: rooms that are drawn again for want of a good walk would be rarer otherwise.
+    kind = str(rng.choice(list(ROOM_KINDS)))
+    poses = None
+    while poses is None:
+        room = draw_room(kind, rng)
+        poses = draw_walk(room, num_views, rng)
+    field_of_view = math.radians(rng.uniform(60, 70))
+    focal_length = round(size[0] / 2 / math.tan(field_of_view / 2), 3)
+    return room, poses, focal_length, RoomRenderer(room, rng, size, focal_length)
+
+
+def _write_scene(index: int, output: Path, num_views: int, size: tuple[int, int], seed: int) -> None:
+    """Render scene `index` into a temporary folder and rename it when it is complete."""
+    room, poses, focal_length, renderer = draw_scene(index, num_views, size, seed)
+    name = f"room_{index:06d}"
+    folder = output / f".{name}.{os.getpid()}.partial"
+    for part in ("color", "depth", "pose", "intrinsic"):
+        (folder / part).mkdir(parents=True)
+    intrinsics = np.eye(4)
+    intrinsics[0, 0] = intrinsics[1, 1] = focal_length
+    intrinsics[:2, 2] = size[0] / 2, size[1] / 2
+    for camera in ("color", "depth"):
+        _write_matrix(folder / "intrinsic" / f"intrinsic_{camera}.txt", intrinsics)
+        _write_matrix(folder / "intrinsic" / f"extrinsic_{camera}.txt", np.eye(4))
+    frames = []
+    for frame, pose in enumerate(poses):
+        color, depth, instances = renderer.render(pose)
+        Image.fromarray(color).save(folder / "color" / f"{frame}.jpg", quality=JPEG_QUALITY)
+        millimeters = (depth * 1000 + 0.5).astype(np.uint16)
+        Image.fromarray(millimeters).save(folder / "depth" / f"{frame}.png", compress_level=1)
+        _write_matrix(folder / "pose" / f"{frame}.txt", pose)
+        pixels = np.bincount(instances.ravel())
+        visible = {str(instance): int(pixels[instance]) for instance in np.flatnonzero(pixels) if instance}
+        frames.append({"frame": frame, "visible_pixels": visible})
+    description = {
+        "scene": name,
+        "seed": seed,
+        "index": index,
+        "size": list(size),
+        **_describe(room),
+        "frames": frames,
+    }
+    (folder / "scene.json").write_text(json.dumps(description, indent=1) + "\n")
+    folder.rename(output / name)
+
+
+def _write_matrix(path: Path, matrix: np.ndarray) -> None:
+    path.write_text("".join(" ".join(f"{value:.6f}" for value in row) + "\n" for row in matrix))
+
+
+def _describe(room: Room) -> dict:
+    """What `scene.json` says of the room; lengths in meters, yaw in radians about z."""
+
+    def describe(item: Piece | WallObject, category: str, color: str) -> dict:
+        return {
+            "instance_id": item.instance_id,
+            "category": category,
+            "color": color,
+            "center": item.box.center.round(6).tolist(),
+            "size": item.box.size.round(6).tolist(),
+            "yaw": round(math.remainder(item.box.yaw, 2 * math.pi), 6),
+        }
+
+    furniture = [
+        {**describe(piece, piece.furniture.category, piece.furniture.color_name), "stands_on": piece.stands_on}
+        for piece in room.pieces
+    ]
+    openings = [describe(item, item.category, item.color_name) for item in room.wall_objects]
+    return {
+        "kind": room.kind,
+        "outline": room.outline.round(6).tolist(),
+        "height": room.size[2],
+        "area": round(room.area, 6),
+        "furniture": furniture,
+        "wall_objects": openings,
+    }
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, for example 224x168")
+    return int(match[1]), int(match[2])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line of the room renderer."""
+    parser = argparse.ArgumentParser(
+        prog="spa3r rooms", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scenes", type=int, default=20, help="number of rooms (default: %(default)s)")
+    parser.add_argument("--views", type=int, default=32, help="views of each room (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=_parse_size, default=(224, 168), metavar="WIDTHxHEIGHT", help="of the images (default: 224x168)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other rooms (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the scenes; an earlier run is resumed")
+    options = parser.parse_args(arguments)
+    try:
+        render_rooms(options.output, options.scenes, options.views, options.size, options.seed, options.workers)
+    except ValueError as error:
+        sys.exit(f"spa3r rooms: {error}")
+
+
+if __name__ == "__main__":
+    main()

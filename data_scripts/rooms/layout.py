@@ -1,0 +1,437 @@
+"""Layout of a procedural room: its outline, finishes, doors and windows, and where the furniture stands.
+
+World frame: z up, the floor at z = 0, the room's bounding rectangle from (0, 0) to (width, depth); meters and radians.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from .furniture import FURNITURE, Style, draw_style
+from .solids import COLORS, WOODS, Furniture, Material, Solid, box, cylinder, ellipsoid, yaw_rotation
+
+MIN_PIECES, MAX_PIECES = 6, 16
+# Free space kept around each piece and behind pieces that stand against a wall.
+CLEARANCE, WALL_GAP = 0.04, 0.03
+DOOR_SIZE, DOOR_CLEARANCE = (0.9, 2.05), 0.9
+PLACEMENT_TRIES = 40
+
+
+@dataclass(frozen=True)
+class OrientedBox:
+    """An upright box: `center` `(3,)`, full extents `size` `(3,)`, turned by `yaw` about z."""
+
+    center: np.ndarray
+    size: np.ndarray
+    yaw: float
+
+    def corners(self) -> np.ndarray:
+        """Corners of the footprint, `(4, 2)`, counter-clockwise."""
+        signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+        turn = yaw_rotation(self.yaw)[:2, :2]
+        return (turn[None] * (signs * self.size[:2] / 2)[:, None, :]).sum(axis=-1) + self.center[:2]
+
+    def grown(self, margin: float) -> "OrientedBox":
+        """The same box with `margin` added on its four sides; its height stays."""
+        return OrientedBox(self.center, self.size + np.array([2 * margin, 2 * margin, 0.0]), self.yaw)
+
+    def overlaps(self, other: "OrientedBox") -> bool:
+        """Whether the interiors intersect (separating axes of the footprints, and the height ranges)."""
+        if abs(self.center[2] - other.center[2]) >= (self.size[2] + other.size[2]) / 2 - 1e-6:
+            return False
+        mine, theirs = self.corners(), other.corners()
+        for yaw in (self.yaw, self.yaw + math.pi / 2, other.yaw, other.yaw + math.pi / 2):
+            axis = np.array([math.cos(yaw), math.sin(yaw)])
+            a, b = (mine * axis).sum(axis=1), (theirs * axis).sum(axis=1)
+            if a.max() <= b.min() or b.max() <= a.min():
+                return False
+        return True
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A placed piece of furniture; `stands_on` is the `instance_id` of what carries it, 0 for the floor."""
+
+    instance_id: int
+    furniture: Furniture
+    box: OrientedBox
+    stands_on: int
+
+    @property
+    def solids(self) -> tuple[Solid, ...]:
+        """The solids in the world frame."""
+        underside = self.box.center - [0.0, 0.0, self.box.size[2] / 2]
+        return tuple(solid.placed(underside, self.box.yaw) for solid in self.furniture.solids)
+
+
+@dataclass(frozen=True)
+class WallObject:
+    """A door, window or picture on a wall, its solids in the world frame."""
+
+    instance_id: int
+    category: str
+    color_name: str
+    box: OrientedBox
+    solids: tuple[Solid, ...]
+
+
+@dataclass(frozen=True)
+class Wall:
+    """A wall from `start` to `end` (`(2,)` each) with the room on its left; `normal` points into the room."""
+
+    start: np.ndarray
+    end: np.ndarray
+
+    @property
+    def length(self) -> float:
+        return float(np.abs(self.end - self.start).sum())
+
+    @property
+    def direction(self) -> np.ndarray:
+        return (self.end - self.start) / self.length
+
+    @property
+    def normal(self) -> np.ndarray:
+        x, y = self.direction
+        return np.array([-y, x])
+
+    @property
+    def yaw(self) -> float:
+        """Turns a piece's front (its y axis) to the inward normal."""
+        x, y = self.normal
+        return math.atan2(-x, y)
+
+
+@dataclass
+class Room:
+    """A furnished room.
+
+    Args:
+        size (`np.ndarray` of shape `(3,)`): Width (x), depth (y) and height of the bounding box.
+        outline (`np.ndarray` of shape `(num_corners, 2)`): Floor polygon, counter-clockwise, 4 or 6 corners.
+        notch (`OrientedBox`, *optional*): The block that an L-shaped room lacks.
+        kind (`str`): What the room is used as, e.g. `"bedroom"`.
+    """
+
+    size: np.ndarray
+    outline: np.ndarray
+    notch: OrientedBox | None
+    kind: str
+    style: Style
+    wall_objects: list[WallObject] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+
+    @property
+    def walls(self) -> list[Wall]:
+        return [Wall(start, end) for start, end in zip(self.outline, np.roll(self.outline, -1, axis=0), strict=True)]
+
+    @property
+    def area(self) -> float:
+        """Floor area in square meters."""
+        x, y = self.outline.T
+        return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
+
+    def contains(self, piece: OrientedBox) -> bool:
+        """Whether the footprint lies on the floor, between the walls."""
+        corners = piece.corners()
+        if corners.min() < 0 or (corners > self.size[:2]).any():
+            return False
+        return self.notch is None or not piece.overlaps(self.notch)
+
+
+# A group is placed together: (builder, relation, probability). The first piece takes "wall", "corner" or "anywhere";
+# later ones refer to it: "facing" it, "beside" or "before" it, or "on" the latest piece with a top to stand on.
+GROUPS = {
+    "bed": (
+        ("bed", "wall", 1.0),
+        ("nightstand", "beside", 0.9),
+        ("table lamp", "on", 0.8),
+        ("nightstand", "beside", 0.6),
+    ),
+    "sofa": (("sofa", "wall", 1.0), ("coffee table", "before", 0.75), ("vase", "on", 0.6)),
+    "tv": (("cabinet", "wall", 1.0), ("tv", "on", 1.0)),
+    "dining": (
+        ("table", "anywhere", 1.0),
+        ("chair", "facing", 1.0),
+        ("chair", "facing", 0.9),
+        ("vase", "on", 0.7),
+        ("chair", "facing", 0.6),
+        ("chair", "facing", 0.5),
+    ),
+    "desk": (
+        ("desk", "wall", 1.0),
+        ("monitor", "on", 0.85),
+        ("chair", "facing", 0.95),
+        ("table lamp", "on", 0.5),
+        ("trash can", "wall", 0.3),
+    ),
+    "microwave": (("cabinet", "wall", 1.0), ("microwave", "on", 1.0)),
+    "sideboard": (("cabinet", "wall", 1.0), ("table lamp", "on", 0.5), ("vase", "on", 0.5)),
+    "armchair": (("armchair", "corner", 1.0),),
+    "chair": (("chair", "wall", 1.0),),
+    "wardrobe": (("wardrobe", "wall", 1.0),),
+    "bookshelf": (("bookshelf", "wall", 1.0),),
+    "floor lamp": (("floor lamp", "corner", 1.0),),
+    "plant": (("plant", "corner", 1.0),),
+    "refrigerator": (("refrigerator", "wall", 1.0),),
+    "stove": (("stove", "wall", 1.0),),
+    "sink": (("sink", "wall", 1.0),),
+    "toilet": (("toilet", "wall", 1.0),),
+    "bathtub": (("bathtub", "wall", 1.0),),
+    "washing machine": (("washing machine", "wall", 1.0),),
+    "trash can": (("trash can", "wall", 1.0),),
+    "box": (("box", "wall", 1.0),),
+    "ball": (("ball", "anywhere", 1.0),),
+    "stool": (("stool", "anywhere", 1.0),),
+    "rug": (("rug", "anywhere", 1.0),),
+}
+# What each kind of room has for certain, and what it may have besides.
+ROOM_KINDS = {
+    "bedroom": (
+        ("bed", "wardrobe"),
+        ("desk", "bookshelf", "floor lamp", "plant", "armchair", "tv", "ball", "box", "stool", "sideboard", "rug"),
+    ),
+    "living room": (
+        ("sofa", "tv"),
+        ("armchair", "armchair", "bookshelf", "floor lamp", "plant", "dining", "ball", "plant", "sideboard", "rug"),
+    ),
+    "kitchen": (
+        ("refrigerator", "stove", "sink", "dining"),
+        ("microwave", "trash can", "plant", "stool", "stool", "washing machine", "box", "sideboard", "chair"),
+    ),
+    "office": (
+        ("desk", "bookshelf"),
+        ("desk", "bookshelf", "sofa", "dining", "sideboard", "plant", "floor lamp", "trash can", "box", "box", "rug"),
+    ),
+    "bathroom": (
+        ("bathtub", "toilet", "sink"),
+        ("washing machine", "sideboard", "trash can", "stool", "plant", "box", "chair", "rug", "wardrobe"),
+    ),
+    "studio": (
+        ("bed", "sofa", "refrigerator"),
+        ("desk", "tv", "stove", "dining", "wardrobe", "bookshelf", "microwave", "plant", "ball", "stool", "rug"),
+    ),
+}
+_FILLERS = ("plant", "box", "stool", "ball", "trash can", "chair")
+
+
+def draw_room(kind: str, rng: np.random.Generator) -> Room:
+    """Draw the outline of a room of a `kind` of `ROOM_KINDS`, then its doors, windows, pictures and furniture.
+
+    Drawn again from the start, with the same generator, until at least `MIN_PIECES` pieces have found a place.
+    """
+    while True:
+        room = _draw_outline(kind, rng)
+        _add_wall_objects(room, rng)
+        _Furnisher(room, rng).furnish()
+        if len(room.pieces) >= MIN_PIECES:
+            first = len(room.pieces) + 1
+            room.wall_objects = [replace(item, instance_id=first + i) for i, item in enumerate(room.wall_objects)]
+            return room
+
+
+def _draw_outline(kind: str, rng: np.random.Generator) -> Room:
+    longest = 5.0 if kind == "bathroom" else 8.0
+    width, depth = (round(float(rng.uniform(3.0, longest)), 2) for _ in range(2))
+    height = round(float(rng.uniform(2.4, 3.0)), 2)
+    size, style = np.array([width, depth, height]), draw_style(rng)
+    rectangle = np.array([[0.0, 0.0], [width, 0.0], [width, depth], [0.0, depth]])
+    if min(width, depth) < 4.5 or rng.random() < 0.5:
+        return Room(size, rectangle, None, kind, style)
+    cut_x, cut_y = (round(float(rng.uniform(0.25, 0.45)) * side, 2) for side in (width, depth))
+    outline = np.array(
+        [
+            [0, 0],
+            [width, 0],
+            [width, depth - cut_y],
+            [width - cut_x, depth - cut_y],
+            [width - cut_x, depth],
+            [0, depth],
+        ]
+    )
+    center = np.array([width - cut_x / 2, depth - cut_y / 2])
+    for axis in range(2):  # a mirror image moves the notch to another corner and turns the outline around
+        if rng.random() < 0.5:
+            outline[:, axis] = size[axis] - outline[:, axis]
+            outline = outline[::-1]
+            center[axis] = size[axis] - center[axis]
+    notch = OrientedBox(np.array([*center, height / 2]), np.array([cut_x, cut_y, height]), 0.0)
+    return Room(size, outline, notch, kind, style)
+
+
+def _add_wall_objects(room: Room, rng: np.random.Generator) -> None:
+    """One or two doors, one to four windows, up to three pictures, on walls where they fit."""
+    wishes = ["door"] * int(rng.integers(1, 3)) + ["window"] * int(rng.integers(1, 5))
+    wishes += ["picture"] * int(rng.integers(0, 4))
+    door_color, frame_color = (str(rng.choice(["white", "brown", "beige", "gray"])) for _ in range(2))
+    for category in wishes:
+        for _ in range(PLACEMENT_TRIES):
+            if category == "door":
+                size, bottom, color = np.array([DOOR_SIZE[0], 0.05, DOOR_SIZE[1]]), 0.0, door_color
+            elif category == "window":
+                size, bottom, color = np.array([rng.uniform(0.9, 1.8), 0.05, rng.uniform(1.0, 1.3)]), 0.95, frame_color
+            else:
+                size, bottom = np.array([rng.uniform(0.4, 0.9), 0.04, rng.uniform(0.4, 0.7)]), rng.uniform(1.3, 1.45)
+                color = str(rng.choice(["black", "brown", "white"]))
+            placed = _on_wall(room, rng, size.round(2), round(bottom, 2))
+            if placed is not None and not any(placed.grown(0.12).overlaps(other.box) for other in room.wall_objects):
+                solids = _build_wall_object(category, placed, color, rng)
+                room.wall_objects.append(WallObject(-1, category, color, placed, solids))
+                break
+
+
+def _on_wall(room: Room, rng: np.random.Generator, size: np.ndarray, bottom: float) -> OrientedBox | None:
+    wall = room.walls[int(rng.integers(len(room.walls)))]
+    slack = wall.length - size[0] - 0.5
+    if slack < 0 or bottom + size[2] > room.size[2] - 0.1:
+        return None
+    along = size[0] / 2 + 0.25 + float(rng.uniform(0, slack))
+    x, y = wall.start + along * wall.direction + size[1] / 2 * wall.normal
+    return OrientedBox(np.array([x, y, bottom + size[2] / 2]), size, wall.yaw)
+
+
+def _build_wall_object(category: str, placed: OrientedBox, color: str, rng: np.random.Generator) -> tuple[Solid, ...]:
+    width, depth, height = placed.size
+    paint = Material(COLORS[color])
+    rim = 0.03 if category == "picture" else 0.07
+    solids = [box(side * (width - rim) / 2, 0, 0, rim, depth, height, paint) for side in (-1, 1)]
+    solids.append(box(0, 0, height - rim, width, depth, rim, paint))
+    inner = (0, -depth / 2 + 0.015, rim, width - 2 * rim, 0.03, height - 2 * rim)
+    if category == "door":
+        leaf = (
+            Material(*WOODS["walnut"], "wood") if color == "brown" else Material(COLORS[color], None, "plaster", 3.0)
+        )
+        panel = Material(tuple(0.88 * c for c in COLORS[color]))
+        solids.append(box(0, -depth / 2 + 0.015, 0.0, width - 2 * rim, 0.03, height - rim, leaf))
+        solids += [box(0, 0, z, width - 0.36, 0.024, 0.75, panel) for z in (0.2, 1.1)]
+        solids.append(cylinder(width / 2 - 0.16, 0.0, 1.0, 0.03, 0.05, Material((0.75, 0.72, 0.6)), axis="y"))
+        solids.append(ellipsoid(width / 2 - 0.2, 0.015, 0.995, 0.13, 0.02, 0.03, Material((0.75, 0.72, 0.6))))
+    else:
+        solids.append(box(0, 0, 0, width, depth, rim, paint))
+        if category == "window":
+            view = Material((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), "landscape", period=0.0, glow=0.95)
+        else:
+            light, dark = rng.uniform(0.7, 1.0, 3), rng.uniform(0.0, 0.45, 3)
+            view = Material(tuple(light), tuple(dark), "painting", period=0.0)
+        solids.append(box(*inner, view))
+    if category == "window":
+        solids.append(box(0, 0, 0, 0.05, depth - 0.01, height, paint))
+    underside = placed.center - [0.0, 0.0, height / 2]
+    return tuple(solid.placed(underside, placed.yaw) for solid in solids)
+
+
+class _Furnisher:
+    """Finds places for furniture in a room by trying random ones, group by group."""
+
+    def __init__(self, room: Room, rng: np.random.Generator):
+        self.room, self.rng = room, rng
+        # Nothing may stand in a doorway, before a window if it reaches up to it, or over a picture.
+        self.blocked = [self._keep_free(wall_object) for wall_object in room.wall_objects]
+
+    @staticmethod
+    def _keep_free(wall_object: WallObject) -> OrientedBox:
+        reach = 2 * DOOR_CLEARANCE if wall_object.category == "door" else 0.6
+        size = wall_object.box.size
+        return OrientedBox(wall_object.box.center, np.array([size[0] + 0.1, reach, size[2]]), wall_object.box.yaw)
+
+    def furnish(self) -> None:
+        """Fill the room with a number of pieces drawn between `MIN_PIECES` and what its area bears."""
+        most = int(np.clip(5 + self.room.area / 2, MIN_PIECES + 1, MAX_PIECES))
+        wanted = int(self.rng.integers(max(MIN_PIECES, round(0.7 * most)), most + 1))
+        certain, optional = ROOM_KINDS[self.room.kind]
+        order = [optional[i] for i in self.rng.permutation(len(optional))]
+        fillers = [_FILLERS[i] for i in self.rng.permutation(len(_FILLERS))]
+        for group in (*certain, *order, *fillers):
+            self._place_group(GROUPS[group], wanted)
+
+    def _place_group(self, group: tuple[tuple[str, str, float], ...], wanted: int) -> None:
+        members: list[Piece] = []
+        for builder, relation, probability in group:
+            if len(self.room.pieces) >= wanted or self.rng.random() >= probability:
+                return
+            furniture = FURNITURE[builder](self.rng, self.room.style)
+            piece = self._find_place(furniture, relation, members)
+            if piece is not None:
+                members.append(piece)
+                self.room.pieces.append(piece)
+            elif not members:
+                return
+
+    def _find_place(self, furniture: Furniture, relation: str, members: list[Piece]) -> Piece | None:
+        tops = [piece for piece in members if piece.furniture.support_size is not None]
+        if relation == "on" and not tops:
+            return None
+        for _ in range(PLACEMENT_TRIES):
+            stands_on = 0
+            if relation == "on":
+                candidate, stands_on = self._on_top(furniture, tops[-1]), tops[-1].instance_id
+            elif relation in ("facing", "beside", "before"):
+                candidate = self._next_to(furniture, relation, members[0])
+            else:
+                candidate = self._by_itself(furniture, relation)
+            if candidate is not None and self._fits(candidate):
+                return Piece(len(self.room.pieces) + 1, furniture, candidate, stands_on)
+        return None
+
+    def _fits(self, candidate: OrientedBox) -> bool:
+        roomy = candidate.grown(CLEARANCE)
+        others = [piece.box for piece in self.room.pieces]
+        return self.room.contains(candidate) and not any(roomy.overlaps(other) for other in (*others, *self.blocked))
+
+    def _stand(self, furniture: Furniture, position: np.ndarray, yaw: float, floor: float = 0.0) -> OrientedBox:
+        center = np.array([position[0], position[1], floor + furniture.size[2] / 2])
+        return OrientedBox(center, furniture.size, yaw)
+
+    def _by_itself(self, furniture: Furniture, relation: str) -> OrientedBox | None:
+        if relation == "anywhere":
+            position = self.rng.uniform(0.3, self.room.size[:2] - 0.3)
+            return self._stand(furniture, position, float(self.rng.integers(4)) * math.pi / 2)
+        walls = self.room.walls
+        lengths = np.array([wall.length for wall in walls])
+        wall = walls[int(self.rng.choice(len(walls), p=lengths / lengths.sum()))]
+        slack = wall.length - furniture.size[0] - 0.1
+        if slack < 0:
+            return None
+        if relation == "corner":
+            offset = float(self.rng.uniform(0, 0.15)) * slack
+            offset = offset if self.rng.random() < 0.5 else slack - offset
+        else:
+            offset = float(self.rng.uniform(0, slack))
+        along = furniture.size[0] / 2 + 0.05 + offset
+        inward = furniture.size[1] / 2 + WALL_GAP
+        return self._stand(furniture, wall.start + along * wall.direction + inward * wall.normal, wall.yaw)
+
+    def _next_to(self, furniture: Furniture, relation: str, anchor: Piece) -> OrientedBox:
+        """Local position beside or before the anchor, and the yaw relative to it."""
+        width, depth = anchor.box.size[:2]
+        turn = 0.0
+        if relation == "beside":
+            side = 1 if self.rng.random() < 0.5 else -1
+            local = [side * (width / 2 + furniture.size[0] / 2 + 0.06), (furniture.size[1] - depth) / 2]
+        elif relation == "before":
+            local = [self.rng.uniform(-0.2, 0.2), depth / 2 + furniture.size[1] / 2 + self.rng.uniform(0.3, 0.45)]
+        else:
+            # A desk has its chair in front; a table has chairs on all sides, most on the long ones.
+            side = 0 if anchor.furniture.category == "desk" else int(self.rng.choice(4, p=[0.35, 0.15, 0.35, 0.15]))
+            reach = (depth, width)[side % 2] / 2 + furniture.size[1] / 2 + self.rng.uniform(0.05, 0.15)
+            slide = self.rng.uniform(-0.25, 0.25) * (width, depth)[side % 2]
+            local = [[slide, reach], [reach, slide], [slide, -reach], [-reach, slide]][side]
+            turn = [math.pi, math.pi / 2, 0.0, -math.pi / 2][side]
+        direction = yaw_rotation(anchor.box.yaw)[:2, :2]
+        position = anchor.box.center[:2] + (direction * np.array(local)).sum(axis=1)
+        return self._stand(furniture, position, anchor.box.yaw + turn)
+
+    def _on_top(self, furniture: Furniture, support: Piece) -> OrientedBox | None:
+        """A place on the support's top, with the same yaw; screens stand at the back, in the middle."""
+        slack = (np.array(support.furniture.support_size) - furniture.size[:2]) / 2
+        if (slack < 0).any():
+            return None
+        if furniture.category in ("tv", "monitor"):
+            local = np.array([self.rng.uniform(-0.2, 0.2) * slack[0], -0.6 * slack[1]])
+        else:
+            local = self.rng.uniform(-slack, slack)
+        turn = yaw_rotation(support.box.yaw)[:2, :2]
+        position = support.box.center[:2] + (turn * local).sum(axis=1)
+        top = support.box.center[2] + support.box.size[2] / 2
+        return self._stand(furniture, position, support.box.yaw, top)

@@ -1,0 +1,95 @@
+"""What answers without images reach on questions in the manner of VSI-Bench: how much the texts alone give away."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from .question_types import Question
+
+# VSI-Bench's thresholds of the relative error, 1 - {0.5, 0.55, ..., 0.95}.
+TOLERANCES = 1 - np.linspace(0.5, 0.95, 10)
+
+
+def mean_relative_accuracy(predictions: np.ndarray | float, truth: np.ndarray | float) -> np.ndarray:
+    """Share of VSI-Bench's ten tolerances that the relative error keeps; arguments broadcast, truth is positive."""
+    error = np.abs(np.asarray(predictions, float) - truth) / truth
+    return (np.asarray(error)[..., None] <= TOLERANCES).mean(axis=-1)
+
+
+def frequency_baseline(train: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
+    """Score by question type when each question is answered by its type's most frequent answer in `train`.
+
+    Args:
+        train (`Sequence[Question]`): Where answers are counted.
+        test (`Sequence[Question]`): What is scored; types that `train` lacks are left out.
+
+    Returns:
+        `dict[str, float]`: Accuracy of choices, mean relative accuracy of numbers, in [0, 1].
+    """
+    counts = defaultdict(Counter)
+    for question in train:
+        counts[question.question_type][question.answer] += 1
+    frequent = {question_type: counter.most_common(1)[0][0] for question_type, counter in counts.items()}
+    return _score(test, frequent, lambda question: frequent[question.question_type])
+
+
+def blind_bound(train: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
+    """Score by question type of one who knows all texts of `train` but sees no image.
+
+    A number is answered by the constant that scores best on the same question in `train`, or on its type. Of choices
+    the one is taken that was right most often among those offered, with the same question where that was met. What
+    text alone gives away is at least this much.
+
+    Args and returns as of `frequency_baseline`.
+    """
+    numbers, offered, right = defaultdict(list), Counter(), Counter()
+    for question in train:
+        for key in _keys(question):
+            if question.options is None:
+                numbers[key].append(float(question.answer))
+            else:
+                offered.update((key, option[3:]) for option in question.options)
+                right.update((key, option[3:]) for option in question.options if option[0] == question.answer)
+    constants = {key: _best_constant(np.array(answers)) for key, answers in numbers.items()}
+
+    def answer(question: Question) -> str:
+        narrow, broad = _keys(question)
+        if question.options is None:
+            return str(constants.get(narrow, constants.get(broad)))
+        rates = []
+        for option in question.options:
+            content = option[3:]
+            expected = (right[broad, content] + 1) / (offered[broad, content] + len(question.options))
+            rates.append((right[narrow, content] + expected) / (offered[narrow, content] + 1))
+        return question.options[int(np.argmax(rates))][0]
+
+    return _score(test, {question.question_type for question in train}, answer)
+
+
+def _keys(question: Question) -> tuple[tuple[str, str], tuple[str, str]]:
+    """What the question asks, whatever the choices listed in it, and its type."""
+    asked = re.sub(r"\([^()]*\)", "", question.question)
+    return (question.question_type, asked), (question.question_type, "")
+
+
+def _best_constant(answers: np.ndarray) -> float:
+    candidates = np.unique(answers)
+    # Of many answers some suffice as candidates.
+    candidates = candidates[np.linspace(0, len(candidates) - 1, min(len(candidates), 200)).astype(int)]
+    scores = [float(mean_relative_accuracy(candidate, answers).mean()) for candidate in candidates]
+    return float(candidates[int(np.argmax(scores))])
+
+
+def _score(test: Sequence[Question], known: Iterable[str], answer: Callable[[Question], str]) -> dict[str, float]:
+    scores = defaultdict(list)
+    for question in test:
+        if question.question_type not in known:
+            continue
+        given = answer(question)
+        if question.options is None:
+            scores[question.question_type].append(float(mean_relative_accuracy(float(given), float(question.answer))))
+        else:
+            scores[question.question_type].append(float(given == question.answer))
+    return {question_type: float(np.mean(values)) for question_type, values in scores.items()}

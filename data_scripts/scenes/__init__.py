@@ -1,0 +1,1 @@
+"""Scenes on disk, and the views that training draws from them."""

@@ -1,0 +1,456 @@
+"""Scenes on disk, in any of the layouts below, as one `datasets.Dataset` with a row for each scene.
+
+    scannet     <root>/scene*/color/*.jpg, with pose/, intrinsic/intrinsic_color.txt and depth/ where there
+    scannetpp   <root>/data/<scene>/dslr/undistorted_images/*, the scenes of <root>/splits/nvs_sem_train.txt
+    rooms       as scannet, under any folder name
+    folders     <root>/<scene>/*.jpg
+    videos      <root>/*.mp4, each video a scene
+
+A row names files and opens none, so that a data set of a million frames takes some twenty megabytes.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from PIL import Image
+from torch import Tensor
+
+from .view_transforms import UnreadableFrame, load_depth, open_image
+
+# `videos` is imported where it is used: PyAV is installed only by those who read videos.
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
+PATTERNS = {
+    "scannet": "scene*/color/*.jpg",
+    "scannetpp": "data/<scene>/dslr/undistorted_images/*.JPG",
+    "rooms": "<scene>/color/*.jpg",
+    "folders": "<scene>/*.jpg",
+    "videos": "*.mp4",
+}
+# Least and greatest step between drawn frames: the official ones, then ours.
+INTERVALS = {"scannet": (2, 6), "scannetpp": (20, 60), "rooms": (1, 4), "folders": (1, 4), "videos": (10, 30)}
+# Where cameras and depth are, relative to a scene; `{stem}` stands for a frame's name without suffix.
+SCANNET_FILES = {
+    "poses": "pose/{stem}.txt",
+    "intrinsics": "intrinsic/intrinsic_color.txt",
+    "depths": "depth/{stem}.png",
+}
+UNDISTORTED_FOLDERS = ("undistorted_images", "resized_undistorted_images")
+SCANNETPP_SPLIT = "nvs_sem_train"
+MIN_FRAMES = 2
+MAX_NAMED = 5
+FRAME_FILES = {
+    "scannet": SCANNET_FILES,
+    "rooms": SCANNET_FILES,
+    "scannetpp": {"transforms": "nerfstudio/transforms_undistorted.json"},
+}
+# How far the axes of a rotation read from text may be from orthonormal.
+RIGID_TOLERANCE = 1e-2
+
+FEATURES = Features(
+    {
+        "scene_id": Value("string"),
+        "source": Value("string"),
+        "directory": Value("string"),
+        # Relative to the directory, in natural order.
+        "frames": List(Value("string")),
+        "num_frames": Value("int64"),
+        # Entries of FRAME_FILES that the scene has.
+        "poses": Value("string"),
+        "intrinsics": Value("string"),
+        "depths": Value("string"),
+        "transforms": Value("string"),
+        # In place of `frames`: the video, and when its frames are shown.
+        "video": Value("string"),
+        "timestamps": List(Value("int64")),
+        "key_frames": List(Value("int64")),
+    }
+)
+
+
+def load_scenes(
+    kind: str,
+    root: str | os.PathLike,
+    exclude: str | os.PathLike | Iterable[str] | None = None,
+    interval: Sequence[int] | None = None,
+) -> Dataset:
+    """Index the scenes of one folder. Those of fewer than 2 frames, which hold nothing to predict, are dropped.
+
+    Args:
+        kind (`str`): Layout: `scannet`, `scannetpp`, `rooms`, `folders` or `videos`.
+        root (`str` or `os.PathLike`): The folder.
+        exclude (`str`, `os.PathLike` or `Iterable[str]`, *optional*):
+            Scenes to leave out, such as those of a benchmark: a text file with one scene id a line, or the ids. Of
+            ScanNet all scans of their rooms are left out: scene0011_00 names scene0011_01 too.
+        interval (`Sequence[int]`, *optional*):
+            Least and greatest step between drawn frames. Defaults to the official ones for ScanNet ([2, 6]) and
+            ScanNet++ ([20, 60]).
+
+    Returns:
+        `datasets.Dataset`: A row for each scene, in natural order of their ids.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no scene left in it.
+        ValueError: If `kind` or `interval` is none that is known.
+    """
+    if kind not in PATTERNS:
+        raise ValueError(f"Unknown kind of scenes `{kind}`; choose one of {', '.join(PATTERNS)}.")
+    interval = _check_interval(INTERVALS[kind] if interval is None else interval)
+    root = Path(root).expanduser().absolute()
+    if not root.is_dir():
+        raise FileNotFoundError(f"There is no folder `{root}` to read {kind} scenes from.")
+    folders = _scene_folders(kind, root)
+    excluded = _excluded_scenes(folders, kind, _read_ids(exclude), root)
+    kept = {scene_id: folder for scene_id, folder in folders.items() if scene_id not in excluded}
+    scenes = _index_videos(kept) if kind == "videos" and kept else _index_folders(kept, kind)
+    scenes = scenes.add_column("interval", [interval] * len(scenes), feature=List(Value("int64"), length=2))
+    filled = [row for row, num_frames in enumerate(scenes["num_frames"]) if num_frames >= MIN_FRAMES]
+    short = sorted(set(kept) - set(scenes.select(filled)["scene_id"]), key=natural_key)
+    if not filled:
+        raise FileNotFoundError(
+            f"There are no {kind} scenes in `{root}`: looked for `{PATTERNS[kind]}`, found {len(folders)} scenes, of "
+            f"which {len(excluded)} are excluded and {len(short)} have fewer than {MIN_FRAMES} frames."
+        )
+    if short:
+        named = ", ".join(short[:MAX_NAMED]) + (", ..." if len(short) > MAX_NAMED else "")
+        logger.warning(
+            f"{len(short)} of {len(folders)} scenes in {root} have fewer than {MIN_FRAMES} frames and are dropped: "
+            f"{named}."
+        )
+    return scenes.select(filled)
+
+
+def parse_source(source: str) -> dict[str, Any]:
+    """Read a source of scenes as command lines and recipes give it.
+
+    Args:
+        source (`str`): `KIND:FOLDER`, and where the kind's usual frame interval does not suit, `KIND:FOLDER@LOW-HIGH`.
+
+    Returns:
+        `dict[str, Any]`: Arguments of `load_scenes`.
+    """
+    match = re.fullmatch(r"([^:]+):(.+?)(?:@(\d+)-(\d+))?", source)
+    if match is None:
+        raise ValueError(
+            "A source of scenes must read KIND:FOLDER or KIND:FOLDER@LOW-HIGH, as in scannet:data/scannet@2-6; "
+            f"got `{source}`."
+        )
+    kind, root, low, high = match.groups()
+    return {"kind": kind, "root": root} | ({} if low is None else {"interval": [int(low), int(high)]})
+
+
+def load_scene_sources(
+    sources: Sequence[Mapping[str, Any]], exclude: str | os.PathLike | Iterable[str] | None = None
+) -> Dataset:
+    """Index several folders as one data set.
+
+    Args:
+        sources (`Sequence[Mapping[str, Any]]`): Arguments of `load_scenes` for each: `kind`, `root`, and where wanted
+            `exclude` and `interval`.
+        exclude (`str`, `os.PathLike` or `Iterable[str]`, *optional*): Scenes to leave out of all of them.
+
+    Returns:
+        `datasets.Dataset`: As of `load_scenes`.
+    """
+    if not sources:
+        raise ValueError("No source of scenes is given; give at least one `kind` and `root`.")
+    excluded = _read_ids(exclude)
+    parts = []
+    for source in sources:
+        unknown = set(source) - {"kind", "root", "exclude", "interval"}
+        if unknown or not {"kind", "root"} <= set(source):
+            raise ValueError(
+                f"A source of scenes has `kind` and `root`, and may have `exclude` and `interval`; got {dict(source)}."
+            )
+        parts.append(load_scenes(**{**source, "exclude": excluded | _read_ids(source.get("exclude"))}))
+    return concatenate_datasets(parts)
+
+
+def split_scenes(scenes: Dataset, held_out: int | float | str | os.PathLike, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Set scenes aside for evaluation.
+
+    Args:
+        scenes (`datasets.Dataset`): Scenes.
+        held_out (`int`, `float`, `str` or `os.PathLike`):
+            How many scenes at least, or which share of them, or a text file with one scene id a line. Which scenes are
+            drawn depends on their ids and the seed alone, not on their order; all scans of a ScanNet room are drawn
+            together.
+        seed (`int`, *optional*, defaults to 0): Seed of the draw.
+
+    Returns:
+        `tuple[datasets.Dataset, datasets.Dataset]`: Scenes to train on, and scenes held out.
+    """
+    ids = scenes["scene_id"][:]
+    rooms: dict[str, set[str]] = {}
+    for scene_id, kind in zip(ids, scenes["source"][:], strict=True):
+        rooms.setdefault(_room(scene_id, kind), set()).add(scene_id)
+    if isinstance(held_out, (str, os.PathLike)):
+        chosen = _read_ids(held_out) & set(ids)
+        if not chosen:
+            raise ValueError(f"None of the {len(set(ids))} scenes is named in `{held_out}`.")
+    else:
+        number = round(held_out * len(set(ids))) if isinstance(held_out, float) else held_out
+        if number < 0:
+            raise ValueError(f"`held_out` must not be negative, got {held_out}.")
+        ranked = sorted(rooms, key=lambda room: hashlib.sha256(f"{seed}/{room}".encode()).digest())
+        chosen = set()
+        while len(chosen) < number and ranked:
+            chosen |= rooms[ranked.pop(0)]
+    if len(chosen) >= len(set(ids)):
+        raise ValueError(f"Holding out {held_out} of {len(set(ids))} scenes leaves none to train on.")
+    rows = {held: [row for row, scene_id in enumerate(ids) if (scene_id in chosen) == held] for held in (False, True)}
+    return scenes.select(rows[False]), scenes.select(rows[True])
+
+
+def frame_path(scene: Mapping[str, Any], frame: int) -> str:
+    """Where a frame of a scene is, for reading and for reports; for a video the file and the frame's number."""
+    if scene["video"]:
+        return f"{os.path.join(scene['directory'], scene['video'])} (frame {frame})"
+    return os.path.join(scene["directory"], scene["frames"][frame])
+
+
+def read_images(
+    scene: Mapping[str, Any], frames: Iterable[int]
+) -> Iterator[tuple[int, Image.Image | np.ndarray | UnreadableFrame]]:
+    """Read frames of a scene, one at a time.
+
+    Args:
+        scene (`Mapping`): Row of a data set of scenes.
+        frames (`Iterable[int]`): Indices of frames.
+
+    Yields:
+        Index of a frame and its image: a `PIL.Image.Image`, or for a video RGB bytes of shape `(height,
+        width, 3)`, or the `UnreadableFrame` that says why there is none.
+    """
+    frames = sorted(set(frames))
+    if scene["video"]:
+        yield from _read_video(scene, frames)
+        return
+    for frame in frames:
+        try:
+            yield frame, open_image(frame_path(scene, frame))
+        except UnreadableFrame as error:
+            yield frame, error
+
+
+def _read_video(scene: Mapping[str, Any], frames: Sequence[int]) -> Iterator[tuple[int, np.ndarray | UnreadableFrame]]:
+    from ..common.videos import read_video_frames
+
+    missing = {scene["timestamps"][frame]: frame for frame in frames}
+    reason = "cannot be decoded"
+    try:
+        path = os.path.join(scene["directory"], scene["video"])
+        for timestamp, image in read_video_frames(path, list(missing), scene["key_frames"]):
+            yield missing.pop(timestamp), image
+    except UnreadableFrame as error:
+        reason = str(error)
+    for frame in missing.values():
+        yield frame, UnreadableFrame(f"{frame_path(scene, frame)}: {reason}")
+
+
+def read_camera(scene: Mapping[str, Any], frame: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Camera of a frame, in OpenCV's axes (x right, y down, z forward).
+
+    Args:
+        scene (`Mapping`): Row of a data set of scenes.
+        frame (`int`): Index of the frame.
+        size (`tuple[int, int]`): Height and width of the frame's image.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: World-to-camera of shape `(4, 4)`, and intrinsics in pixels of shape
+        `(3, 3)`, both in float64.
+
+    Raises:
+        UnreadableFrame: If the frame has no camera, or none that is finite, has positive focal lengths and fits the
+            image.
+    """
+    path = frame_path(scene, frame)
+    if scene["transforms"]:
+        file = os.path.join(scene["directory"], scene["transforms"])
+        intrinsics, poses = _read_transforms(file)
+        if os.path.basename(path) not in poses:
+            raise UnreadableFrame(f"{path}: has no camera in {file}")
+        camera_to_world = poses[os.path.basename(path)]
+    else:
+        file = _beside(scene, "intrinsics", frame)
+        camera_to_world = _read_matrix(_beside(scene, "poses", frame))
+        intrinsics = _read_matrix(file)[:3, :3]
+    if camera_to_world.shape != (4, 4) or not np.isfinite(camera_to_world).all():
+        raise UnreadableFrame(f"{path}: its pose is not a 4 x 4 matrix of finite values")
+    rotation = camera_to_world[:3, :3]
+    is_rotation = np.linalg.det(rotation) > 0 and np.allclose(rotation @ rotation.T, np.eye(3), atol=RIGID_TOLERANCE)
+    if not is_rotation or not np.allclose(camera_to_world[3], [0, 0, 0, 1]):
+        raise UnreadableFrame(f"{path}: its pose is not a rigid motion")
+    if not np.isfinite(intrinsics).all() or min(intrinsics[0, 0], intrinsics[1, 1]) <= 0:
+        raise UnreadableFrame(
+            f"{path}: its intrinsics in {file} are not finite with positive focal lengths, got {intrinsics.tolist()}"
+        )
+    height, width = size
+    if not (0 < intrinsics[0, 2] < width and 0 < intrinsics[1, 2] < height):
+        raise UnreadableFrame(
+            f"{path}: its intrinsics, centered at ({intrinsics[0, 2]:g}, {intrinsics[1, 2]:g}), are those of another "
+            f"image size than {width} x {height}"
+        )
+    return torch.from_numpy(np.linalg.inv(camera_to_world)), torch.from_numpy(intrinsics)
+
+
+def read_depth(scene: Mapping[str, Any], frame: int) -> Tensor:
+    """Depth map of a frame in meters, at its own resolution; 0 means unknown."""
+    return load_depth(_beside(scene, "depths", frame))
+
+
+def natural_key(name: str) -> list:
+    """Sorts names by the numbers in them: `2.jpg` before `10.jpg`."""
+    return [(int(part), part) if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _scene_folders(kind: str, root: Path) -> dict[str, Path]:
+    """Folders of the scenes (for videos, the files) by scene id."""
+    if kind == "scannetpp":
+        split = root / "splits" / f"{SCANNETPP_SPLIT}.txt"
+        if not split.is_file():
+            raise FileNotFoundError(f"The scenes of ScanNet++ are listed in `{split}`, which is missing.")
+        return {scene: root / "data" / scene / "dslr" for scene in sorted(_read_ids(split), key=natural_key)}
+    entries = [root / name for name in sorted(_visible(root), key=natural_key)]
+    if kind == "videos":
+        videos = [entry for entry in entries if entry.suffix.lower() in VIDEO_SUFFIXES]
+        scenes = {entry.stem: entry for entry in videos}
+        if len(scenes) < len(videos):
+            raise ValueError(f"Videos in `{root}` differ in their suffix alone; give each scene a name of its own.")
+        return scenes
+    prefix = "scene" if kind == "scannet" else ""
+    return {entry.name: entry for entry in entries if entry.is_dir() and entry.name.startswith(prefix)}
+
+
+def _excluded_scenes(folders: Mapping[str, Path], kind: str, listed: set[str], root: Path) -> set[str]:
+    """Ids of the scenes that are listed, and of ScanNet's other scans of the same rooms; says how many they are."""
+    rooms = {_room(scene_id, kind) for scene_id in listed}
+    excluded = {scene_id for scene_id in folders if _room(scene_id, kind) in rooms}
+    if excluded:
+        further = len(excluded - listed)
+        scans = f", {further} of them as further scans of a listed scene's room" if further else ""
+        logger.warning(f"{len(excluded)} of {len(folders)} scenes in {root} are excluded{scans}.")
+    return excluded
+
+
+def _room(scene_id: str, kind: str) -> str:
+    """What scans of one room have in common: in ScanNet the number before the scan's, elsewhere the whole id."""
+    match = re.fullmatch(r"(scene\d{4})_\d{2}", scene_id)
+    return match[1] if match and kind == "scannet" else scene_id
+
+
+def _visible(folder: Path) -> list[str]:
+    """Names in a folder, if there is one, without hidden files such as those that desktops leave behind."""
+    return [name for name in os.listdir(folder) if not name.startswith(".")] if folder.is_dir() else []
+
+
+def _index_folders(folders: Mapping[str, Path], kind: str) -> Dataset:
+    rows = [_image_row(scene_id, folder, kind) for scene_id, folder in folders.items()]
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in FEATURES}, features=FEATURES)
+
+
+def _image_row(scene_id: str, directory: Path, kind: str) -> dict[str, Any]:
+    """Frames of a scene and where its cameras and depth are."""
+    image_folder = {"folders": "", "scannetpp": UNDISTORTED_FOLDERS[0]}.get(kind, "color")
+    if kind == "scannetpp" and not (directory / image_folder).is_dir():
+        image_folder = UNDISTORTED_FOLDERS[1]
+    names = _visible(directory / image_folder)
+    frames = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+    files = FRAME_FILES.get(kind, {})
+    # For files of single frames it is the folder that tells whether the scene has them.
+    there = {name: directory / (os.path.dirname(file) if "{" in file else file) for name, file in files.items()}
+    return {
+        "scene_id": scene_id,
+        "source": kind,
+        "directory": str(directory),
+        "frames": [os.path.join(image_folder, name) for name in sorted(frames, key=natural_key)],
+        "num_frames": len(frames),
+        **{name: file for name, file in files.items() if there[name].exists()},
+    }
+
+
+def _index_videos(videos: Mapping[str, Path]) -> Dataset:
+    """Decode each video once; the index stays in the cache of `datasets` until a file changes."""
+    if importlib.util.find_spec("av") is None:
+        raise ImportError("Reading videos takes PyAV: `pip install av`.")
+    stats = {scene_id: path.stat() for scene_id, path in videos.items()}
+    files = [(scene_id, str(videos[scene_id]), stat.st_size, stat.st_mtime_ns) for scene_id, stat in stats.items()]
+    return Dataset.from_generator(_video_rows, gen_kwargs={"files": files}, features=FEATURES)
+
+
+def _video_rows(files: Sequence[tuple[str, str, int, int]]) -> Iterator[dict[str, Any]]:
+    from ..common.videos import index_video
+
+    for scene_id, path, _size, _modified in files:
+        try:
+            timestamps, key_frames = index_video(path)
+        except UnreadableFrame as error:
+            logger.warning(str(error))
+            timestamps, key_frames = [], []
+        row = {"scene_id": scene_id, "source": "videos", "directory": os.path.dirname(path)}
+        row |= {"video": os.path.basename(path), "num_frames": len(timestamps)}
+        row |= {"timestamps": timestamps, "key_frames": key_frames}
+        yield {name: row.get(name) for name in FEATURES}
+
+
+def _read_ids(ids: str | os.PathLike | Iterable[str] | None) -> set[str]:
+    """Scene ids from a text file, one a line, or as given."""
+    if isinstance(ids, (str, os.PathLike)):
+        if not os.path.isfile(ids):
+            raise FileNotFoundError(f"There is no file `{ids}` to read scene ids from.")
+        ids = Path(ids).read_text(encoding="utf-8").splitlines()
+    return {scene_id.strip() for scene_id in ids or () if scene_id.strip()}
+
+
+def _check_interval(interval: Sequence[int]) -> list[int]:
+    if not (len(interval) == 2 and 1 <= interval[0] <= interval[1]):
+        raise ValueError(f"`interval` must read [low, high] with 1 <= low <= high, got {list(interval)}.")
+    return [int(step) for step in interval]
+
+
+def _beside(scene: Mapping[str, Any], kind: str, frame: int) -> str:
+    """Path of a frame's pose, intrinsics or depth."""
+    stem = os.path.splitext(os.path.basename(frame_path(scene, frame)))[0]
+    return os.path.join(scene["directory"], scene[kind].replace("{stem}", stem))
+
+
+def _read_matrix(path: str) -> np.ndarray:
+    try:
+        matrix = np.loadtxt(path)
+    except (OSError, ValueError) as error:
+        raise UnreadableFrame(f"{path}: {error}") from error
+    if matrix.shape not in ((4, 4), (3, 3)):
+        raise UnreadableFrame(f"{path}: is not a 4 x 4 or 3 x 3 matrix, got shape {matrix.shape}")
+    return matrix
+
+
+@functools.lru_cache(maxsize=8)
+def _read_transforms(path: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Intrinsics and camera-to-world by image name, from nerfstudio's JSON (OpenGL's axes: y up, z backward)."""
+    try:
+        transforms = json.loads(Path(path).read_text(encoding="utf-8"))
+        focal_x, focal_y, center_x, center_y = (float(transforms[name]) for name in ("fl_x", "fl_y", "cx", "cy"))
+        frames = transforms["frames"] + transforms.get("test_frames", [])
+        opencv_from_opengl = np.diag([1.0, -1.0, -1.0, 1.0])
+        poses = {
+            os.path.basename(frame["file_path"]): np.array(frame["transform_matrix"]) @ opencv_from_opengl
+            for frame in frames
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UnreadableFrame(f"{path}: {error!r}") from error
+    intrinsics = np.array([[focal_x, 0, center_x], [0, focal_y, center_y], [0, 0, 1]])
+    return intrinsics, poses

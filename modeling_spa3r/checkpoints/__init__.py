@@ -1,0 +1,1 @@
+"""Checkpoints: importing published weights, assembling, loading and publishing."""

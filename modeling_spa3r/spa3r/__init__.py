@@ -1,0 +1,1 @@
+"""Spa3R: one latent of a scene from its views."""

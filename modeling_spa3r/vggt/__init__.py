@@ -1,0 +1,1 @@
+"""VGGT: the geometry backbone."""

@@ -1,0 +1,523 @@
+"""VGGT: features, cameras, depth and points of a scene from its unposed views (Wang et al., CVPR 2025).
+
+Deviations from the official code:
+- Context views come first; `num_context_views` makes the attention across views asymmetric (Spa3R paper Eq. 5) by two
+  plain attention products, where Spa3R's code builds a mask over all pairs of tokens.
+- A layer's output (its frame and its global tokens, concatenated) is formed for the layers asked for, not for all.
+- The norm of queries and keys across views is VGGT's or that of the official Spa3R code: `config.global_qk_norm`.
+
+Dimensions: B batch, V views, P tokens of a view (camera, registers, N patches), C hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import Dinov2WithRegistersModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.import_utils import torch_compilable_check
+
+from ...configuration.configuration_vggt import VGGTConfig
+from ..geometry import pose_encoding_to_cameras
+from ..layers import MLP, Block, LayerScale, Rope2D, grid_positions
+
+__all__ = ["VGGTCameraHead", "VGGTDenseHead", "VGGTForGeometry", "VGGTModel", "VGGTPreTrainedModel"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Of the residual branches in the blocks; the vision transformer's is DINOv2's.
+LAYER_SCALE_INIT = 0.01
+LAYER_NORM_EPS = 1e-5
+
+
+@dataclass
+class VGGTModelOutput(ModelOutput):
+    """
+    Channels are those of the frame block followed by those of the global block.
+
+    patch_tokens (`torch.FloatTensor` of shape `(batch_size, num_views, num_patches, 2 * hidden_size)`):
+        Of the last layer, row by row.
+    camera_tokens (`torch.FloatTensor` of shape `(batch_size, num_views, 2 * hidden_size)`):
+        Of the last layer.
+    layer_patch_tokens (`tuple[torch.FloatTensor]`):
+        As `patch_tokens`, of each layer in `output_layers`, in their order.
+    """
+
+    patch_tokens: torch.FloatTensor | None = None
+    camera_tokens: torch.FloatTensor | None = None
+    layer_patch_tokens: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class VGGTForGeometryOutput(ModelOutput):
+    """
+    Everything is in the first view's frame and in a scale of the model's own.
+
+    extrinsics (`torch.FloatTensor` of shape `(batch_size, num_views, 4, 4)`):
+        World to camera, OpenCV axes.
+    intrinsics (`torch.FloatTensor` of shape `(batch_size, num_views, 3, 3)`):
+        In pixels.
+    pose_encodings (`tuple[torch.FloatTensor]`):
+        The camera head's estimates of shape `(batch_size, num_views, 9)`, the last being the best.
+    depth (`torch.FloatTensor` of shape `(batch_size, num_views, height, width)`):
+        Along the viewing axis.
+    depth_confidence (`torch.FloatTensor` of shape `(batch_size, num_views, height, width)`):
+        From 1 up.
+    points (`torch.FloatTensor` of shape `(batch_size, num_views, height, width, 3)`):
+        Where each pixel lies in the world.
+    points_confidence (`torch.FloatTensor` of shape `(batch_size, num_views, height, width)`):
+        From 1 up.
+    """
+
+    extrinsics: torch.FloatTensor | None = None
+    intrinsics: torch.FloatTensor | None = None
+    pose_encodings: tuple[torch.FloatTensor, ...] | None = None
+    depth: torch.FloatTensor | None = None
+    depth_confidence: torch.FloatTensor | None = None
+    points: torch.FloatTensor | None = None
+    points_confidence: torch.FloatTensor | None = None
+
+
+def normalize_images(
+    pixel_values: Tensor, means: Sequence[float] = IMAGENET_MEAN, deviations: Sequence[float] = IMAGENET_STD
+) -> Tensor:
+    """Subtract means (by default ImageNet's) and divide by deviations, in float32; channels are third from last."""
+    channels = pixel_values.float().unbind(-3)
+    return torch.stack([(c - mean) / std for c, mean, std in zip(channels, means, deviations, strict=True)], dim=-3)
+
+
+def check_pixel_range(pixel_values: Tensor):
+    """Refuse images outside [0, 1]. This reads values, for which an accelerator must be waited for."""
+    if pixel_values.is_meta:
+        return
+    torch_compilable_check(
+        (pixel_values >= 0) & (pixel_values <= 1),
+        lambda: (
+            f"`pixel_values` must lie in [0, 1], got {pixel_values.min():.4g} to {pixel_values.max():.4g}; "
+            "images are not to be normalised beforehand, and bytes are to be divided by 255."
+        ),
+    )
+
+
+class VGGTConvPatchEmbedding(nn.Module):
+    """One token a patch, by a convolution."""
+
+    def __init__(self, config: VGGTConfig):
+        super().__init__()
+        self.projection = nn.Conv2d(3, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Map `(num_images, 3, height, width)` to `(num_images, num_patches, hidden_size)`."""
+        return self.projection(pixel_values.to(self.projection.weight.dtype)).flatten(2).transpose(1, 2)
+
+
+class VGGTViTPatchEmbedding(nn.Module):
+    """One token a patch, by DINOv2 with registers."""
+
+    def __init__(self, config: VGGTConfig):
+        super().__init__()
+        self.vit = Dinov2WithRegistersModel._from_config(
+            config.vit_config(), attn_implementation=config._attn_implementation
+        )
+        self.num_special_tokens = 1 + config.num_register_tokens
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Map `(num_images, 3, height, width)` to `(num_images, num_patches, hidden_size)`."""
+        return self.vit(pixel_values).last_hidden_state[:, self.num_special_tokens :]
+
+
+PATCH_EMBEDDINGS = {"conv": VGGTConvPatchEmbedding, "vit": VGGTViTPatchEmbedding}
+
+
+class VGGTPreTrainedModel(PreTrainedModel):
+    config: VGGTConfig
+    base_model_prefix = "vggt"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+    # An RMS norm has no bias: with `global_qk_norm="rms_norm"` those of upstream VGGT are left out, as officially.
+    _keys_to_ignore_on_load_unexpected = [r"global_blocks\.\d+\.attention\.[qk]_norm\.bias$"]
+    _input_embed_layer = "patch_embedding"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, LayerScale):
+            init.constant_(module.scale, module.initial_value)
+        elif isinstance(module, VGGTModel):
+            init.normal_(module.camera_token, std=1e-6)
+            init.normal_(module.register_tokens, std=1e-6)
+        elif isinstance(module, VGGTCameraHead):
+            init.zeros_(module.empty_pose)
+
+
+class VGGTModel(VGGTPreTrainedModel):
+    """The aggregator: blocks within each view alternate with blocks across all views of a scene."""
+
+    # A checkpoint with heads is welcome: the features do not depend on them.
+    _keys_to_ignore_on_load_unexpected = [
+        *VGGTPreTrainedModel._keys_to_ignore_on_load_unexpected,
+        r"^(camera_head|depth_head|point_head)\.",
+    ]
+
+    def __init__(self, config: VGGTConfig):
+        super().__init__(config)
+        size = config.hidden_size
+        self.patch_embedding = PATCH_EMBEDDINGS[config.patch_embedding](config)
+        # The first of two versions is for the first view, the reference frame; the second for all others.
+        self.camera_token = nn.Parameter(torch.empty(1, 2, 1, size))
+        self.register_tokens = nn.Parameter(torch.empty(1, 2, config.num_register_tokens, size))
+        self.frame_blocks = self._make_blocks("layer_norm")
+        self.global_blocks = self._make_blocks(config.global_qk_norm)
+        self.post_init()
+
+    def _make_blocks(self, qk_norm: str) -> nn.ModuleList:
+        config = self.config
+        return nn.ModuleList(
+            Block(
+                config,
+                config.hidden_size,
+                config.num_attention_heads,
+                config.mlp_ratio,
+                qk_norm=qk_norm,
+                layer_scale_init=LAYER_SCALE_INIT,
+                layer_norm_eps=LAYER_NORM_EPS,
+            )
+            for _ in range(config.num_hidden_layers)
+        )
+
+    def grid_size(self, pixel_values: Tensor) -> tuple[int, int]:
+        """Rows and columns of the patch grid of images of shape `(..., height, width)`."""
+        height, width = pixel_values.shape[-2:]
+        return height // self.config.patch_size, width // self.config.patch_size
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """Tokens of each view before the first layer: camera, registers, patches.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`): RGB in [0, 1].
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_views, num_tokens, hidden_size)`.
+        """
+        batch_size, num_views = pixel_values.shape[:2]
+        patches = self.patch_embedding(normalize_images(pixel_values.flatten(0, 1)))
+        special = torch.cat([self.camera_token, self.register_tokens], dim=2).to(patches)
+        special = torch.cat([special[:, :1], special[:, 1:].expand(-1, num_views - 1, -1, -1)], dim=1)
+        special = special.expand(batch_size, -1, -1, -1)
+        return torch.cat([special, patches.unflatten(0, (batch_size, num_views))], dim=2)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        num_context_views: int | None = None,
+        output_layers: Sequence[int] = (),
+        **kwargs,
+    ) -> VGGTModelOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`):
+            RGB in [0, 1], context views first, sides multiples of `config.patch_size`; the first view is the reference
+            frame.
+        num_context_views (`int`, *optional*):
+            Context views attend across views to one another only, the others to all views, so that the features of
+            context views do not depend on the rest. By default all views are context.
+        output_layers (`Sequence[int]`, *optional*):
+            Layers whose patch tokens are wanted besides the last layer's.
+        """
+        self._check_inputs(pixel_values, num_context_views, output_layers)
+        hidden_states = self.embed(pixel_values)
+        batch_size, num_views, num_tokens, _ = hidden_states.shape
+        num_special_tokens = 1 + self.config.num_register_tokens
+
+        positions = grid_positions(self.grid_size(pixel_values), num_special_tokens, pixel_values.device)
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        frame_rope = Rope2D(positions, head_dim, self.config.rope_base)
+        global_rope = Rope2D(positions.repeat(num_views, 1), head_dim, self.config.rope_base)
+        num_context_tokens = None if num_context_views is None else num_context_views * num_tokens
+
+        last_layer = self.config.num_hidden_layers - 1
+        outputs = dict.fromkeys([*output_layers, last_layer])
+        for layer, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks, strict=True)):
+            hidden_states = frame_block(hidden_states.flatten(0, 1), frame_rope)  # (B * V, P, C)
+            hidden_states = hidden_states.unflatten(0, (batch_size, num_views))
+            frame_tokens = hidden_states if layer in outputs else None
+            hidden_states = global_block(hidden_states.flatten(1, 2), global_rope, num_context_tokens)  # (B, V * P, C)
+            hidden_states = hidden_states.unflatten(1, (num_views, num_tokens))
+            if layer in outputs:
+                outputs[layer] = torch.cat([frame_tokens, hidden_states], dim=-1)
+        return VGGTModelOutput(
+            patch_tokens=outputs[last_layer][:, :, num_special_tokens:],
+            camera_tokens=outputs[last_layer][:, :, 0],
+            layer_patch_tokens=tuple(outputs[layer][:, :, num_special_tokens:] for layer in output_layers),
+        )
+
+    def _check_inputs(self, pixel_values: Tensor, num_context_views: int | None, output_layers: Sequence[int]):
+        if pixel_values.ndim != 5 or pixel_values.shape[2] != 3:
+            raise ValueError(
+                "`pixel_values` must have shape (batch_size, num_views, 3, height, width), got "
+                f"{tuple(pixel_values.shape)}."
+            )
+        num_views, (height, width), patch_size = pixel_values.shape[1], pixel_values.shape[-2:], self.config.patch_size
+        if num_views == 0 or min(height, width) == 0 or height % patch_size or width % patch_size:
+            raise ValueError(
+                f"`pixel_values` needs at least one view and sides that are multiples of {patch_size}, got {num_views}"
+                f" views of {height} x {width} pixels; resize or crop the images."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"`pixel_values` must be floating point in [0, 1], got {pixel_values.dtype}; divide bytes by 255."
+            )
+        # Training must not stall an accelerator: there, only the models that users call look at the values.
+        if pixel_values.device.type == "cpu":
+            check_pixel_range(pixel_values)
+        if num_context_views is not None and not 0 < num_context_views <= num_views:
+            raise ValueError(
+                f"`num_context_views` must be in [1, num_views], got {num_context_views} of {num_views} views."
+            )
+        if unknown := sorted(set(output_layers) - set(range(self.config.num_hidden_layers))):
+            raise ValueError(
+                f"The model has layers 0 to {self.config.num_hidden_layers - 1}, but layers {unknown} were asked for; "
+                "for the dense heads set `dense_layers` in the configuration."
+            )
+
+
+class VGGTCameraHead(VGGTPreTrainedModel):
+    """Estimates the cameras of all views together, from their camera tokens, by iterative refinement."""
+
+    def __init__(self, config: VGGTConfig):
+        super().__init__(config)
+        size = 2 * config.hidden_size
+        self.empty_pose = nn.Parameter(torch.empty(1, 1, 9))
+        self.token_norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
+        self.pose_embedding = nn.Linear(9, size)
+        self.modulation = nn.Linear(size, 3 * size)
+        self.layers = nn.ModuleList(
+            Block(
+                config,
+                size,
+                config.camera_heads,
+                mlp_ratio=4.0,
+                qk_norm=None,
+                layer_scale_init=LAYER_SCALE_INIT,
+                layer_norm_eps=LAYER_NORM_EPS,
+            )
+            for _ in range(config.camera_layers)
+        )
+        self.norm = nn.LayerNorm(size, eps=LAYER_NORM_EPS)
+        self.pose_mlp = MLP(size, size // 2, 9)
+        self.post_init()
+
+    def forward(self, camera_tokens: Tensor) -> tuple[Tensor, ...]:
+        """
+        Args:
+            camera_tokens (`torch.FloatTensor` of shape `(batch_size, num_views, 2 * hidden_size)`):
+                See `VGGTModelOutput`.
+
+        Returns:
+            `tuple[torch.FloatTensor]`: For each iteration, float32 of shape `(batch_size, num_views, 9)`; see
+            `pose_encoding_to_cameras`. Fields of view are not negative.
+        """
+        tokens = self.token_norm(camera_tokens.to(self.token_norm.weight.dtype))
+        unscaled = nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
+        pose, pose_encodings = None, []
+        for _ in range(self.config.camera_iterations):
+            # Each iteration learns to correct the one before it, and is not trained through it.
+            previous = self.empty_pose.expand(*tokens.shape[:2], -1) if pose is None else pose.detach()
+            embedding = self.pose_embedding(previous.to(tokens.dtype))
+            shift, scale, gate = self.modulation(nn.functional.silu(embedding)).chunk(3, dim=-1)
+            hidden_states = gate * (unscaled * (1 + scale) + shift) + tokens
+            for layer in self.layers:
+                hidden_states = layer(hidden_states)
+            delta = self.pose_mlp(self.norm(hidden_states)).float()
+            pose = delta if pose is None else pose + delta
+            pose_encodings.append(torch.cat([pose[..., :7], pose[..., 7:].relu()], dim=-1))
+        return tuple(pose_encodings)
+
+
+def add_uv_embedding(features: Tensor, aspect: float) -> Tensor:
+    """Add a tenth of sines and cosines of each pixel's place in an image of unit half-diagonal.
+
+    Args:
+        features (`torch.Tensor` of shape `(num_images, channels, rows, columns)`): A multiple of 4 channels.
+        aspect (`float`): Width of the image divided by its height.
+    """
+    num_frequencies = features.shape[1] // 4
+    exponents = torch.arange(num_frequencies, device=features.device, dtype=torch.float32) / num_frequencies
+    frequencies = 100.0**-exponents
+    diagonal = (aspect**2 + 1) ** 0.5
+    tables = []
+    for half_span, size in zip((aspect / diagonal, 1 / diagonal), reversed(features.shape[-2:]), strict=True):
+        limit = half_span * (size - 1) / size
+        angles = frequencies[:, None] * torch.linspace(-limit, limit, size, device=features.device)
+        tables.append(torch.cat([angles.sin(), angles.cos()]))
+    u, v = tables[0][:, None, :], tables[1][:, :, None]
+    rows, columns = features.shape[-2:]
+    embedding = torch.cat([u.expand(-1, rows, -1), v.expand(-1, -1, columns)])
+    return features + (0.1 * embedding).to(features.dtype)
+
+
+class VGGTResidualConvUnit(nn.Module):
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(num_channels, num_channels, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv2d(num_channels, num_channels, kernel_size=3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        # The skip starts behind the activation, which the official code computes in place.
+        features = features.relu()
+        return features + self.conv2(self.conv1(features).relu())
+
+
+class VGGTFusionLayer(nn.Module):
+    """Adds a finer level to what the coarser ones gave, refines, and enlarges."""
+
+    def __init__(self, num_channels: int, has_skip: bool):
+        super().__init__()
+        self.skip_unit = VGGTResidualConvUnit(num_channels) if has_skip else None
+        self.unit = VGGTResidualConvUnit(num_channels)
+        self.projection = nn.Conv2d(num_channels, num_channels, kernel_size=1)
+
+    def forward(self, features: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:
+        if skip is not None:
+            features = features + self.skip_unit(skip)
+        return self.projection(resize(self.unit(features), size))
+
+
+def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resample bilinearly, corner pixels onto corner pixels."""
+    return nn.functional.interpolate(features, size, mode="bilinear", align_corners=True)
+
+
+class VGGTDenseHead(VGGTPreTrainedModel):
+    """Dense prediction transformer head (Ranftl et al., 2021) on four layers: depth, or points, with a confidence.
+
+    Args:
+        config (`VGGTConfig`): Architecture.
+        num_outputs (`int`): Predicted values per pixel, the last being the confidence: 2 for depth, 4 for points.
+        activation (`Literal["exp", "inv_log"]`): Of the prediction: exponential for depth, signed for points.
+    """
+
+    # Full-resolution features of so many frames are in memory at a time.
+    FRAMES_PER_CHUNK = 8
+
+    def __init__(self, config: VGGTConfig, num_outputs: int, activation: Literal["exp", "inv_log"]):
+        super().__init__(config)
+        self.activation = activation
+        size, channels = config.dense_hidden_size, config.dense_channels
+        self.norm = nn.LayerNorm(2 * config.hidden_size, eps=LAYER_NORM_EPS)
+        self.projections = nn.ModuleList(nn.Conv2d(2 * config.hidden_size, c, kernel_size=1) for c in channels)
+        self.resamplers = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(channels[0], channels[0], kernel_size=4, stride=4),
+                nn.ConvTranspose2d(channels[1], channels[1], kernel_size=2, stride=2),
+                nn.Identity(),
+                nn.Conv2d(channels[3], channels[3], kernel_size=3, stride=2, padding=1),
+            ]
+        )
+        self.level_convs = nn.ModuleList(nn.Conv2d(c, size, kernel_size=3, padding=1, bias=False) for c in channels)
+        self.fusion_layers = nn.ModuleList(VGGTFusionLayer(size, has_skip=level < 3) for level in range(4))
+        self.output_conv1 = nn.Conv2d(size, size // 2, kernel_size=3, padding=1)
+        self.output_conv2 = nn.Conv2d(size // 2, 32, kernel_size=3, padding=1)
+        self.output_conv3 = nn.Conv2d(32, num_outputs, kernel_size=1)
+        self.post_init()
+
+    def forward(self, layer_patch_tokens: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            layer_patch_tokens (`Sequence[torch.FloatTensor]`):
+                Of the layers `config.dense_layers`, each of shape
+                `(batch_size, num_views, num_patches, 2 * hidden_size)`.
+            image_size (`tuple[int, int]`): Height and width of the images in pixels.
+
+        Returns:
+            `tuple[torch.FloatTensor, torch.FloatTensor]`: Prediction of shape
+            `(batch_size, num_views, height, width, num_outputs - 1)`, and confidence, from 1 up, of shape
+            `(batch_size, num_views, height, width)`; both float32.
+        """
+        batch_size, num_views = layer_patch_tokens[0].shape[:2]
+        chunks = zip(
+            *(tokens.flatten(0, 1).split(self.FRAMES_PER_CHUNK) for tokens in layer_patch_tokens), strict=True
+        )
+        outputs = torch.cat([self._predict(chunk, image_size).float() for chunk in chunks])
+        outputs = outputs.permute(0, 2, 3, 1).unflatten(0, (batch_size, num_views))
+        prediction, confidence = outputs[..., :-1], 1 + outputs[..., -1].exp()
+        if self.activation == "exp":
+            return prediction.exp(), confidence
+        return prediction.sign() * prediction.abs().expm1(), confidence
+
+    def _predict(self, layer_patch_tokens: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
+        """Outputs before activation, `(num_frames, num_outputs, height, width)`, of `(num_frames, N, 2C)` tokens."""
+        height, width = image_size
+        grid_size = (height // self.config.patch_size, width // self.config.patch_size)
+        levels = []
+        for tokens, projection, resampler, conv in zip(
+            layer_patch_tokens, self.projections, self.resamplers, self.level_convs, strict=True
+        ):
+            tokens = self.norm(tokens.to(self.norm.weight.dtype))
+            features = projection(tokens.transpose(1, 2).unflatten(2, grid_size))
+            levels.append(conv(resampler(add_uv_embedding(features, width / height))))
+
+        features = levels[3]
+        for level in (3, 2, 1, 0):
+            skip = levels[level] if level < 3 else None
+            finer = levels[level - 1].shape[-2:] if level > 0 else [2 * side for side in levels[0].shape[-2:]]
+            features = self.fusion_layers[level](features, skip, tuple(finer))
+
+        features = resize(self.output_conv1(features), image_size)
+        features = self.output_conv2(add_uv_embedding(features, width / height)).relu()
+        return self.output_conv3(features)
+
+
+class VGGTForGeometry(VGGTPreTrainedModel):
+    """VGGT with its camera, depth and point heads."""
+
+    def __init__(self, config: VGGTConfig):
+        super().__init__(config)
+        self.vggt = VGGTModel(config)
+        self.camera_head = VGGTCameraHead(config)
+        self.depth_head = VGGTDenseHead(config, num_outputs=2, activation="exp")
+        self.point_head = VGGTDenseHead(config, num_outputs=4, activation="inv_log")
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, num_context_views: int | None = None) -> VGGTForGeometryOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`):
+            See `VGGTModel.forward`.
+        num_context_views (`int`, *optional*):
+            See `VGGTModel.forward`; the camera head sees all views in any case, as in the official Spa3R code.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from spa3r import VGGTForGeometry
+
+        >>> model = VGGTForGeometry.from_pretrained("checkpoints/vggt-1b")
+        >>> depth = model(torch.rand(1, 2, 3, 392, 518)).depth
+        ```
+        """
+        if pixel_values.device.type != "cpu":
+            check_pixel_range(pixel_values)
+        image_size = tuple(pixel_values.shape[-2:])
+        features = self.vggt(pixel_values, num_context_views, output_layers=self.config.dense_layers)
+        pose_encodings = self.camera_head(features.camera_tokens)
+        extrinsics, intrinsics = pose_encoding_to_cameras(pose_encodings[-1], image_size)
+        depth, depth_confidence = self.depth_head(features.layer_patch_tokens, image_size)
+        points, points_confidence = self.point_head(features.layer_patch_tokens, image_size)
+        return VGGTForGeometryOutput(
+            extrinsics=extrinsics,
+            intrinsics=intrinsics,
+            pose_encodings=pose_encodings,
+            depth=depth.squeeze(-1),
+            depth_confidence=depth_confidence,
+            points=points,
+            points_confidence=points_confidence,
+        )

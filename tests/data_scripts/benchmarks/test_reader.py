@@ -1,0 +1,598 @@
+"""Benchmarks are read from miniature trees in the layouts in which they are published."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, Features, List, Value
+from datasets import Image as ImageColumn
+from PIL import Image
+from recordings import CASES
+from tiny_videos import numbers_of, write_video
+
+from spa3r.data_scripts.benchmarks.images import BATCH_ROWS, EmbeddedImages
+from spa3r.data_scripts.benchmarks.reader import read_benchmark, read_room_baselines
+from spa3r.data_scripts.common.video_frames import read_frames
+from spa3r.data_scripts.rooms.write_questions import write_questions
+
+FRAME_CASES = CASES.parent / "vsibench_cases.json"
+VIEWSPATIAL_FOLDER = "ViewSpatial-Bench/scannetv2_val/scene0011_00/original_images"
+
+
+def load(benchmark, question, num_frames=4):
+    return benchmark.load_images(question.media, num_frames, read_frames)
+
+
+def colors(images):
+    """The color of each image's first pixel."""
+    return [image.getpixel((0, 0)) for image in images]
+
+
+def encoded(*color, size=(8, 6), **options):
+    content = io.BytesIO()
+    Image.new("RGB", size, color).save(content, "PNG", **options)
+    return content.getvalue()
+
+
+RED, GREEN, BLUE = encoded(255, 0, 0), encoded(0, 255, 0), encoded(0, 0, 255)
+
+
+def write_json_lines(path, records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def vsi_record(number, dataset="scannet", scene="scene0011_00", **changes):
+    record = {"id": number, "dataset": dataset, "scene_name": scene, "question_type": "object_counting"}
+    return record | {"question": "How many chairs?", "ground_truth": "4", "options": None, "pruned": False} | changes
+
+
+def write_vsi(folder):
+    write_json_lines(
+        folder / "test.jsonl",
+        [
+            vsi_record(0),
+            vsi_record(7, "arkitscenes", "41069025", options=["A. left", "B. right"], ground_truth="B"),
+            vsi_record(3, question="How many sofas?"),
+            vsi_record(4, "scannetpp", "09c1414f1b"),
+        ],
+    )
+    for path in ("scannet/scene0011_00.mp4", "arkitscenes/41069025.mp4"):
+        (folder / path).parent.mkdir()
+        write_video(folder / path, 10)
+    return folder
+
+
+def cv_record(number, content=RED, task="Count", **changes):
+    record = {"idx": number, "type": "2D", "task": task, "image": {"bytes": content, "path": None}}
+    record |= {"question": "How many?", "choices": ["3", "2"], "answer": "(A)", "prompt": "How many? (A) 3 (B) 2"}
+    return record | {"filename": f"img/2D/count/ade20k_{number}.png", "source": "ADE20K", "bbox": None} | changes
+
+
+def write_parquet(path, records, columns, row_group_size=2):
+    """As `datasets` writes images."""
+    features = {name: Value("string") for name in records[0]} | columns
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(records, schema=Features(features).arrow_schema)
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return path
+
+
+CV_COLUMNS = {
+    "idx": Value("int64"),
+    "image": ImageColumn(),
+    "choices": List(Value("string")),
+    "bbox": List(List(Value("float64"))),
+}
+
+
+def write_cv(folder):
+    write_parquet(
+        folder / "test_2d.parquet",
+        [cv_record(0), cv_record(1, GREEN), cv_record(2, RED, question="How few?")],
+        CV_COLUMNS,
+    )
+    changes = {"type": "3D", "source": "Omni3D"}
+    write_parquet(
+        folder / "test_3d.parquet",
+        [cv_record(3, BLUE, "Depth", bbox=[[1.5, 2]], **changes), cv_record(4, GREEN, "Distance", **changes)],
+        CV_COLUMNS,
+    )
+    return folder
+
+
+def spar_record(number, *contents, names=(), **changes):
+    names = names or [None] * len(contents)
+    images = [{"bytes": content, "path": name} for content, name in zip(contents, names, strict=True)]
+    record = {"id": number, "img_type": "multi_view", "format_type": "select", "task": "position_matching"}
+    return record | {"source": "scannet", "image": images, "question": "Which?", "answer": "A"} | changes
+
+
+SPAR_COLUMNS = {"id": Value("int64"), "image": List(ImageColumn())}
+SPAR_SHARDS = [
+    [
+        spar_record(10, RED, GREEN),
+        spar_record(11, GREEN, RED),
+        spar_record(12, BLUE, names=["scannet_scene0025_00_7.jpg"]),
+    ],
+    [spar_record(13, RED, GREEN, question="Where?"), spar_record(14, RED)],
+]
+
+
+def write_spar(folder, shards=SPAR_SHARDS):
+    for index, records in enumerate(shards):
+        name = f"test-{index:05d}-of-{len(shards):05d}.parquet"
+        write_parquet(folder / "data" / name, records, SPAR_COLUMNS)
+    return folder
+
+
+def viewspatial_record(*paths, **changes):
+    record = {"question_type": "Camera perspective - Relative Direction", "image_path": list(paths)}
+    record |= {"question": "Where is the lamp?", "choices": "A. left\nB. right", "answer": "A. left"}
+    return record | changes
+
+
+VIEWSPATIAL = [
+    viewspatial_record(f"{VIEWSPATIAL_FOLDER}/20.jpg"),
+    viewspatial_record("ViewSpatial-Bench/val2017/000000380711.jpg"),
+    viewspatial_record(f"{VIEWSPATIAL_FOLDER}/0.jpg", f"{VIEWSPATIAL_FOLDER}/20.jpg"),
+    viewspatial_record(f"{VIEWSPATIAL_FOLDER}/0.jpg", f"{VIEWSPATIAL_FOLDER}/20.jpg", question="Where is the sofa?"),
+    viewspatial_record(f"{VIEWSPATIAL_FOLDER}/20.jpg", f"{VIEWSPATIAL_FOLDER}/0.jpg"),
+]
+
+
+def write_viewspatial(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ViewSpatial-Bench.json").write_text(json.dumps(VIEWSPATIAL, indent=2))
+    for path, color in ((f"{VIEWSPATIAL_FOLDER}/0.jpg", "red"), (f"{VIEWSPATIAL_FOLDER}/20.jpg", "blue")):
+        place = folder / Path(path).relative_to("ViewSpatial-Bench")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), color).save(place, "PNG")
+    (folder / "val2017").mkdir()
+    Image.new("RGB", (8, 8), "lime").save(folder / "val2017/000000380711.jpg", "PNG")
+    return folder
+
+
+WRITERS = {
+    "vsi-bench": write_vsi,
+    "cv-bench": write_cv,
+    "spar-bench": write_spar,
+    "viewspatial-bench": write_viewspatial,
+}
+
+
+# VSI-Bench
+
+
+def test_vsi_bench_has_its_questions_in_order_with_their_columns_as_published(tmp_path):
+    benchmark = read_benchmark("vsi-bench", write_vsi(tmp_path / "VSI-Bench"))
+    lines = (tmp_path / "VSI-Bench/test.jsonl").read_text().splitlines()
+    assert [question.record for question in benchmark.questions] == [json.loads(line) for line in lines]
+    assert [question.id for question in benchmark.questions] == ["0", "7", "3", "4"]
+    scenes = [question.scene_id for question in benchmark.questions]
+    assert scenes == ["scene0011_00", "41069025", "scene0011_00", "09c1414f1b"]
+
+
+def test_questions_about_one_video_share_their_media(tmp_path):
+    first, other, second, _ = read_benchmark("vsi-bench", write_vsi(tmp_path / "VSI-Bench")).questions
+    assert first.media == second.media != other.media
+
+
+def test_videos_are_read_by_the_given_function(tmp_path):
+    benchmark = read_benchmark("vsi-bench", write_vsi(tmp_path / "VSI-Bench"))
+    assert numbers_of(load(benchmark, benchmark.questions[1], 4)) == [0, 3, 6, 9]
+
+
+def test_missing_videos_are_listed_once_and_in_order(tmp_path):
+    folder = write_vsi(tmp_path / "VSI-Bench")
+    shutil.rmtree(folder / "scannet")
+    benchmark = read_benchmark("vsi-bench", folder)
+    assert benchmark.missing_media() == ["scannet/scene0011_00.mp4", "scannetpp/09c1414f1b.mp4"]
+
+
+def test_videos_may_lie_in_a_folder_of_their_own(tmp_path):
+    folder = write_vsi(tmp_path / "VSI-Bench")
+    (tmp_path / "videos").mkdir()
+    (folder / "scannet").rename(tmp_path / "videos/scannet")
+    assert read_benchmark("vsi-bench", folder, tmp_path / "videos").missing_media() == [
+        "arkitscenes/41069025.mp4",
+        "scannetpp/09c1414f1b.mp4",
+    ]
+
+
+def test_a_file_of_a_subset_is_read_in_place_of_the_folder(tmp_path):
+    folder = write_vsi(tmp_path / "VSI-Bench")
+    records = [vsi_record(3), vsi_record(7, "arkitscenes", "41069025", options=["A. left", "B. right"])]
+    Dataset.from_list(records).to_parquet(folder / "test_debiased.parquet")
+    benchmark = read_benchmark("vsi-bench", folder / "test_debiased.parquet")
+    assert [question.record for question in benchmark.questions] == records
+    assert benchmark.published_size is None and not benchmark.missing_media()
+
+
+def test_a_file_is_read_from_a_folder_of_any_name(tmp_path):
+    benchmark = read_benchmark("vsi-bench", write_vsi(tmp_path / "data") / "test.jsonl")
+    assert benchmark.missing_media() == ["scannetpp/09c1414f1b.mp4"] and benchmark.published_size == 5130
+
+
+def test_a_video_that_cannot_be_decoded_is_told_with_the_question(tmp_path):
+    folder = write_vsi(tmp_path / "VSI-Bench")
+    (folder / "arkitscenes/41069025.mp4").write_bytes(b"no video")
+    benchmark = read_benchmark("vsi-bench", folder)
+    with pytest.raises(ValueError, match="Question 7 of vsi-bench has no readable images: .*41069025.mp4"):
+        load(benchmark, benchmark.questions[1])
+
+
+# CV-Bench and SPAR-Bench
+
+
+def test_cv_bench_has_the_questions_of_both_files_without_images(tmp_path):
+    benchmark = read_benchmark("cv-bench", write_cv(tmp_path))
+    assert [question.id for question in benchmark.questions] == ["0", "1", "2", "3", "4"]
+    expected = cv_record(3, task="Depth", bbox=[[1.5, 2]], type="3D", source="Omni3D")
+    assert benchmark.questions[3].record == {name: value for name, value in expected.items() if name != "image"}
+
+
+def test_equal_embedded_images_share_their_media_across_files(tmp_path):
+    media = [question.media for question in read_benchmark("cv-bench", write_cv(tmp_path)).questions]
+    assert media[0] == media[2] and media[1] == media[4] and len(set(media)) == 3
+
+
+def test_images_in_another_order_are_other_media(tmp_path):
+    media = [question.media for question in read_benchmark("spar-bench", write_spar(tmp_path)).questions]
+    assert media[0] == media[3] and len(set(media)) == 4
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 2, 0, 4, 1)])
+def test_embedded_images_are_those_of_their_rows_in_any_order(tmp_path, order):
+    benchmark = read_benchmark("spar-bench", write_spar(tmp_path))
+    red, green, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    expected = [[red, green], [green, red], [blue], [red, green], [red]]
+    for index in order:
+        assert colors(load(benchmark, benchmark.questions[index])) == expected[index]
+
+
+def test_rows_beyond_what_is_held_in_memory_are_found(tmp_path):
+    number = 2 * BATCH_ROWS + 3
+    records = [cv_record(index, encoded(index, 2, 3)) for index in range(number)]
+    write_parquet(tmp_path / "test_2d.parquet", records, CV_COLUMNS, row_group_size=BATCH_ROWS + 5)
+    benchmark = read_benchmark("cv-bench", tmp_path)
+    for index in (0, BATCH_ROWS, number - 1, BATCH_ROWS + 4, BATCH_ROWS + 5, 1):
+        assert colors(load(benchmark, benchmark.questions[index])) == [(index, 2, 3)]
+
+
+def most_memory(folder, number):
+    """Most bytes that Arrow holds while files of so many rows of 256 KiB are scanned and read."""
+    rng = np.random.default_rng(0)
+    records = [cv_record(index, rng.bytes(1 << 18)) for index in range(number)]
+    file = write_parquet(folder / "test_2d.parquet", records, CV_COLUMNS, row_group_size=20)
+    del records
+    before, most = pa.total_allocated_bytes(), 0
+    images = EmbeddedImages([file], "image")
+    keys = []
+    for _, key, _ in images.scan("CV-Bench"):
+        keys.append(key)
+        most = max(most, pa.total_allocated_bytes() - before)
+    for key in keys:
+        images.load(key, 1, None)
+        most = max(most, pa.total_allocated_bytes() - before)
+    return most
+
+
+def test_memory_does_not_grow_with_the_number_of_questions(tmp_path, monkeypatch):
+    monkeypatch.setattr("spa3r.data_scripts.benchmarks.images._decode", lambda content, name: None)
+    assert most_memory(tmp_path / "many", 200) < 1.2 * most_memory(tmp_path / "few", 40)
+
+
+def test_a_scene_of_scannet_in_a_path_is_the_scene_and_otherwise_the_images_are(tmp_path):
+    questions = read_benchmark("spar-bench", write_spar(tmp_path)).questions
+    assert questions[2].scene_id == "scene0025_00"
+    assert all(question.scene_id == question.media for question in questions if question.id != "12")
+
+
+def test_images_come_in_rgb_and_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored with its top at the right
+    gray, turned = io.BytesIO(), encoded(9, 9, 9, size=(8, 6), exif=exif)
+    Image.new("LA", (8, 6), (80, 0)).save(gray, "PNG")
+    benchmark = read_benchmark("spar-bench", write_spar(tmp_path, [[spar_record(0, gray.getvalue(), turned)]]))
+    images = load(benchmark, benchmark.questions[0])
+    assert [(image.mode, image.size) for image in images] == [("RGB", (8, 6)), ("RGB", (6, 8))]
+    assert colors(images) == [(80, 80, 80), (9, 9, 9)]
+
+
+@pytest.mark.parametrize("content, reason", [(b"no image", "its format is not known"), (RED[:45], "truncated")])
+def test_an_embedded_image_that_cannot_be_decoded_is_told_with_the_question(tmp_path, content, reason):
+    benchmark = read_benchmark(
+        "spar-bench", write_spar(tmp_path, [[spar_record(5, RED, content), spar_record(6, RED)]])
+    )
+    with pytest.raises(ValueError, match=f"Question 5 of spar-bench .* image 2 of 2 cannot be decoded .*({reason})"):
+        load(benchmark, benchmark.questions[0])
+
+
+def test_rows_without_an_image_are_missing_media(tmp_path):
+    records = [spar_record(0, RED), spar_record(1), spar_record(2, None)]
+    benchmark = read_benchmark("spar-bench", write_spar(tmp_path, [records]))
+    assert benchmark.missing_media() == ["no image in row 2", "no image in row 3"]
+    with pytest.raises(ValueError, match="Question 2 of spar-bench .* no image in row 3"):
+        load(benchmark, benchmark.questions[2])
+
+
+@pytest.mark.parametrize("number, published", [(4, 1000), (1000, 1000), (1001, 7207)])
+def test_sizes_of_spar_bench_tell_the_tiny_set_from_the_whole_one(tmp_path, number, published):
+    records = [spar_record(index, RED) for index in range(number)]
+    assert read_benchmark("spar-bench", write_spar(tmp_path, [records])).published_size == published
+
+
+@pytest.mark.parametrize("name, published", [("vsi-bench", 5130), ("cv-bench", 2638), ("viewspatial-bench", 5712)])
+def test_sizes_of_published_sets_are_known(tmp_path, name, published):
+    assert read_benchmark(name, WRITERS[name](tmp_path / "data")).published_size == published
+
+
+def test_a_file_that_is_the_whole_set_counts_as_the_folder(tmp_path):
+    folder = write_spar(tmp_path, [[spar_record(0, RED)]])
+    of_file = read_benchmark("spar-bench", folder / "data/test-00000-of-00001.parquet")
+    assert of_file.published_size == 1000
+    assert read_benchmark("cv-bench", write_cv(tmp_path / "cv") / "test_2d.parquet").published_size is None
+
+
+# ViewSpatial-Bench
+
+
+@pytest.mark.parametrize("parent", [False, True])
+def test_viewspatial_images_are_found_with_and_without_their_leading_folder(tmp_path, parent):
+    folder = write_viewspatial(tmp_path / "ViewSpatial-Bench")
+    benchmark = read_benchmark("viewspatial-bench", folder, tmp_path if parent else None)
+    assert benchmark.missing_media() == []
+    red, blue, lime = (255, 0, 0), (0, 0, 255), (0, 255, 0)
+    expected = [[blue], [lime], [red, blue], [red, blue], [blue, red]]
+    assert [colors(load(benchmark, question)) for question in benchmark.questions] == expected
+
+
+def test_viewspatial_questions_are_numbered_and_share_media_and_scenes(tmp_path):
+    questions = read_benchmark("viewspatial-bench", write_viewspatial(tmp_path)).questions
+    assert [question.id for question in questions] == ["0", "1", "2", "3", "4"]
+    assert [question.record for question in questions] == VIEWSPATIAL
+    assert questions[2].media == questions[3].media and len({question.media for question in questions}) == 4
+    photo = "ViewSpatial-Bench/val2017/000000380711.jpg"
+    assert [question.scene_id for question in questions] == ["scene0011_00", photo, *["scene0011_00"] * 3]
+
+
+def test_media_of_which_one_image_is_missing_are_missing(tmp_path):
+    folder = write_viewspatial(tmp_path)
+    (folder / "scannetv2_val/scene0011_00/original_images/0.jpg").unlink()
+    benchmark = read_benchmark("viewspatial-bench", folder)
+    assert benchmark.missing_media() == [benchmark.questions[2].media, benchmark.questions[4].media]
+    assert benchmark.missing_media()[0].startswith(f"{VIEWSPATIAL_FOLDER}/0.jpg and 1 more")
+
+
+def test_an_image_file_that_cannot_be_decoded_is_told_with_the_question(tmp_path):
+    folder = write_viewspatial(tmp_path)
+    (folder / "val2017/000000380711.jpg").write_bytes(b"no image")
+    benchmark = read_benchmark("viewspatial-bench", folder)
+    with pytest.raises(ValueError, match="Question 1 of viewspatial-bench .*380711.jpg cannot be decoded"):
+        load(benchmark, benchmark.questions[1])
+
+
+def test_the_mirror_of_viewspatial_bench_is_read_with_its_images(tmp_path):
+    contents = [[BLUE], [GREEN], [RED, BLUE], [RED, BLUE], [BLUE, RED]]
+    records = [
+        record | {"images": [{"bytes": content, "path": None} for content in images]}
+        for record, images in zip(VIEWSPATIAL, contents, strict=True)
+    ]
+    columns = {"image_path": List(Value("string")), "images": List(ImageColumn())}
+    write_parquet(tmp_path / "mirror/data/test-00000-of-00001.parquet", records, columns)
+    mirror = read_benchmark("viewspatial-bench", tmp_path / "mirror")
+    original = read_benchmark("viewspatial-bench", write_viewspatial(tmp_path / "original"))
+    for ours, theirs in zip(mirror.questions, original.questions, strict=True):
+        assert (ours.id, ours.record) == (theirs.id, theirs.record)
+        assert colors(load(mirror, ours)) == colors(load(original, theirs))
+    assert mirror.questions[0].scene_id == "scene0011_00"
+
+
+# Rooms
+
+
+@pytest.fixture(scope="module")
+def room_questions(rooms, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("room_questions")
+    write_questions(rooms, folder, format="benchmark", questions_per_room=4)
+    return folder
+
+
+def test_questions_about_rooms_show_frames_spread_over_the_room(rooms, room_questions):
+    benchmark = read_benchmark("rooms", room_questions, rooms)
+    assert benchmark.missing_media() == [] and benchmark.published_size is None
+    question = benchmark.questions[-1]
+    for image, frame in zip(load(benchmark, question, 3), (0, 3, 7), strict=True):
+        with Image.open(rooms / question.scene_id / "color" / f"{frame}.jpg") as expected:
+            assert np.array_equal(image, expected)
+
+
+def frame_cases():
+    return json.loads(FRAME_CASES.read_text())["frame_indices"] if FRAME_CASES.is_file() else []
+
+
+@pytest.mark.skipif(not FRAME_CASES.is_file(), reason=f"no cases at {FRAME_CASES}")
+def test_frames_of_a_folder_are_those_of_the_recorded_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr("spa3r.data_scripts.benchmarks.images._decode", lambda path, name: int(path.stem))
+    color = tmp_path / "room_000000/color"
+    color.mkdir(parents=True)
+    benchmark = read_benchmark(
+        "rooms", write_json_lines(tmp_path / "test.jsonl", [vsi_record(0, scene="room_000000")])
+    )
+    there = 0
+    for case in sorted(frame_cases(), key=lambda case: case["total_frames"]):
+        for frame in range(there, case["total_frames"]):
+            (color / f"{frame}.jpg").touch()
+        there = case["total_frames"]
+        assert load(benchmark, benchmark.questions[0], case["num_frames"]) == case["spa3_vlm_plugin"]
+    assert there > 1000
+
+
+def test_rooms_without_frames_are_missing(rooms, room_questions, tmp_path):
+    shutil.copytree(rooms / "room_000001", tmp_path / "room_000001")
+    (tmp_path / "room_000003/color").mkdir(parents=True)
+    missing = read_benchmark("rooms", room_questions, tmp_path).missing_media()
+    assert missing == ["room_000000", "room_000002", "room_000003", "room_000004", "room_000005"]
+
+
+def test_rooms_of_another_seed_are_refused(rooms, room_questions, tmp_path):
+    (tmp_path / "rooms.json").write_text(json.dumps({"seed": 1, "views": 8, "size": [56, 42]}))
+    with pytest.raises(ValueError, match="'seed': 0.*'seed': 1"):
+        read_benchmark("rooms", room_questions, tmp_path)
+
+
+def test_baselines_of_rooms_are_those_of_the_manifest(room_questions):
+    manifest = json.loads((room_questions / "manifest.json").read_text())
+    expected = {"frequency": manifest["frequency_baseline"], "blind (text only)": manifest["blind_bound"]}
+    assert read_room_baselines(room_questions) == expected and expected["frequency"]
+    assert read_room_baselines(room_questions / "test.jsonl") == expected
+
+
+@pytest.mark.parametrize("content", [None, "{}", "[", "[]"])
+def test_rooms_without_baselines_are_told(tmp_path, content):
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match="no manifest.json that says what answers without images score"):
+        read_room_baselines(tmp_path)
+
+
+# Fingerprints
+
+
+def change_lines(path, change):
+    write_json_lines(path, [record | change for record in map(json.loads, path.read_text().splitlines())])
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_the_fingerprint_does_not_depend_on_where_the_folder_lies(tmp_path, name):
+    first, second = (WRITERS[name](tmp_path / place) for place in ("here", "there"))
+    assert read_benchmark(name, first).fingerprint == read_benchmark(name, second).fingerprint
+
+
+@pytest.mark.parametrize("change", [{"question": "?"}, {"options": ["A. 1"]}, {"ground_truth": "5"}, {"id": 3}])
+def test_any_change_of_a_question_changes_the_fingerprint(tmp_path, change):
+    file = write_json_lines(tmp_path / "test.jsonl", [vsi_record(0)])
+    before = read_benchmark("vsi-bench", tmp_path).fingerprint
+    change_lines(file, change)
+    assert read_benchmark("vsi-bench", tmp_path).fingerprint != before
+
+
+def test_another_embedded_image_changes_the_fingerprint(tmp_path):
+    prints = [
+        read_benchmark("spar-bench", write_spar(tmp_path / str(index), [[spar_record(0, content)]])).fingerprint
+        for index, content in enumerate((RED, BLUE, RED))
+    ]
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_another_order_of_questions_changes_the_fingerprint(tmp_path):
+    records = [spar_record(0, RED), spar_record(1, RED)]
+    prints = {
+        read_benchmark("spar-bench", write_spar(tmp_path / str(step), [records[::step]])).fingerprint
+        for step in (1, -1)
+    }
+    assert len(prints) == 2
+
+
+# Wrong input
+
+
+def test_an_unknown_benchmark_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Unknown benchmark `vsi`; choose one of vsi-bench, cv-bench"):
+        read_benchmark("vsi", tmp_path)
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_a_folder_of_something_else_is_told_what_was_looked_for(tmp_path, name):
+    with pytest.raises(ValueError, match="looked for (test|data/test|ViewSpatial-Bench).*hf download"):
+        read_benchmark(name, tmp_path)
+
+
+def test_a_place_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match="There is no folder or file `.*nowhere`"):
+        read_benchmark("cv-bench", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="There is no folder `.*nowhere` to look for the images"):
+        read_benchmark("vsi-bench", write_vsi(tmp_path / "here"), tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_a_file_without_questions_is_refused(tmp_path, content):
+    (tmp_path / "test.jsonl").write_text(content)
+    with pytest.raises(ValueError, match="There is no question in `.*test.jsonl`"):
+        read_benchmark("vsi-bench", tmp_path)
+
+
+def test_a_parquet_file_without_rows_is_refused(tmp_path):
+    file = write_parquet(tmp_path / "test_2d.parquet", [cv_record(0)], CV_COLUMNS)
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+    with pytest.raises(ValueError, match="There is no question in"):
+        read_benchmark("cv-bench", tmp_path)
+
+
+def test_lines_of_something_else_are_told_with_what_they_lack(tmp_path):
+    record = {"id": 1, "question": "?", "scene_name": "a"}
+    write_json_lines(tmp_path / "test.jsonl", [vsi_record(0), record])
+    with pytest.raises(ValueError, match="Line 2 of .* lacks dataset, question_type, ground_truth, options"):
+        read_benchmark("vsi-bench", tmp_path)
+
+
+def test_a_broken_line_is_named(tmp_path):
+    (tmp_path / "test.jsonl").write_text(json.dumps(vsi_record(0)) + '\n{"id": ')
+    with pytest.raises(ValueError, match="Line 2 of `.*test.jsonl` is no question of VSI-Bench"):
+        read_benchmark("vsi-bench", tmp_path)
+
+
+@pytest.mark.parametrize("name, lacking", [("cv-bench", "choices, answer, prompt"), ("spar-bench", "answer")])
+def test_a_parquet_file_of_something_else_is_told_with_what_it_lacks(tmp_path, name, lacking):
+    record = {"id": "0", "idx": "0", "type": "2D", "task": "Count", "question": "?", "source": "COCO", "image": None}
+    names = {"cv-bench": "test_2d.parquet", "spar-bench": "data/test-00000-of-00001.parquet"}
+    write_parquet(tmp_path / names[name], [record], {"image": ImageColumn()})
+    with pytest.raises(ValueError, match=f"lacks the columns? {lacking}; it has"):
+        read_benchmark(name, tmp_path)
+
+
+def test_a_column_without_embedded_images_is_refused(tmp_path):
+    write_parquet(
+        tmp_path / "test_2d.parquet", [cv_record(0) | {"image": "a.png"}], CV_COLUMNS | {"image": Value("string")}
+    )
+    with pytest.raises(ValueError, match="column image of .* holds string"):
+        read_benchmark("cv-bench", tmp_path)
+
+
+def test_a_file_that_is_not_parquet_is_refused(tmp_path):
+    (tmp_path / "test_2d.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="test_2d.parquet` is no whole Parquet file"):
+        read_benchmark("cv-bench", tmp_path)
+
+
+def test_repeated_ids_are_counted_and_the_first_listed(tmp_path):
+    write_json_lines(tmp_path / "test.jsonl", [vsi_record(index % 7) for index in range(14)])
+    with pytest.raises(ValueError, match=r"7 ids occur more than once in .*: 0, 1, 2, 3, 4, \.\.\."):
+        read_benchmark("vsi-bench", tmp_path)
+
+
+@pytest.mark.parametrize("path", ["../secret.jpg", "/etc/hostname", "a/../../b.jpg", ".", "a\0b.jpg", 7])
+def test_paths_that_leave_the_media_folder_are_refused(tmp_path, path):
+    records = [viewspatial_record("val2017/1.jpg"), viewspatial_record("val2017/1.jpg", path)]
+    (tmp_path / "ViewSpatial-Bench.json").write_text(json.dumps(records, indent=2))
+    with pytest.raises(ValueError, match="Line 11 of .*(does not lie in the folder|names no image)"):
+        read_benchmark("viewspatial-bench", tmp_path)
+
+
+def test_scenes_that_leave_the_media_folder_are_refused(tmp_path):
+    write_json_lines(tmp_path / "test.jsonl", [vsi_record(0, scene="../../secret")])
+    with pytest.raises(ValueError, match="does not lie in the folder"):
+        read_benchmark("vsi-bench", tmp_path)
+
+
+def test_a_question_about_no_image_is_refused(tmp_path):
+    (tmp_path / "ViewSpatial-Bench.json").write_text(json.dumps([viewspatial_record()]))
+    with pytest.raises(ValueError, match="names no image"):
+        read_benchmark("viewspatial-bench", tmp_path)

@@ -1,0 +1,87 @@
+"""Calls in several processes: what comes back, and that no process outlives its use."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from spa3r.data_scripts.common.processes import call_in_processes
+
+# Two calls that take a minute; the ids of the processes that run them are said when both are running.
+PROGRAM = """
+import os, signal, sys, time
+from spa3r.data_scripts.common.processes import call_in_processes
+
+def sleep(index):
+    open(f"{index}.{os.getpid()}", "w").close()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    # Tests that are started in the background ignore Ctrl-C, and so would this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        list(call_in_processes(sleep, ((index,) for index in range(9)), 2))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+"""
+
+
+def double(number):
+    return 2 * number
+
+
+def fail_at_once_or_sleep(seconds):
+    if not seconds:
+        raise ValueError("no seconds")
+    time.sleep(seconds)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_call_has_its_result(workers):
+    assert sorted(call_in_processes(double, ((index,) for index in range(9)), workers)) == list(range(0, 18, 2))
+
+
+def test_calls_are_taken_as_they_are_needed():
+    taken = []
+    results = call_in_processes(double, ((taken.append(index) or index,) for index in range(100)), 2)
+    next(results)
+    assert len(taken) <= 5
+    results.close()
+
+
+def test_a_call_that_fails_ends_the_others_at_once():
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="no seconds"):
+        list(call_in_processes(fail_at_once_or_sleep, [(60,), (0,)], 2))
+    assert time.monotonic() - start < 50
+
+
+def is_running(process_id):
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_the_main_process_and_leave_the_last_word_to_it(tmp_path, signal_sent):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    process = subprocess.Popen(
+        [sys.executable, "program.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while len(running := list(tmp_path.glob("[01].*"))) < 2:
+        time.sleep(0.01)
+    if signal_sent == signal.SIGINT:  # as a terminal does
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.kill()
+    _, errors = process.communicate(timeout=50)
+    assert signal_sent == signal.SIGKILL or errors == "interrupted\n"
+    limit = time.monotonic() + 20
+    while any(is_running(int(path.suffix[1:])) for path in running) and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert not any(is_running(int(path.suffix[1:])) for path in running)

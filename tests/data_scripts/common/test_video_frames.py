@@ -1,0 +1,167 @@
+"""Frames of videos: which are taken, from what files, and what is said of those that cannot be read."""
+
+import json
+import os
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from tiny_videos import TURNED, numbers_of, write_video
+
+from spa3r.data_scripts.common.video_frames import read_frames, spread_evenly
+
+CASES = Path(os.environ.get("SPA3R_CASES_DIR") or Path(__file__).resolve().parents[4] / "shared" / "cases")
+VSIBENCH = CASES / "vsibench_cases.json"
+
+CODECS = {
+    "mp4": ("libx264", {}),
+    "frames_out_of_order.mp4": ("libx264", {"bf": "3"}),
+    "no_frame_count.mkv": ("libx264", {}),
+    "webm": ("libvpx-vp9", {}),
+    "avi": ("mpeg4", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    return write_video(tmp_path_factory.mktemp("videos") / "room.mp4")
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_frames", "expected"),
+    [(10, 4, [0, 3, 6, 9]), (11, 4, [0, 3, 6, 10]), (100, 3, [0, 49, 99]), (5, 5, [0, 1, 2, 3, 4]), (5, 1, [0])],
+)
+def test_indices_are_spread_from_first_to_last_and_cut_to_integers(num_images, num_frames, expected):
+    assert spread_evenly(num_images, num_frames) == expected
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 3])
+def test_all_are_taken_where_there_are_no_more(num_images):
+    assert spread_evenly(num_images, 4) == list(range(num_images))
+
+
+@pytest.mark.skipif(not VSIBENCH.is_file(), reason=f"no cases at {VSIBENCH}")
+def test_indices_are_those_of_the_official_evaluation():
+    for case in json.loads(VSIBENCH.read_text())["frame_indices"]:
+        assert spread_evenly(case["total_frames"], case["num_frames"]) == case["spa3_vlm_plugin"]
+
+
+def test_less_than_one_frame_is_refused():
+    with pytest.raises(ValueError, match="`num_frames` must be at least 1, got 0"):
+        spread_evenly(5, 0)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_frames_are_spread_over_a_file_of_any_format(name, tmp_path):
+    codec, options = CODECS[name]
+    path = write_video(tmp_path / f"room.{name}", codec=codec, **options)
+    frames = read_frames(path, 6)
+    assert numbers_of(frames) == np.linspace(0, 19, 6).astype(int).tolist()
+
+
+def test_frames_are_rgb_images_of_the_size_of_the_video(video):
+    (frame,) = read_frames(video, 1)
+    assert (frame.mode, frame.size) == ("RGB", (64, 48))
+
+
+def test_a_path_can_be_a_string(video):
+    assert numbers_of(read_frames(str(video), 2)) == [0, 19]
+
+
+def test_a_shorter_video_gives_all_of_its_frames(video):
+    assert numbers_of(read_frames(video, 100)) == list(range(20))
+
+
+def test_frames_that_are_never_shown_are_not_counted(video, tmp_path):
+    # Ten frames are missing at the beginning, and with them what the next ten are decoded from.
+    whole = write_video(tmp_path / "whole.mkv", g="10", keyint_min="10", sc_threshold="0")
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "cut.mkv"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for index, packet in enumerate(source.demux(video=0)):
+            if packet.size and index >= 5:
+                packet.stream = stream
+                target.mux(packet)
+    assert numbers_of(read_frames(tmp_path / "cut.mkv", 4)) == [10, 13, 16, 19]
+
+
+def test_a_whole_video_is_decoded_once(video, monkeypatch):
+    opened, av_open = [], av.open
+    monkeypatch.setattr(av, "open", lambda name: opened.append(name) or av_open(name))
+    read_frames(video, 4)
+    # To count its frames, and to decode them.
+    assert opened == [str(video)] * 2
+
+
+def test_a_turned_video_is_turned_upright(tmp_path):
+    (frame,) = read_frames(write_video(tmp_path / "phone.mp4", num_frames=5, matrix=TURNED), 1)
+    pixels = np.asarray(frame).mean(axis=-1)
+    assert frame.size == (48, 64)
+    # A quarter turn clockwise brings the black left half up.
+    assert pixels[:24].max() < 4 < pixels[40:].min()
+
+
+def test_a_video_is_read_from_its_url(video):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(video.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        frames = read_frames(f"http://127.0.0.1:{server.server_port}/{video.name}", 3)
+        server.shutdown()
+    assert numbers_of(frames) == [0, 9, 19]
+
+
+def write_sound(path: Path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), dtype=np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+UNREADABLE = {
+    "missing.mp4": (lambda path: None, "No such file or directory"),
+    "folder.mp4": (Path.mkdir, "Is a directory"),
+    "empty.mp4": (Path.touch, "Invalid data found"),
+    "text.mp4": (lambda path: path.write_text("no video " * 99), "Invalid data found"),
+    "sound.wav": (write_sound, "it has no video stream"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_is_no_video_is_refused_by_name_and_reason(name, tmp_path):
+    write, reason = UNREADABLE[name]
+    write(tmp_path / name)
+    with pytest.raises(ValueError, match=f"^The video `.*{name}` cannot be read: {reason}"):
+        read_frames(tmp_path / name, 4)
+
+
+def test_a_truncated_video_is_refused_by_name(video, tmp_path):
+    # The index of an MP4 file lies at its end.
+    (tmp_path / "half.mp4").write_bytes(video.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"^The video `.*half\.mp4` cannot be read: "):
+        read_frames(tmp_path / "half.mp4", 4)
+
+
+def test_a_video_cut_behind_its_index_is_refused(tmp_path):
+    whole = tmp_path / "whole.mp4"
+    with av.open(str(whole), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for pixels in np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), dtype=np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    content = whole.read_bytes()
+    (tmp_path / "half.mp4").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"half\.mp4` cannot be read: it ends within frame \d+ of 20"):
+        read_frames(tmp_path / "half.mp4", 4)
+
+
+def test_a_video_without_pyav_is_refused_with_what_to_install(video, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match="pip install av"):
+        read_frames(video, 4)

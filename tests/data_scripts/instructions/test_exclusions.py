@@ -1,0 +1,130 @@
+"""Scenes of records, and scenes of benchmarks, which are left out."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hub_server import Hub
+from instruction_records import write_lines
+
+from spa3r.data_scripts.instructions.exclusions import BENCHMARKS, find_excluded, find_scene, read_excluded
+
+SCENES = ["scene0011_00", "09c1414f1b", "41069025"]
+ROWS = [
+    {"id": index, "scene_name": scene, "question": "How many?"} for index, scene in enumerate([*SCENES, SCENES[0]])
+]
+FETCH = "from spa3r.data_scripts.instructions.exclusions import *; print(*sorted(fetch_benchmark_scenes()))"
+
+
+@pytest.mark.parametrize(
+    ("path", "is_video", "scene"),
+    [
+        ("scannet/videos/scene0012_03.mp4", True, "scene0012_03"),
+        ("scannet/scene0012_03/color/17.jpg", False, "scene0012_03"),
+        ("scannetppv2/09c1414f1b.mp4", True, "09c1414f1b"),
+        ("arkitscenes/41069025/41069025_1.2.png", False, "41069025"),
+        ("hypersim/ai_001_001/00000012.jpg", False, "hypersim/ai_001_001"),
+        ("adt/sequence.7.mp4", True, "adt/sequence.7"),
+        ("llava_hound/frames/v_1.5", True, "llava_hound/frames/v_1.5"),
+        ("a.jpg", False, "a.jpg"),
+    ],
+)
+def test_a_scene_is_named_by_a_known_id_or_else_by_its_place(path, is_video, scene):
+    assert find_scene(path, is_video) == scene
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("scannet/scene0011_01.mp4", "scene0011_01"),
+        ("spar/scannet/images/scene0011_00/image_color/1.jpg", "scene0011_00"),
+        ("scannet/scene0012_00.mp4", None),
+        ("scannetpp/09c1414f1b/1.jpg", "09c1414f1b"),
+        ("scannetpp/09c1414f1b_frame_1.jpg", "09c1414f1b"),
+        ("arkitscenes/41069025.mp4", "41069025"),
+        ("arkitscenes/41069026.mp4", None),
+        ("other/b1/1.jpg", "b1"),
+        ("other/x_b1/1.jpg", None),
+        ("hypersim/ai_001", "hypersim/ai_001"),
+    ],
+)
+def test_excluded_scenes_are_found_in_paths(path, found):
+    listed = frozenset(["scene0011_00", "09c1414f1b", "41069025", "b1", "hypersim/ai_001"])
+    assert find_excluded([path], listed) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "scene0011_00\n\n 09c1414f1b \n41069025",
+        "\ufeffscene0011_00\r\n09c1414f1b\r\n41069025\r\n",
+        "".join(json.dumps(row) + "\n" for row in ROWS),
+        json.dumps(ROWS, indent=2),
+    ],
+)
+def test_scenes_are_read_from_lists_and_from_a_benchmarks_json(tmp_path, text):
+    (tmp_path / "scenes").write_text(text, newline="")
+    assert read_excluded([tmp_path / "scenes"]) == set(SCENES)
+
+
+def test_scenes_are_read_from_a_benchmarks_parquet(tmp_path):
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "test.parquet")
+    assert read_excluded([tmp_path / "test.parquet"]) == set(SCENES)
+
+
+def test_scenes_of_several_files_are_put_together(tmp_path):
+    files = [write_lines(tmp_path / scene, [scene]) for scene in SCENES]
+    assert read_excluded(files) == set(SCENES)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no file"),
+        (b"\n", "names no scene"),
+        (b"\xff\xd8\xff", "no text in UTF-8"),
+        (b"PAR1 and nothing else", "no Parquet file with the column scene_name"),
+        (b'{"scene": "scene0011_00"}', "Line 1 .* no JSON object with scene_name"),
+        (b"scene0011_00.mp4\n", "'scene0011_00.mp4', which is no id of a scene"),
+        (b"scene0011_00, scene0012_00\n", "which is no id of a scene"),
+    ],
+)
+def test_a_file_that_names_no_scenes_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "scenes").write_bytes(content)
+    with pytest.raises((ValueError, OSError), match=rf"(?s){message}.*name the scenes to leave out with `--exclude"):
+        read_excluded([tmp_path / "scenes"])
+
+
+def fetch(hub, tmp_path):
+    environment = os.environ | hub.environment(tmp_path / "cache")
+    return subprocess.run([sys.executable, "-c", FETCH], env=environment, capture_output=True, text=True)
+
+
+def test_scenes_of_the_benchmarks_are_fetched_from_the_hub_once(tmp_path):
+    views = [
+        {"image_path": ["ViewSpatial-Bench/scannetv2_val/scene0012_00/original_images/7.jpg"], "question": "Where?"},
+        {"image_path": "ViewSpatial-Bench/val2017/000000000139.jpg", "question": "Where?"},
+    ]
+    texts = ["".join(json.dumps(row) + "\n" for row in ROWS), json.dumps(views)]
+    with Hub() as hub:
+        for (name, file), text in zip(BENCHMARKS.items(), texts, strict=True):
+            hub.commits["datasets", name] = [("All", {file: text.encode()})]
+        expected = sorted([*SCENES, "scene0012_00"])
+        assert fetch(hub, tmp_path).stdout.split() == expected
+        hub.commits.clear()
+        assert fetch(hub, tmp_path).stdout.split() == expected
+
+
+@pytest.mark.parametrize("missing", BENCHMARKS)
+def test_a_hub_without_a_benchmark_is_told_with_what_to_do(tmp_path, missing):
+    with Hub() as hub:
+        for name, file in BENCHMARKS.items():
+            if name != missing:
+                hub.commits["datasets", name] = [("All", {file: json.dumps(ROWS).encode()})]
+        errors = fetch(hub, tmp_path).stderr
+    assert f"ValueError: the scenes of {missing}" in errors and "--exclude FILE" in errors

@@ -1,0 +1,212 @@
+"""Media of instruction sets: which frames are taken, what is checked, and what is made of them where."""
+
+import os
+
+import numpy as np
+import pytest
+from instruction_records import fingerprint, write_frames, write_image, write_tiny_video
+from PIL import Image
+from recordings import CASES, needs_cases, training_cases
+from tiny_videos import numbers_of
+
+from spa3r.data_scripts.common.records import BadRecord
+from spa3r.data_scripts.instructions.media import MediaFolders, find_image, find_video, mark_images, video_indices
+
+POINT = {"type": "depth_prediction_oc", "red_point": [[500, 500]]}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in ("media", "output", "scratch"):
+        (tmp_path / name).mkdir()
+    return MediaFolders(*(str(tmp_path / name) for name in ("media", "output", "scratch")))
+
+
+@pytest.fixture
+def media(folders, tmp_path):
+    return tmp_path / "media"
+
+
+def reason_of(function, *arguments):
+    with pytest.raises(BadRecord) as caught:
+        function(*arguments)
+    return caught.value.reason
+
+
+@needs_cases
+@pytest.mark.parametrize("case", training_cases("sft_video_indices") if CASES.is_file() else [])
+def test_indices_of_frames_are_the_official_ones(case):
+    limits = (case["min_frames"], case["max_frames"], case["base_interval"])
+    assert video_indices(case["total_frames"], case["fps"], *limits) == case["indices"]
+
+
+def test_frames_of_a_video_are_named_by_their_index_and_show_it(folders, media):
+    write_tiny_video(media / "scannet/scene0000_00.mp4")
+    frames = find_video(folders, "scannet/scene0000_00.mp4")
+    # 20 frames at 10 a second are 2 seconds, for which the least number of frames is taken.
+    assert [os.path.relpath(frame, folders.output) for frame in frames] == [
+        f"frames/scannet/scene0000_00.mp4/{index}.jpg" for index in (0, 6, 12, 19)
+    ]
+    assert numbers_of(Image.open(frame) for frame in frames) == [0, 6, 12, 19]
+
+
+def test_videos_that_differ_in_their_suffix_alone_keep_frames_of_their_own(folders, media):
+    write_tiny_video(media / "room.mp4", 20)
+    write_tiny_video(media / "room.mkv", 10)
+    assert len(find_video(folders, "room.mp4") + find_video(folders, "room.mkv")) == 8
+    assert find_video(folders, "room.mp4") != find_video(folders, "room.mkv")
+
+
+def test_frames_that_are_there_are_not_made_again(folders, media):
+    write_tiny_video(media / "room.mp4")
+    first = find_video(folders, "room.mp4")
+    before = {frame: os.stat(frame).st_mtime_ns for frame in first}
+    again = find_video(MediaFolders(folders.root, folders.output, folders.scratch + "/missing"), "room.mp4")
+    assert again == first and {frame: os.stat(frame).st_mtime_ns for frame in again} == before
+
+
+def test_nothing_is_left_in_scratch(folders, media):
+    write_tiny_video(media / "room.mp4")
+    write_image(media / "a.jpg")
+    find_video(folders, "room.mp4")
+    mark_images(folders, ["a.jpg"], POINT)
+    assert os.listdir(folders.scratch) == []
+
+
+def test_a_folder_of_frames_counts_as_one_frame_a_second_in_natural_order(folders, media):
+    write_frames(media / "clip", 12)
+    frames = find_video(folders, "clip")
+    # 12 seconds give 6 frames; read as text, frame_10 would come before frame_2.
+    assert [os.path.basename(frame) for frame in frames] == [f"frame_{index}.jpg" for index in (0, 2, 4, 6, 8, 11)]
+
+
+def test_what_is_no_image_in_a_folder_of_frames_does_not_count(folders, media):
+    write_frames(media / "clip", 4)
+    for name in ("notes.txt", ".hidden.jpg"):
+        (media / "clip" / name).write_text("x")
+    assert len(find_video(folders, "clip")) == 4
+
+
+def test_a_folder_without_images_is_no_video(folders, media):
+    (media / "clip").mkdir()
+    assert reason_of(find_video, folders, "clip") == "unreadable video"
+
+
+@pytest.mark.parametrize("find", [find_image, find_video])
+def test_what_is_missing_is_said_to_be_missing(folders, find):
+    assert reason_of(find, folders, "a/b.jpg") == "missing media"
+
+
+@pytest.mark.parametrize("find", [find_image, find_video])
+def test_an_unknown_extension_is_refused(folders, media, find):
+    (media / "a.pkl").write_text("x")
+    assert reason_of(find, folders, "a.pkl") == "unknown extension"
+
+
+def test_an_image_that_is_cut_off_is_unreadable(folders, media):
+    path = write_image(media / "a.jpg")
+    path.write_bytes(path.read_bytes()[:-40])
+    assert reason_of(find_image, folders, "a.jpg") == "unreadable image"
+
+
+@pytest.mark.parametrize(("mode", "size"), [("I;16", (64, 48)), ("RGB", (2000, 90)), ("L", (9, 200))])
+def test_an_image_that_would_end_a_training_run_is_unusable(folders, media, mode, size):
+    Image.new(mode, size).save(media / "a.png")
+    assert reason_of(find_image, folders, "a.png") == "unusable image"
+
+
+def test_a_pipe_is_no_image_to_wait_for(folders, media):
+    os.mkfifo(media / "a.jpg")
+    assert reason_of(find_image, folders, "a.jpg") == "missing media"
+
+
+@pytest.mark.parametrize("path", ["", ".", "clip/.."])
+def test_the_media_folder_itself_is_no_video(folders, media, path):
+    write_frames(media, 4)
+    (media / "clip").mkdir()
+    assert reason_of(find_video, folders, path) == "malformed record"
+
+
+def test_a_broken_frame_of_a_folder_is_an_unreadable_image(folders, media):
+    write_frames(media / "clip", 4)
+    (media / "clip/frame_1.jpg").write_bytes(b"x")
+    assert reason_of(find_video, folders, "clip") == "unreadable image"
+
+
+def test_a_video_that_cannot_be_decoded_is_unreadable(folders, media):
+    (media / "a.mp4").write_bytes(b"x" * 1000)
+    assert reason_of(find_video, folders, "a.mp4") == "unreadable video"
+
+
+@pytest.mark.parametrize("path", ["../secret.jpg", "a/../../secret.jpg", "link.jpg", "folder/secret.jpg"])
+def test_a_path_that_leaves_the_media_root_is_refused(folders, media, tmp_path, path):
+    write_image(tmp_path / "secret.jpg")
+    (media / "a").mkdir()
+    (media / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (media / "folder").symlink_to(tmp_path)
+    assert reason_of(find_image, folders, path) == "outside the media root"
+
+
+def test_a_folder_beside_the_media_root_with_a_longer_name_is_outside(folders, tmp_path):
+    write_image(tmp_path / "media2/a.jpg")
+    assert reason_of(find_image, folders, "../media2/a.jpg") == "outside the media root"
+
+
+def test_an_absolute_path_is_refused_even_into_the_media_root(folders, media):
+    write_image(media / "a.jpg")
+    assert reason_of(find_image, folders, str(media / "a.jpg")) == "outside the media root"
+
+
+def test_a_frame_that_links_out_of_the_media_root_is_refused(folders, media, tmp_path):
+    write_frames(media / "clip", 3)
+    write_image(tmp_path / "secret.jpg")
+    (media / "clip/frame_3.jpg").symlink_to(tmp_path / "secret.jpg")
+    assert reason_of(find_video, folders, "clip") == "outside the media root"
+
+
+def test_the_media_root_itself_may_be_a_link(folders, media, tmp_path):
+    write_image(media / "a.jpg")
+    (tmp_path / "link").symlink_to(media)
+    linked = MediaFolders(str(tmp_path / "link"), folders.output, folders.scratch)
+    assert find_image(linked, "a.jpg") == str(tmp_path / "link/a.jpg")
+
+
+def test_a_null_character_in_a_path_is_refused(folders):
+    assert reason_of(find_image, folders, "a\0.jpg") == "malformed record"
+
+
+def test_markers_are_drawn_on_a_copy_and_the_original_keeps_its_bytes(folders, media):
+    write_image(media / "spar/a.jpg", "white", (200, 100))
+    before = fingerprint(media)
+    (marked,) = mark_images(folders, ["spar/a.jpg"], POINT)
+    assert os.path.dirname(marked) == os.path.join(folders.output, "marked/spar/a.jpg")
+    pixels = np.asarray(Image.open(marked)).astype(int)
+    assert np.abs(pixels[50, 100] - [255, 0, 0]).max() < 8 and np.abs(pixels[90, 10] - 255).max() < 8
+    assert fingerprint(media) == before
+
+
+def test_one_image_with_one_set_of_markers_is_drawn_once(folders, media):
+    write_image(media / "a.jpg")
+    first = mark_images(folders, ["a.jpg"], POINT)
+    before = os.stat(first[0]).st_mtime_ns
+    assert mark_images(folders, ["a.jpg"], POINT) == first and os.stat(first[0]).st_mtime_ns == before
+
+
+def test_other_markers_on_the_same_image_make_another_copy(folders, media):
+    write_image(media / "a.jpg")
+    assert mark_images(folders, ["a.jpg"], POINT) != mark_images(folders, ["a.jpg"], POINT | {"red_point": [[9, 9]]})
+
+
+def test_images_without_markers_are_not_copied(folders, media):
+    write_image(media / "a.jpg")
+    write_image(media / "b.jpg")
+    spar_info = {"type": "position_matching", "red_bbox": [[100, 100, 500, 500]]}
+    assert mark_images(folders, ["a.jpg", "b.jpg"], spar_info)[1] == str(media / "b.jpg")
+
+
+def test_markers_follow_the_upright_image(folders, media):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (200, 100)).save(media / "a.jpg", exif=turned)
+    (marked,) = mark_images(folders, ["a.jpg"], POINT)
+    assert Image.open(marked).size == (100, 200)

@@ -1,0 +1,75 @@
+"""Answers without images, on questions whose best answers are known."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from spa3r.data_scripts.rooms.question_types import Question
+from spa3r.data_scripts.rooms.text_baselines import blind_bound, frequency_baseline, mean_relative_accuracy
+
+CASES = Path(os.environ.get("SPA3R_CASES_DIR", Path(__file__).resolve().parents[4] / "shared" / "cases"))
+
+
+def count(category, answer):
+    return Question("object_counting", f"How many {category}(s) are in this room?", str(answer))
+
+
+def nearest(names, answer, reference="bed"):
+    question = f"which of these objects ({', '.join(names)}) is the closest to the {reference}?"
+    options = [f"{letter}. {name}" for letter, name in zip("ABCD", names, strict=True)]
+    return Question("object_rel_distance", question, "ABCD"[names.index(answer)], options)
+
+
+def test_relative_accuracy_is_that_of_the_official_cases():
+    path = CASES / "vsibench_cases.json"
+    if not path.exists():
+        pytest.skip(f"there are no cases at {path}")
+    compared = 0
+    for case in json.loads(path.read_text())["cases"]:
+        try:
+            prediction, truth = float(case["official_token"]), float(case["ground_truth"])
+        except ValueError:
+            continue
+        if truth > 0 and math.isfinite(prediction) and math.isfinite(truth):
+            assert mean_relative_accuracy(prediction, truth) == pytest.approx(case["score"]), case
+            compared += 1
+    assert compared > 50
+
+
+def test_frequency_answers_each_type_with_its_most_frequent_answer():
+    train = [count("chair", 2), count("door", 2), count("chair", 4), nearest(["a", "b", "c", "d"], "b")]
+    test = [
+        count("chair", 2),
+        count("chair", 4),
+        nearest(["a", "b", "c", "d"], "a"),
+        nearest(["b", "a", "c", "d"], "a"),
+    ]
+    # 2 for 4 is off by one half, which one tolerance of ten keeps.
+    assert frequency_baseline(train, test) == pytest.approx({"object_counting": 0.55, "object_rel_distance": 0.5})
+
+
+def test_blind_answers_take_the_words_of_a_question_into_account():
+    train = [count("chair", 4), count("door", 1)] * 3
+    assert blind_bound(train, [count("chair", 4), count("door", 1)]) == {"object_counting": 1.0}
+
+
+def test_blind_answers_prefer_choices_that_were_right_before():
+    train = [nearest(["lamp", "bed", "sofa", "door"], "sofa"), nearest(["sofa", "desk", "lamp", "door"], "sofa")]
+    test = [nearest(["desk", "lamp", "door", "sofa"], "sofa", "table"), nearest(["sofa", "a", "b", "c"], "sofa")]
+    assert blind_bound(train, test) == {"object_rel_distance": 1.0}
+
+
+def test_blind_answers_tell_references_apart():
+    train = [nearest(["lamp", "sofa", "box", "door"], "lamp", "bed")] * 2
+    train += [nearest(["lamp", "sofa", "box", "door"], "sofa", "tv")] * 3
+    test = [nearest(["sofa", "door", "lamp", "box"], "lamp", "bed"), nearest(["lamp", "sofa", "a", "b"], "sofa", "tv")]
+    assert blind_bound(train, test) == {"object_rel_distance": 1.0}
+
+
+@pytest.mark.parametrize("score", [frequency_baseline, blind_bound])
+def test_types_that_were_not_learnt_are_left_out(score):
+    assert score([count("chair", 4)], [nearest(["a", "b", "c", "d"], "b")]) == {}
+    assert score([], []) == {}

@@ -1,0 +1,349 @@
+import logging
+import shutil
+from itertools import chain, islice, permutations
+
+import numpy as np
+import pytest
+import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import prepare_data_loader
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from spa3r.data_scripts.rooms.generate import render_rooms
+from spa3r.data_scripts.scenes.index import load_scenes
+from spa3r.data_scripts.scenes.views import SceneViews, ViewBatchSampler, collate_views, partition_views
+
+SIZE = (60, 48)  # width and height on disk; views are 42 wide and, cropped from 33 rows, 28 high
+
+
+def write_scene(root, scene_id, num_frames=20, size=SIZE):
+    """A scene in ScanNet's layout, each image of its own color; the camera moves along x, one meter a frame."""
+    for part in ("color", "pose", "intrinsic", "depth"):
+        (root / scene_id / part).mkdir(parents=True)
+    intrinsics = [[50, 0, size[0] / 2, 0], [0, 50, size[1] / 2, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    np.savetxt(root / scene_id / "intrinsic" / "intrinsic_color.txt", intrinsics)
+    for frame in range(num_frames):
+        pose = np.eye(4)
+        pose[0, 3] = frame
+        np.savetxt(root / scene_id / "pose" / f"{frame}.txt", pose)
+        Image.new("RGB", size, (frame, 100, 200)).save(root / scene_id / "color" / f"{frame}.png")
+        Image.new("I;16", size, 1000 + frame).save(root / scene_id / "depth" / f"{frame}.png")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scenes")
+    for number in range(5):
+        write_scene(root, f"room{number}")
+    return root
+
+
+@pytest.fixture
+def scratch(root, tmp_path):
+    """A copy of the scenes to break things in."""
+    return shutil.copytree(root, tmp_path / "scenes")
+
+
+def views_of(root, **options):
+    return SceneViews(load_scenes("rooms", root), image_width=42, **options)
+
+
+def plan(sampler, num_epochs):
+    for epoch in range(num_epochs):
+        sampler.set_epoch(epoch)
+        yield from sampler
+
+
+def assert_same_batches(batches, expected):
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert batch.keys() == other.keys()
+        for name, value in batch.items():
+            assert torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name], name
+
+
+@pytest.mark.parametrize("num_scenes", [1, 2, 7, 16, 100])
+def test_every_pass_visits_each_scene_once(num_scenes):
+    visited = [request[:2] for batch in plan(ViewBatchSampler(num_scenes), 20) for request in batch]
+    num_passes = len(visited) // num_scenes
+    for pass_index in range(num_passes):
+        visit = visited[pass_index * num_scenes : (pass_index + 1) * num_scenes]
+        assert sorted(visit) == [(pass_index, scene) for scene in range(num_scenes)]
+
+
+@pytest.mark.parametrize("num_scenes", [6, 7, 14, 15, 16, 40])
+def test_a_batch_never_holds_a_scene_twice(num_scenes):
+    for batch in plan(ViewBatchSampler(num_scenes), 200):
+        assert len({scene for _, scene, _ in batch}) == len(batch)
+
+
+def test_passes_differ_in_order():
+    requests = list(chain.from_iterable(plan(ViewBatchSampler(100), 3)))
+    first, second = ([scene for number, scene, _ in requests if number == wanted] for wanted in (0, 1))
+    assert first != second and first != list(range(100))
+
+
+def test_epochs_have_one_length_that_is_a_multiple_of_what_is_asked_for():
+    sampler = ViewBatchSampler(100, batches_per_epoch_multiple=16)
+    lengths = set()
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        lengths.add(sum(1 for _ in sampler))
+    assert lengths == {len(sampler)} and len(sampler) % 16 == 0
+
+
+def test_an_epoch_is_about_one_pass():
+    sampler = ViewBatchSampler(1000)
+    assert sum(len(batch) for batch in plan(sampler, 9)) / 9 == pytest.approx(1000, rel=0.02)
+
+
+def test_batches_are_filled_with_images_up_to_the_limit():
+    for batch in plan(ViewBatchSampler(100, min_views=2, max_views=9, images_per_batch=8), 10):
+        (num_views,) = {views for _, _, views in batch}
+        assert len(batch) == max(1, 8 // num_views)
+
+
+def test_all_view_counts_occur_equally_often():
+    counts = [batch[0][2] for batch in islice(plan(ViewBatchSampler(1000), 10), 9 * 8 * 5)]
+    assert {count: counts.count(count) for count in counts} == dict.fromkeys(range(4, 13), 40)
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_processes_share_the_number_of_views_at_each_step(world_size):
+    sampler = ViewBatchSampler(50, batches_per_epoch_multiple=world_size)
+    counts = [batch[0][2] for batch in plan(sampler, 20)]
+    for step in range(0, len(counts), world_size):
+        assert len(set(counts[step : step + world_size])) == 1
+
+
+def test_the_plan_depends_on_the_seed():
+    assert list(ViewBatchSampler(50, seed=0)) == list(ViewBatchSampler(50, seed=0))
+    assert list(ViewBatchSampler(50, seed=0)) != list(ViewBatchSampler(50, seed=1))
+
+
+def test_a_plan_for_fewer_than_two_views_is_refused():
+    with pytest.raises(ValueError, match="at least 2 views"):
+        ViewBatchSampler(50, min_views=1)
+    with pytest.raises(ValueError, match="at least 1 scene"):
+        ViewBatchSampler(0)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_processes_take_turns_without_repeating_a_batch(root, world_size):
+    views = views_of(root)
+    sampler = ViewBatchSampler(5, 2, 4, images_per_batch=8, batches_per_epoch_multiple=world_size * 2)
+    by_rank = []
+    for rank in range(world_size):
+        loader = DataLoader(views, batch_sampler=sampler, collate_fn=collate_views)
+        loader = prepare_data_loader(loader, num_processes=world_size, process_index=rank, put_on_device=False)
+        by_rank.append(list(loader))
+    taken = list(chain.from_iterable(zip(*by_rank, strict=True)))
+    sampler.set_epoch(0)
+    assert_same_batches(taken, [collate_views([views[request] for request in batch]) for batch in sampler])
+
+
+def test_skipping_batches_resumes_the_plan_in_the_middle_of_an_epoch(root):
+    views = views_of(root)
+    sampler = ViewBatchSampler(5, 2, 4, images_per_batch=8, batches_per_epoch_multiple=8)
+    loader = DataLoader(views, batch_sampler=sampler, collate_fn=collate_views)
+    loader = prepare_data_loader(loader, num_processes=2, process_index=1, put_on_device=False)
+    sampler.set_epoch(3)
+    whole = [batch["frame_indices"] for batch in loader]
+    resumed = [batch["frame_indices"] for batch in skip_first_batches(loader, 2)]
+    assert resumed == whole[2:] and len(whole) == 4
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_batches_do_not_depend_on_the_number_of_workers(root, num_workers):
+    views = views_of(root, cameras=True, depth=True)
+    sampler = ViewBatchSampler(5, 2, 4, images_per_batch=8)
+    loaders = [
+        DataLoader(views, batch_sampler=sampler, collate_fn=collate_views, num_workers=workers)
+        for workers in (0, num_workers)
+    ]
+    assert_same_batches(list(loaders[1]), list(loaders[0]))
+
+
+def test_the_first_view_is_context_and_both_parts_keep_their_order():
+    for seed in range(30):
+        order, num_context_views = partition_views(9, 0.5, torch.Generator().manual_seed(seed))
+        assert num_context_views == 4 and order[0] == 0 and sorted(order.tolist()) == list(range(9))
+        assert all(part.diff().gt(0).all() for part in (order[:4], order[4:]))
+
+
+def test_partitions_differ_between_draws():
+    partitions = {
+        tuple(partition_views(9, 0.5, torch.Generator().manual_seed(seed))[0].tolist()) for seed in range(30)
+    }
+    assert len(partitions) > 20
+
+
+def test_an_item_shows_the_frames_that_it_names(root):
+    item = views_of(root, cameras=True, depth=True)[2, 3, 6]
+    frames = torch.tensor(item["frame_indices"])
+    assert item["scene_id"] == "room3"
+    assert item["pixel_values"].dtype == torch.uint8 and item["pixel_values"].shape == (6, 3, 28, 42)
+    assert torch.equal(item["pixel_values"][:, 0], frames[:, None, None].expand(6, 28, 42).to(torch.uint8))
+    assert torch.equal(item["extrinsics"][:, 0, 3], -frames.float())
+    torch.testing.assert_close(item["depth"], (1 + frames / 1000)[:, None, None].expand(6, 28, 42))
+
+
+def test_draws_change_with_the_pass_the_scene_and_the_seed(root):
+    views = views_of(root)
+    draws = [views[0, 0, 6], views[1, 0, 6], views[0, 1, 6], views_of(root, seed=1)[0, 0, 6]]
+    assert len({tuple(item["frame_indices"]) for item in draws}) == 4
+
+
+def test_context_ratio_sets_the_number_of_context_views(root):
+    for context_ratio, expected in ((0.25, 2), (0.5, 4), (0.75, 6), (0.01, 1), (0.99, 7)):
+        assert views_of(root, context_ratio=context_ratio)[0, 0, 8]["num_context_views"] == expected
+
+
+@pytest.mark.parametrize("context_ratio", [0, 1.0, -0.5])
+def test_a_context_ratio_that_leaves_nothing_to_see_or_predict_is_refused(root, context_ratio):
+    with pytest.raises(ValueError, match=f"`context_ratio` must lie between 0 and 1, .* got {context_ratio}"):
+        views_of(root, context_ratio=context_ratio)
+
+
+def test_images_narrower_than_a_patch_are_refused(root):
+    with pytest.raises(ValueError, match="`image_width` must be at least 14.*got 13"):
+        SceneViews(load_scenes("rooms", root), image_width=13)
+
+
+def test_a_single_view_is_refused(root):
+    with pytest.raises(ValueError, match="at least 2 views"):
+        views_of(root)[0, 0, 1]
+
+
+@pytest.mark.parametrize("breakage", ["missing", "empty", "truncated"])
+def test_an_unreadable_frame_is_replaced_by_another_of_its_scene_and_named(scratch, breakage):
+    frames = views_of(scratch)[0, 0, 6]["frame_indices"]
+    file = scratch / "room0" / "color" / f"{frames[2]}.png"
+    if breakage == "missing":
+        # Deleted after the scenes were indexed.
+        views = views_of(scratch)
+        file.unlink()
+    else:
+        file.write_bytes(b"" if breakage == "empty" else file.read_bytes()[:40])
+        views = views_of(scratch)
+    item = views[0, 0, 6]
+    (report,) = item["replaced_frames"]
+    assert report.startswith(f"{file}: ")
+    assert len(set(item["frame_indices"])) == 6 and frames[2] not in item["frame_indices"]
+    assert item["pixel_values"][:, 0, 0, 0].tolist() == item["frame_indices"]
+
+
+def test_a_replacement_is_the_nearest_frame_that_is_not_in_use(scratch):
+    frames = sorted(views_of(scratch)[0, 0, 6]["frame_indices"])
+    unused = [frame for frame in range(20) if frame not in frames]
+    nearest = min(unused, key=lambda frame: abs(frame - frames[3]))
+    (scratch / "room0" / "color" / f"{frames[3]}.png").write_bytes(b"")
+    replaced = sorted(views_of(scratch)[0, 0, 6]["frame_indices"])
+    assert replaced == sorted({*frames, nearest} - {frames[3]})
+
+
+@pytest.mark.parametrize("part", ["color", "depth"])
+def test_the_last_readable_frame_stands_in_for_all_others(scratch, part):
+    for frame in range(20):
+        if frame != 11:
+            (scratch / "room0" / part / f"{frame}.png").write_bytes(b"")
+    item = views_of(scratch, depth=True)[0, 0, 4]
+    assert item["frame_indices"] == [11, 11, 11, 11] and len(item["replaced_frames"]) == 19
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_frames_without_a_finite_pose_are_replaced_where_cameras_are_read(scratch, value):
+    frame = views_of(scratch)[0, 0, 6]["frame_indices"][1]
+    np.savetxt(scratch / "room0" / "pose" / f"{frame}.txt", np.full((4, 4), value))
+    with_cameras, without = views_of(scratch, cameras=True)[0, 0, 6], views_of(scratch)[0, 0, 6]
+    assert frame not in with_cameras["frame_indices"] and with_cameras["extrinsics"].isfinite().all()
+    assert "finite" in with_cameras["replaced_frames"][0]
+    assert frame in without["frame_indices"] and not without["replaced_frames"]
+
+
+def test_a_scene_without_a_readable_frame_gives_way_to_the_next_and_is_named_once(scratch, caplog):
+    views = views_of(scratch)
+    shutil.rmtree(scratch / "room4" / "color")
+    with caplog.at_level(logging.WARNING):
+        items = [views[0, 4, 4], views[1, 4, 4]]
+    assert [(item["scene_id"], item["dropped_scenes"]) for item in items] == [("room0", ["room4"])] * 2
+    assert items[0]["frame_indices"] == views[0, 0, 4]["frame_indices"]
+    assert caplog.text.count("No frame of scene room4 is readable") == 1
+
+
+def test_no_readable_scene_at_all_is_an_error(scratch):
+    views = views_of(scratch)
+    for scene in scratch.glob("room*"):
+        shutil.rmtree(scene / "color")
+    with pytest.raises(ValueError, match="None of the 5 scenes has a readable frame.*no such file"):
+        views[0, 0, 4]
+
+
+def test_asking_for_cameras_or_depth_that_are_not_there_names_the_scene(scratch):
+    shutil.rmtree(scratch / "room3" / "intrinsic")
+    shutil.rmtree(scratch / "room2" / "depth")
+    with pytest.raises(ValueError, match="room3 has no pose.*intrinsic.*set `cameras` to false"):
+        views_of(scratch, cameras=True)
+    with pytest.raises(ValueError, match="room2 has no depth.*set `depth` to false"):
+        views_of(scratch, depth=True)
+
+
+def test_intrinsics_and_depth_follow_the_crop_to_the_common_size(tmp_path):
+    # The second scene is wider: its views have fewer rows, to which those of the first are cropped.
+    write_scene(tmp_path, "tall", size=(56, 84))
+    write_scene(tmp_path, "wide", size=(84, 56))
+    views = views_of(tmp_path, cameras=True, depth=True)
+    items = [views[0, 0, 4], views[0, 1, 4]]
+    batch = collate_views(items)
+    assert [item["pixel_values"].shape[-2:] for item in items] == [(56, 42), (28, 42)]
+    assert batch["pixel_values"].shape == (2, 4, 3, 28, 42) and batch["depth"].shape == (2, 4, 28, 42)
+    # 84 rows become 63, of which 56 and then 28 are kept from the middle, so that the center moves by 3 + 14 rows.
+    torch.testing.assert_close(batch["intrinsics"][0, :, 1, 2], torch.full((4,), 42 * 0.75 - 3 - 14))
+    torch.testing.assert_close(batch["intrinsics"][1], items[1]["intrinsics"])
+    torch.testing.assert_close(items[0]["intrinsics"][:, 1, 2], torch.full((4,), 42 * 0.75 - 3))
+
+
+def test_views_of_a_room_agree_on_where_its_surfaces_are(tmp_path):
+    render_rooms(tmp_path, num_scenes=1, num_views=4, size=(140, 112))
+    item = SceneViews(load_scenes("rooms", tmp_path), image_width=84, cameras=True, depth=True)[0, 0, 4]
+    intrinsics, extrinsics, depth = (item[name].double() for name in ("intrinsics", "extrinsics", "depth"))
+    height, width = depth.shape[1:]
+    rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    pixels = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1).double()
+    errors = []
+    for one, other in permutations(range(4), 2):
+        points = pixels @ intrinsics[one].inverse().T * depth[one, ..., None]
+        motion = extrinsics[other] @ extrinsics[one].inverse()
+        points = points @ motion[:3, :3].T + motion[:3, 3]
+        seen = points @ intrinsics[other].T
+        seen = seen[..., :2] / seen[..., 2:]
+        inside = (points[..., 2] > 0.1) & (seen >= 0).all(-1) & (seen < torch.tensor([width, height])).all(-1)
+        column, row = seen[inside].long().unbind(-1)
+        errors.append((depth[other, row, column] / points[inside][:, 2] - 1).abs())
+    # What is hidden in one of the two views does not agree.
+    assert (torch.cat(errors) < 0.02).double().mean() > 0.9
+
+
+def test_images_of_different_sizes_in_a_scene_are_cropped_to_a_common_size(scratch):
+    for frame in range(0, 20, 2):
+        Image.new("RGB", (60, 90)).save(scratch / "room0" / "color" / f"{frame}.png")
+    item = views_of(scratch)[0, 0, 8]
+    assert len({frame % 2 for frame in item["frame_indices"]}) == 2
+    assert item["pixel_values"].shape == (8, 3, 28, 42)
+
+
+def test_a_batch_gathers_the_reports_of_its_items(scratch):
+    views = views_of(scratch)
+    shutil.rmtree(scratch / "room4" / "color")
+    (scratch / "room0" / "color" / f"{views[0, 0, 4]['frame_indices'][0]}.png").unlink()
+    batch = collate_views([views[0, 4, 4], views[0, 0, 4], views[0, 1, 4]])
+    assert batch["scene_id"] == ["room0", "room0", "room1"] and batch["dropped_scenes"] == ["room4"]
+    assert len(batch["replaced_frames"]) == 2 and batch["num_context_views"] == 2
+
+
+def test_scenes_of_different_view_counts_do_not_stack(root):
+    views = views_of(root)
+    with pytest.raises(ValueError, match="same number of views"):
+        collate_views([views[0, 0, 4], views[0, 1, 6]])

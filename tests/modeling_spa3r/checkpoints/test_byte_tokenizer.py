@@ -1,0 +1,52 @@
+import pytest
+
+from spa3r.configuration import Spa3VLMConfig, load_preset
+from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
+
+TEXT = "How far is the chaise longue – 2 m? Éh, 椅子!\n"
+
+
+def test_a_text_has_one_token_for_each_byte():
+    ids = byte_tokenizer()(TEXT)["input_ids"]
+    assert len(ids) == len(TEXT.encode()) and max(ids) < 256
+
+
+def test_a_text_survives():
+    tokenizer = byte_tokenizer()
+    assert tokenizer.decode(tokenizer(TEXT)["input_ids"]) == TEXT
+
+
+def test_every_byte_has_a_token_of_its_own():
+    tokenizer = byte_tokenizer()
+    assert len({tokenizer.convert_tokens_to_ids(token) for token in tokenizer.get_vocab()} & set(range(256))) == 256
+
+
+def test_special_tokens_are_one_token_within_a_text():
+    tokenizer = byte_tokenizer()
+    assert tokenizer("a<|image_pad|>b")["input_ids"][1:2] == [tokenizer.convert_tokens_to_ids("<|image_pad|>")]
+
+
+def test_special_tokens_are_left_out_of_an_answer():
+    tokenizer = byte_tokenizer()
+    assert tokenizer.decode(tokenizer("3<|im_end|>")["input_ids"], skip_special_tokens=True) == "3"
+
+
+@pytest.mark.parametrize("preset", ["spa3-vlm-tiny", "spa3-vlm-nano"])
+def test_ids_are_those_of_the_presets(preset):
+    config, tokenizer = Spa3VLMConfig(**load_preset(preset)).vlm_config, byte_tokenizer()
+    text_config = config.text_config
+    expected = {
+        "<|endoftext|>": text_config.pad_token_id,
+        "<|im_end|>": text_config.eos_token_id,
+        "<|vision_start|>": config.vision_start_token_id,
+        "<|vision_end|>": config.vision_end_token_id,
+        "<|image_pad|>": config.image_token_id,
+        "<|video_pad|>": config.video_token_id,
+    }
+    assert {token: tokenizer.convert_tokens_to_ids(token) for token in expected} == expected
+    assert len(tokenizer) == text_config.vocab_size
+
+
+def test_shorter_texts_are_padded_on_the_left():
+    batch = byte_tokenizer()(["ab", "a"], padding=True)
+    assert batch["attention_mask"] == [[1, 1], [0, 1]]

@@ -1,0 +1,544 @@
+"""Spa3-VLM: what its answers depend on, what trains, how it is saved and loaded, what it refuses."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_spa3_vlm import (
+    CONVERSATIONS,
+    GEOMETRY,
+    VARIANTS,
+    batch_of,
+    conversation,
+    photo,
+    tiny_config,
+    tiny_model,
+    views_of,
+    without,
+)
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
+from transformers.cache_utils import StaticCache
+
+from spa3r import (
+    Spa3RForPreTraining,
+    Spa3VLMForConditionalGeneration,
+    Spa3VLMModel,
+)
+from spa3r.configuration import Spa3VLMConfig
+
+
+@torch.no_grad()
+def logits(model, **inputs):
+    return model(**inputs).logits
+
+
+def rows(inputs, tensor):
+    """What belongs to each row's tokens, without the padding."""
+    return [row[mask.bool()] for row, mask in zip(tensor, inputs["attention_mask"], strict=True)]
+
+
+def gradients(model, **inputs):
+    model.zero_grad()
+    model(**inputs).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def qwen_of(model):
+    """The vision-language model by itself, with the same weights."""
+    qwen = Qwen2_5_VLForConditionalGeneration._from_config(model.config.vlm_config, dtype=model.dtype).eval()
+    qwen.model.load_state_dict(model.model.vlm.state_dict())
+    qwen.lm_head.load_state_dict(model.lm_head.state_dict())
+    return qwen
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def batch(model):
+    return batch_of(model)
+
+
+@pytest.fixture(scope="module")
+def scene(model):
+    return batch_of(model, CONVERSATIONS[0])
+
+
+# A fresh adapter is silent.
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    torch.manual_seed(0)
+    return Spa3VLMForConditionalGeneration(tiny_config()).eval()
+
+
+@pytest.fixture(scope="module")
+def without_adapter(fresh, tmp_path_factory):
+    """A checkpoint of everything but the adapter."""
+    folder = tmp_path_factory.mktemp("without_adapter")
+    fresh.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if ".fusion." not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@torch.no_grad()
+def assert_silent(model, batch):
+    expected = qwen_of(model)(**without(batch, *GEOMETRY, "num_views")).logits
+    assert torch.equal(model(**batch).logits, expected)
+
+
+def test_a_fresh_adapter_leaves_the_logits_of_the_base_model(fresh, batch):
+    assert_silent(fresh, batch)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"device_map": {"": "cpu"}}, {"dtype": torch.bfloat16}, {"dtype": "auto", "device_map": "auto"}],
+    ids=["plain", "device_map", "bfloat16", "auto"],
+)
+def test_an_adapter_missing_in_a_checkpoint_is_silent(without_adapter, batch, kwargs):
+    model, info = Spa3VLMForConditionalGeneration.from_pretrained(without_adapter, output_loading_info=True, **kwargs)
+    assert {name.split(".")[1] for name in info["missing_keys"]} == {"fusion"}
+    assert_silent(model, batch)
+
+
+def test_an_adapter_built_on_the_meta_device_is_silent(fresh, batch):
+    with torch.device("meta"):
+        model = Spa3VLMForConditionalGeneration(fresh.config)
+    model.to_empty(device="cpu")
+    model.init_weights()
+    assert model.model.fusion.adapter.fc2.weight.eq(0).all()
+    weights = {name: tensor for name, tensor in fresh.state_dict().items() if ".fusion." not in name}
+    model.load_state_dict(weights, strict=False)
+    assert_silent(model.eval(), batch)
+
+
+def test_an_adapter_with_weights_changes_the_logits(model, batch):
+    silent = qwen_of(model)(**without(batch, *GEOMETRY, "num_views")).logits
+    for row, expected in zip(rows(batch, logits(model, **batch)), rows(batch, silent), strict=True):
+        has_images = len(row) != len(rows(batch, silent)[1])
+        assert (row - expected).abs().max() > 0.1 if has_images else torch.equal(row, expected)
+
+
+def test_without_fusion_the_model_is_the_base_model(batch):
+    model = tiny_model(fusion="none")
+    assert model.model.spatial_encoder is None
+    assert_silent(model, batch)
+
+
+def test_without_geometry_the_model_is_the_base_model(model, batch):
+    plain = without(batch, *GEOMETRY, "num_views")
+    assert torch.equal(logits(model, **plain), logits(qwen_of(model), **plain))
+
+
+# A row of a batch is the row alone.
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_row_of_a_batch_is_the_row_alone(variant, padding_side):
+    model = tiny_model(**VARIANTS[variant])
+    batch = batch_of(model, padding_side=padding_side)
+    for row, alone in zip(rows(batch, logits(model, **batch)), CONVERSATIONS, strict=True):
+        torch.testing.assert_close(row, logits(model, **batch_of(model, alone))[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("variant", ["paper", "append", "vggt"])
+def test_a_scene_sees_nothing_of_the_others(variant):
+    model = tiny_model(**VARIANTS[variant])
+    others = [conversation([photo(7, 90, 40)] * 3, "Where?")]
+    batch, changed = batch_of(model), batch_of(model, [*CONVERSATIONS[:3], *others])
+    before, after = (rows(batch, logits(model, **inputs)) for inputs in (batch, changed))
+    assert (before[3] - after[3]).abs().max() > 0.1
+    torch.testing.assert_close(before[:3], after[:3], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("variant", ["paper", "append", "vggt"])
+def test_the_geometry_of_a_scene_changes_its_own_row_only(variant):
+    model = tiny_model(**VARIANTS[variant])
+    batch = batch_of(model)
+    geometry = batch["pixel_values_geometry"].clone()
+    own = sum(view[0].numel() for view in views_of(batch)[:2])
+    geometry[:own] = 1 - geometry[:own]
+    before, after = logits(model, **batch), logits(model, **{**batch, "pixel_values_geometry": geometry})
+    difference = (before - after).abs().amax((1, 2))
+    assert difference[0] > 0.1 and difference[1:].max() < 1e-6
+
+
+def test_latents_are_queried_by_image_tokens_as_the_paper_says(model):
+    fusion, size = model.model.fusion, model.config.get_text_config().hidden_size
+    generator = torch.Generator().manual_seed(0)
+    tokens, latents = torch.randn(6, size, generator=generator), torch.randn(8, 32, generator=generator)
+    query, key, value = (
+        projection(states).unflatten(-1, (4, -1)).transpose(0, 1)
+        for projection, states in zip(
+            (fusion.cross_attention.q_proj, fusion.cross_attention.k_proj, fusion.cross_attention.v_proj),
+            (tokens, fusion.projector(latents), fusion.projector(latents)),
+            strict=True,
+        )
+    )
+    query, key = fusion.cross_attention.q_norm(query), fusion.cross_attention.k_norm(key)
+    weights = (query @ key.mT / (size / 4) ** 0.5).softmax(-1)
+    queried = fusion.norm(fusion.cross_attention.proj((weights @ value).transpose(0, 1).flatten(1)))
+    hidden = torch.nn.functional.gelu(fusion.adapter.fc1(queried))
+    expected = tokens + fusion.adapter.fc2(hidden) * torch.sigmoid(fusion.gate(queried))
+    torch.testing.assert_close(fusion([tokens], [latents])[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_appended_latents_stand_where_their_placeholders_are():
+    model = tiny_model(fusion="append")
+    scene = batch_of(model, CONVERSATIONS[0])
+    features = model.get_image_features(**without(scene, "input_ids", "attention_mask", "mm_token_type_ids"))
+    latents = model.encode_scene(*(scene[name] for name in GEOMETRY))[0]
+    assert [len(tokens) for tokens in features.pooler_output] == [4, 4 + 8]
+    torch.testing.assert_close(features.pooler_output[1][4:], model.model.fusion.projector(latents))
+
+
+def test_vggt_in_the_place_of_spa3r_gives_the_tokens_of_all_views_before_the_last_layer(scene):
+    model = tiny_model(spatial_representation="vggt")
+    height, width = scene["geometry_sizes"][0].tolist()
+    expected = []
+    layer = model.model.spatial_encoder.global_blocks[0]
+    frame = model.model.spatial_encoder.frame_blocks[0]
+    handles = [
+        block.register_forward_hook(lambda module, args, output: expected.append(output)) for block in (frame, layer)
+    ]
+    latents = model.encode_scene(*(scene[name] for name in GEOMETRY))
+    for handle in handles:
+        handle.remove()
+    by_view = [tokens.reshape(2, -1, 32)[:, 5:] for tokens in expected]
+    assert torch.equal(latents[0], torch.cat(by_view, dim=-1).flatten(0, 1))
+    assert latents.shape[1] == 2 * (height // 14) * (width // 14)
+
+
+# A scene can be encoded once.
+
+
+def test_an_encoded_scene_is_what_the_model_itself_uses(model, scene):
+    latents = model.encode_scene(*(scene[name] for name in GEOMETRY))
+    assert latents.shape == (1, 8, 32)
+    expected = logits(model, **scene)
+    assert torch.equal(logits(model, **without(scene, *GEOMETRY), spatial_latents=latents), expected)
+
+
+def test_encoded_scenes_come_back_from_a_file_the_same(model, batch, tmp_path):
+    latents = model.encode_scene(batch["pixel_values_geometry"], batch["geometry_sizes"], batch["num_views"])
+    assert latents.shape == (3, 8, 32)  # none of the row without images
+    save_file({"spatial_latents": latents}, tmp_path / "scenes.safetensors")
+    loaded = load_file(tmp_path / "scenes.safetensors")
+    assert torch.equal(logits(model, **without(batch, *GEOMETRY), **loaded), logits(model, **batch))
+
+
+def test_latents_in_another_precision_are_taken_as_the_model_is(batch):
+    model = tiny_model().bfloat16()
+    latents = model.encode_scene(batch["pixel_values_geometry"], batch["geometry_sizes"], batch["num_views"])
+    expected = logits(model, **batch)
+    assert torch.equal(logits(model, **without(batch, *GEOMETRY), spatial_latents=latents.float()), expected)
+
+
+def test_given_latents_win_over_the_geometry_that_a_processor_returns(model, scene):
+    latents = model.encode_scene(1 - scene["pixel_values_geometry"], scene["geometry_sizes"])
+    expected = logits(model, **without(scene, *GEOMETRY), spatial_latents=latents)
+    assert torch.equal(logits(model, **scene, spatial_latents=latents), expected)
+
+
+# Saved and loaded.
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub") / "spa3-vlm-4b"
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_auto_classes_load_a_folder_exactly(model, checkpoint):
+    loaded, info = AutoModelForImageTextToText.from_pretrained(checkpoint, output_loading_info=True)
+    assert type(AutoConfig.from_pretrained(checkpoint)) is Spa3VLMConfig
+    assert type(loaded) is Spa3VLMForConditionalGeneration
+    assert not any(info.values())
+    assert not loaded.training
+    expected = model.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_auto_model_loads_all_but_the_head(model, checkpoint):
+    loaded, info = AutoModel.from_pretrained(checkpoint, output_loading_info=True)
+    assert type(loaded) is Spa3VLMModel
+    assert not any(info.values())
+    expected = model.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_a_checkpoint_of_the_base_goes_into_the_model_with_a_head(model, tmp_path):
+    model.model.save_pretrained(tmp_path)
+    loaded, info = Spa3VLMForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == {"lm_head.weight"} and not info["unexpected_keys"]
+    assert torch.equal(loaded.model.fusion.gate.weight, model.model.fusion.gate.weight)
+
+
+def test_names_in_a_checkpoint_are_those_of_the_modules(model, checkpoint):
+    names = set(load_file(checkpoint / "model.safetensors"))
+    assert names == set(model.state_dict())
+    parts = {".".join(name.split(".")[: 3 if "vlm" in name else 2]) for name in names}
+    assert parts == {
+        *("model.vlm.visual", "model.vlm.language_model", "model.spatial_encoder", "model.fusion"),
+        "lm_head.weight",
+    }
+
+
+def test_tied_embeddings_are_stored_once_and_stay_tied(tmp_path, scene):
+    model = tiny_model(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    loaded, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
+    torch.testing.assert_close(logits(loaded, **scene), logits(model, **scene), atol=1e-5, rtol=0)
+
+
+def test_the_library_finds_the_language_model(model):
+    decoder = model.model.vlm.language_model
+    for part in (model, model.model):
+        assert part.get_decoder() is decoder
+        assert part.get_input_embeddings() is decoder.embed_tokens
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_can_be_resized(tied, scene, tmp_path):
+    model = tiny_model(tie_word_embeddings=tied)
+    expected = logits(model, **scene)
+    model.resize_token_embeddings(270)
+    assert model.config.get_text_config().vocab_size == 270
+    model.save_pretrained(tmp_path)
+    loaded = Spa3VLMForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight.shape == loaded.get_input_embeddings().weight.shape == (270, 32)
+    torch.testing.assert_close(logits(loaded, **scene)[..., :263], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("auto_class", [Spa3VLMForConditionalGeneration, Spa3VLMModel])
+@pytest.mark.parametrize("other", ["spa3r", "qwen2_5_vl"])
+def test_a_checkpoint_of_another_architecture_is_refused(auto_class, other, model, tmp_path):
+    if other == "spa3r":
+        Spa3RForPreTraining(model.config.spatial_config).save_pretrained(tmp_path)
+    else:
+        qwen_of(model).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"holds a `{other}` model, not `spa3_vlm`"):
+        auto_class.from_pretrained(tmp_path)
+
+
+# Training.
+
+
+@pytest.fixture(scope="module")
+def labelled(batch):
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels = labels.masked_fill(batch["mm_token_type_ids"] == 1, -100)
+    return {**batch, "labels": labels}
+
+
+def test_the_loss_is_the_cross_entropy_of_the_next_token(model, labelled):
+    predicted, wanted = logits(model, **labelled)[:, :-1], labelled["labels"][:, 1:]
+    probabilities = predicted.double().log_softmax(-1)[wanted >= 0].gather(1, wanted[wanted >= 0][:, None])
+    torch.testing.assert_close(model(**labelled).loss.double(), -probabilities.mean(), atol=1e-5, rtol=0)
+
+
+def test_the_loss_can_be_weighed_by_the_tokens_of_several_batches(model, labelled):
+    assert model.accepts_loss_kwargs
+    number = (labelled["labels"][:, 1:] >= 0).sum()
+    loss = model(**labelled, num_items_in_batch=torch.tensor(1000)).loss
+    torch.testing.assert_close(loss, model(**labelled).loss * number / 1000)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_frozen_encoders_get_no_gradient_and_all_else_does(variant):
+    model = tiny_model(**VARIANTS[variant]).train()
+    model.freeze_encoders()
+    inputs = batch_of(model)
+    trained = set(gradients(model, **inputs, labels=inputs["input_ids"]))
+    everything = {name for name, _ in model.named_parameters()}
+    assert everything - trained == {n for n in everything if ".visual." in n or ".spatial_encoder." in n}
+
+
+def test_the_spatial_encoder_stays_in_eval_mode(model):
+    model.train()
+    assert model.model.fusion.training and not model.model.spatial_encoder.training
+    model.eval()
+
+
+def test_gradient_checkpointing_changes_no_gradient(labelled):
+    model = tiny_model().train()
+    model.freeze_encoders()
+    expected = gradients(model, **labelled)
+    model.activation_checkpointing_enable()
+    assert model.model.vlm.language_model.layers[0].gradient_checkpointing
+    actual = gradients(model, **labelled)
+    assert actual.keys() == expected.keys()
+    for name, gradient in actual.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-5)
+
+
+def test_text_alone_trains_the_language_model_alone(model):
+    inputs = batch_of(model, CONVERSATIONS[1])
+    trained = gradients(model, **inputs, labels=inputs["input_ids"])
+    assert {name.split(".")[0] if "lm_head" in name else name.split(".")[2] for name in trained} == {
+        "language_model",
+        "lm_head",
+    }
+
+
+# Attention, precision, devices.
+
+
+def implementations(model):
+    modules = {
+        "text": model.model.vlm.language_model.layers[0].self_attn,
+        "vision": model.model.vlm.visual.blocks[0].attn,
+        "spa3r": model.model.spatial_encoder.encoder.layers[0].attention,
+        "vggt": model.model.spatial_encoder.vggt.frame_blocks[0].attention,
+        "fusion": model.model.fusion.cross_attention,
+    }
+    return {name: module.config._attn_implementation for name, module in modules.items()}
+
+
+EAGER = dict.fromkeys(("text", "vision", "spa3r", "vggt", "fusion"), "eager")
+
+
+@pytest.mark.parametrize(
+    "asked, expected",
+    [
+        ("eager", EAGER),
+        (
+            {"": "eager", "vlm_config": "sdpa"},
+            EAGER | {"text": "sdpa", "vision": "sdpa", "spa3r": "sdpa", "vggt": "sdpa"},
+        ),
+        (
+            {"": "eager", "vlm_config": {"text_config": "sdpa", "vision_config": "eager"}, "spatial_config": "eager"},
+            EAGER | {"text": "sdpa"},
+        ),
+    ],
+)
+def test_each_part_gets_the_attention_asked_for(asked, expected, checkpoint):
+    loaded = Spa3VLMForConditionalGeneration.from_pretrained(checkpoint, attn_implementation=asked)
+    assert implementations(loaded) == expected
+
+
+def test_attention_can_be_changed_afterwards(checkpoint):
+    loaded = Spa3VLMForConditionalGeneration.from_pretrained(checkpoint)
+    loaded.set_attn_implementation("eager")
+    assert implementations(loaded) == EAGER
+
+
+def test_eager_attention_equals_sdpa(model, batch, checkpoint):
+    eager = Spa3VLMForConditionalGeneration.from_pretrained(checkpoint, attn_implementation="eager")
+    pairs = zip(rows(batch, logits(eager, **batch)), rows(batch, logits(model, **batch)), strict=True)
+    for actual, expected in pairs:
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_flash_attention_that_is_not_installed_is_asked_for_in_vain(checkpoint):
+    with pytest.raises(ImportError, match="FlashAttention2"):
+        Spa3VLMForConditionalGeneration.from_pretrained(checkpoint, attn_implementation="flash_attention_2")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_is_close_to_float32(variant):
+    model = tiny_model(**VARIANTS[variant])
+    batch = batch_of(model)
+    expected = rows(batch, logits(model, **batch))
+    actual = rows(batch, logits(model.bfloat16(), **batch))
+    for half, full in zip(actual, expected, strict=True):
+        assert half.dtype is torch.bfloat16
+        assert torch.cosine_similarity(half.float(), full, dim=-1).min() > 0.98
+
+
+def test_autocast_is_close_to_float32(model, batch):
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = rows(batch, logits(model, **batch))
+    for half, full in zip(actual, rows(batch, logits(model, **batch)), strict=True):
+        assert torch.cosine_similarity(half.float(), full, dim=-1).min() > 0.98
+
+
+def test_a_model_spread_over_memory_and_disk_answers_the_same(model, batch, checkpoint, tmp_path):
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    spread = Spa3VLMForConditionalGeneration.from_pretrained(
+        checkpoint, device_map="auto", max_memory={"cpu": 3 * size // 4}, offload_folder=tmp_path
+    )
+    assert {"cpu", "disk"} <= set(map(str, spread.hf_device_map.values()))
+    torch.testing.assert_close(logits(spread, **batch), logits(model, **batch), atol=1e-5, rtol=0)
+
+
+def test_layers_and_fusion_are_kept_whole_when_a_model_is_spread_over_devices(model):
+    accelerate = pytest.importorskip("accelerate")
+    whole = ("Block", "DecoderLayer", "Fusion")
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    # Wherever the border between two devices lies.
+    for first in range(size // 20, size, size // 20):
+        devices = accelerate.infer_auto_device_map(
+            model, max_memory={0: first, 1: size}, no_split_module_classes=model._no_split_modules
+        )
+        for name, module in model.named_modules():
+            if type(module).__name__.endswith(whole):
+                assert not [key for key in devices if key.startswith(f"{name}.")]
+
+
+def test_a_step_of_the_decoder_compiles_whole(model, scene):
+    def step(run):
+        cache = StaticCache(config=model.config.get_text_config(), max_cache_len=128)
+        with torch.no_grad():
+            first = model(**scene, past_key_values=cache, use_cache=True)
+            token = first.logits[:, -1:].argmax(-1)
+            length = scene["input_ids"].shape[1]
+            positions = (length + model.model.rope_deltas).expand(3, 1, 1)
+            return run(input_ids=token, position_ids=positions, past_key_values=cache, use_cache=True).logits
+
+    compiled = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(step(compiled), step(model), atol=1e-5, rtol=0)
+
+
+def test_text_alone_compiles_whole(model):
+    inputs = batch_of(model, CONVERSATIONS[1])
+    compiled = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=0)
+
+
+def test_outputs_can_be_a_tuple(model, scene):
+    output, as_tuple = model(**scene, use_cache=False), model(**scene, use_cache=False, return_dict=False)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], output.logits)
+
+
+def test_a_configuration_can_ask_for_tuples(scene):
+    model = tiny_model()
+    expected = logits(model, **scene)
+    model.config.return_dict = False
+    assert torch.equal(model(**scene)[0], expected)
+
+
+def test_hidden_states_and_attentions_can_be_had(scene, checkpoint):
+    model = Spa3VLMForConditionalGeneration.from_pretrained(checkpoint, attn_implementation="eager")
+    output = model(**scene, output_hidden_states=True, output_attentions=True)
+    assert (len(output.hidden_states), len(output.attentions)) == (3, 2)
+
+
+def test_logits_of_the_last_positions_can_be_had_alone(model, scene):
+    everything = logits(model, **scene)
+    torch.testing.assert_close(logits(model, **scene, logits_to_keep=3), everything[:, -3:])
+    torch.testing.assert_close(logits(model, **scene, logits_to_keep=torch.tensor([1, 5])), everything[:, [1, 5]])
+
+
+@pytest.mark.parametrize("variant", ["paper", "append", "vggt"])
+def test_a_text_alone_gives_the_adapter_a_gradient_of_zero_in_training(variant):
+    # Processes that train together reduce the gradients of the same weights, whatever is in their batches.
+    model = tiny_model(**VARIANTS[variant]).train()
+    text = batch_of(model, CONVERSATIONS[1])
+    loss = model(**text, labels=text["input_ids"]).loss
+    loss.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.model.fusion.parameters())
+    assert loss.item() == pytest.approx(model.eval()(**text, labels=text["input_ids"]).loss.item(), rel=1e-6)

@@ -1,0 +1,207 @@
+"""A scene session: it sees a scene once, and answers as a call of `generate` with photos and question would."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_spa3_vlm import VARIANTS, conversation, photo, prepare, tiny_model, tiny_processor
+from transformers import GenerationConfig
+
+from spa3r import SceneSession
+
+QUESTIONS = ["How many chairs are there?", "Is the sofa left of the door, seen from the window?", "Why?"]
+GREEDY = {"max_new_tokens": 8, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+@pytest.fixture(scope="module")
+def views():
+    return [photo(seed) for seed in range(3)]
+
+
+def fresh(model, processor, views, question, **kwargs):
+    """New tokens of a call with everything."""
+    inputs = prepare(processor, conversation(views, question))
+    return model.generate(**inputs, **(GREEDY | kwargs))[:, inputs["input_ids"].shape[1] :]
+
+
+def count_calls(module, calls):
+    return module.register_forward_hook(lambda *_: calls.append(type(module).__name__))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_answer_has_the_tokens_of_a_fresh_call(variant, views):
+    model = tiny_model(**VARIANTS[variant])
+    processor = tiny_processor(num_appended_tokens=model.config.num_appended_tokens)
+    session = SceneSession(model, processor, views)
+    for question in QUESTIONS:
+        expected = fresh(model, processor, views, question)
+        assert torch.equal(session.generate([question], **GREEDY), expected)
+
+
+def test_questions_in_one_batch_have_the_tokens_of_fresh_calls(model, processor, views):
+    expected = torch.cat([fresh(model, processor, views, question) for question in QUESTIONS])
+    assert torch.equal(SceneSession(model, processor, views).generate(QUESTIONS, **GREEDY), expected)
+
+
+def test_a_penalty_of_repetition_does_not_see_the_padding_of_a_batch(model, processor, views):
+    # The penalty is of all tokens that came before; that of padding must not be a further one.
+    penalized = GREEDY | {"repetition_penalty": 50.0}
+    favoured = processor.tokenizer.pad_token_id
+    model = copy.deepcopy(model)
+    model.lm_head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    torch.nn.init.zeros_(model.lm_head.bias)
+    with torch.no_grad():
+        model.lm_head.bias[favoured], model.lm_head.bias[ord("a")] = 3.0, 1.0
+    session = SceneSession(model, processor, views)
+    first = [tokens[0].item() for tokens in session.generate(QUESTIONS, **penalized)]
+    assert first == [favoured] * len(QUESTIONS)
+
+
+def test_beams_have_the_tokens_of_fresh_calls(model, processor, views):
+    beams = {"num_beams": 3, "num_return_sequences": 2}
+    expected = torch.cat([fresh(model, processor, views, question, **beams) for question in QUESTIONS])
+    assert torch.equal(SceneSession(model, processor, views).generate(QUESTIONS, **GREEDY, **beams), expected)
+
+
+def test_samples_have_the_tokens_of_fresh_calls(model, processor, views):
+    sampling = {"do_sample": True, "num_return_sequences": 3}
+    torch.manual_seed(0)
+    expected = fresh(model, processor, views, QUESTIONS[0], **sampling)
+    session = SceneSession(model, processor, views)
+    torch.manual_seed(0)
+    assert torch.equal(session.generate(QUESTIONS[:1], **(GREEDY | sampling)), expected)
+
+
+def test_beams_can_be_the_models_own_where_a_configuration_leaves_them_open(model, processor, views, monkeypatch):
+    monkeypatch.setattr(model.generation_config, "num_beams", 3)
+    expected = fresh(model, processor, views, QUESTIONS[0])
+    given = GenerationConfig(**GREEDY)
+    assert torch.equal(SceneSession(model, processor, views).generate(QUESTIONS[:1], given), expected)
+
+
+@pytest.mark.parametrize("option", [{"use_cache": False}, {"return_dict_in_generate": True}], ids=str)
+def test_options_that_change_no_token_change_no_answer(option, model, processor, views):
+    expected = fresh(model, processor, views, QUESTIONS[0])
+    assert torch.equal(SceneSession(model, processor, views).generate(QUESTIONS[:1], **GREEDY, **option), expected)
+
+
+def test_guessing_tokens_in_advance_is_refused(model, processor, views):
+    with pytest.raises(ValueError, match="leave out `prompt_lookup_num_tokens`"):
+        SceneSession(model, processor, views).ask(QUESTIONS[0], prompt_lookup_num_tokens=2)
+
+
+def test_a_scene_can_be_of_one_image(model, processor, views, tmp_path):
+    views[0].save(tmp_path / "door.png")
+    expected = fresh(model, processor, views[:1], QUESTIONS[0])
+    for images in (views[0], str(tmp_path / "door.png")):
+        assert torch.equal(SceneSession(model, processor, images).generate(QUESTIONS[:1], **GREEDY), expected)
+
+
+def test_the_scene_is_seen_once_for_all_questions(model, processor, views):
+    calls = []
+    hooks = [count_calls(module, calls) for module in (model.model.spatial_encoder, model.model.vlm.visual)]
+    session = SceneSession(model, processor, views)
+    for question in QUESTIONS:
+        session.generate([question], **GREEDY)
+    for hook in hooks:
+        hook.remove()
+    assert sorted(calls) == ["Qwen2_5_VisionTransformerPretrainedModel", "Spa3RSceneEncoder"]
+
+
+def test_no_token_of_the_photos_is_computed_again(model, processor, views):
+    session = SceneSession(model, processor, views)
+    lengths = []
+    hook = model.model.vlm.language_model.register_forward_hook(
+        lambda module, args, kwargs, output: lengths.append(output.last_hidden_state.shape[1]), with_kwargs=True
+    )
+    session.generate(QUESTIONS[:1], **GREEDY)
+    hook.remove()
+    whole = prepare(processor, conversation(views, QUESTIONS[0]))["input_ids"].shape[1]
+    kept = session.beginning["input_ids"].shape[1]
+    assert lengths == [whole - kept] + [1] * 7
+
+
+def test_an_answer_does_not_depend_on_questions_before_it(model, processor, views):
+    session = SceneSession(model, processor, views)
+    first = session.generate(QUESTIONS[:1], **GREEDY)
+    session.generate(QUESTIONS, max_new_tokens=20, do_sample=False)
+    assert torch.equal(session.generate(QUESTIONS[:1], **GREEDY), first)
+
+
+def test_sessions_of_two_scenes_do_not_disturb_each_other(model, processor, views):
+    others = [photo(seed, height=64) for seed in (7, 8)]
+    session, other = SceneSession(model, processor, views), SceneSession(model, processor, others)
+    assert torch.equal(
+        other.generate(QUESTIONS, **GREEDY),
+        torch.cat([fresh(model, processor, others, question) for question in QUESTIONS]),
+    )
+    assert torch.equal(session.generate(QUESTIONS[:1], **GREEDY), fresh(model, processor, views, QUESTIONS[0]))
+
+
+def test_a_session_from_saved_latents_answers_alike_and_encodes_nothing(model, processor, views, tmp_path):
+    session = SceneSession(model, processor, views)
+    save_file({"spatial_latents": session.spatial_latents}, tmp_path / "scene.safetensors")
+    latents = load_file(tmp_path / "scene.safetensors")["spatial_latents"]
+    calls = []
+    hook = count_calls(model.model.spatial_encoder, calls)
+    again = SceneSession(model, processor, views, spatial_latents=latents)
+    hook.remove()
+    assert torch.equal(again.generate(QUESTIONS, **GREEDY), session.generate(QUESTIONS, **GREEDY))
+    assert not calls
+
+
+def test_a_question_is_answered_in_text(model, processor, views):
+    session = SceneSession(model, processor, views)
+    tokens = fresh(model, processor, views, QUESTIONS[0])[0]
+    assert session.ask(QUESTIONS[0], **GREEDY) == processor.decode(tokens, skip_special_tokens=True).strip()
+    assert session.ask(QUESTIONS[:1], **GREEDY) == [session.ask(QUESTIONS[0], **GREEDY)]
+
+
+def test_the_model_is_left_as_it_was(model, processor, views):
+    before = copy.deepcopy(model.state_dict())
+    SceneSession(model, processor, views).generate(QUESTIONS, **GREEDY)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_question_cannot_bring_an_image(model, processor, views):
+    session = SceneSession(model, processor, views)
+    with pytest.raises(ValueError, match="The question contains `<|image_pad|>`, which stands for an image"):
+        session.ask("What is <|vision_start|><|image_pad|><|vision_end|>?")
+
+
+def test_a_template_that_begins_with_the_question_is_refused(model, views):
+    part = "{% if part.type == 'image' %}<|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    template = "{% for part in messages[0].content | reverse %}" + part + "{% endfor %}"
+    with pytest.raises(ValueError, match="The chat template puts something of the question before the images"):
+        SceneSession(model, tiny_processor(chat_template=template), views)
+
+
+@pytest.mark.parametrize(
+    "scene, message",
+    [
+        ({}, "give either its `images` or a `video`"),
+        ({"images": []}, "at least one image"),
+        ({"images": ["nowhere.png"]}, "`nowhere.png` cannot be read"),
+        ({"video": "nowhere.mp4"}, "`nowhere.mp4` cannot be read"),
+    ],
+)
+def test_a_scene_that_cannot_be_seen_is_refused(model, processor, scene, message):
+    with pytest.raises(ValueError, match=message):
+        SceneSession(model, processor, **scene)
+
+
+def test_no_question_is_refused(model, processor, views):
+    with pytest.raises(ValueError, match="There is no question"):
+        SceneSession(model, processor, views).ask([])

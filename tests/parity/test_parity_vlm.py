@@ -1,0 +1,334 @@
+"""Parity of Spa3-VLM with the official code: every output of its recordings, and the cases of its data code.
+
+See recordings.py for what a recording is. That of the whole model holds a checkpoint as the official class saves it,
+and our converter makes the model of it.
+"""
+
+import functools
+from dataclasses import replace
+from itertools import groupby
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from recordings import (
+    assert_every_output_matches,
+    capture,
+    golden,
+    needs_cases,
+    needs_golden,
+    recordings,
+    starting_with,
+    training_cases,
+    untold_vggt_sizes,
+)
+from tiny_spa3_vlm import GEOMETRY, geometry_of, views_of
+from torch import Tensor
+
+from spa3r import Spa3RImageProcessor, Spa3VLMForConditionalGeneration, Spa3VLMProcessor
+from spa3r.configuration import Spa3VLMConfig
+from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
+from spa3r.modeling_spa3r.checkpoints.official import convert_spa3_vlm_state_dict, spa3_vlm_from_official
+from spa3r.modeling_spa3r.spa3_vlm.modeling_spa3_vlm import FUSIONS
+
+# --- Fusion ---
+
+
+def recorded_fusion(name: str) -> torch.nn.Module:
+    recording = golden(name)
+    sizes = recording.info["config"]
+    heads = {"hidden_size": sizes["hidden_size"], "num_attention_heads": sizes["num_attention_heads"]}
+    # The vision-language model is not built; its configuration tells the sizes of the fusion alone.
+    config = Spa3VLMConfig(
+        vlm_config={"model_type": "qwen2_5_vl", "text_config": heads},
+        spatial_config={"hidden_size": sizes["embed_dim"], "num_attention_heads": 1},
+        attn_implementation="sdpa",
+    )
+    fusion = FUSIONS["cross_attention"](config).eval()
+    converted, _ = convert_spa3_vlm_state_dict(recording.weights)
+    fusion.load_state_dict(starting_with("model.fusion.", converted))
+    return fusion
+
+
+@needs_golden
+@pytest.mark.parametrize("name", recordings("vlm_fusion"))
+@torch.no_grad()
+def test_fusion_matches_official_code(name):
+    recording, fusion = golden(name), recorded_fusion(name)
+    tokens, (latents,) = recording.inputs["image_embeds"], recording.inputs["latents"]
+    calls = []
+    capture(fusion.cross_attention, calls)
+    (fused,) = fusion([tokens], [latents])
+    computed = {
+        "projected": fusion.projector(latents)[None],
+        "cross_attention": calls[0][1][None],
+        "fused": fused,
+        # The official code's bug: it folds the latents of all scenes into those of one.
+        "fused_batch2_leaky": fusion([tokens], [recording.inputs["latents_batch2"].flatten(0, 1)])[0],
+    }
+    assert_every_output_matches(recording, computed)
+
+
+@needs_golden
+@pytest.mark.parametrize("name", recordings("vlm_fusion"))
+@torch.no_grad()
+def test_scenes_of_a_batch_do_not_see_each_other_as_officially_they_do(name):
+    recording, fusion = golden(name), recorded_fusion(name)
+    tokens, latents = recording.inputs["image_embeds"], recording.inputs["latents_batch2"]
+    batch = fusion([tokens] * len(latents), list(latents))
+    for fused, scene in zip(batch, latents, strict=True):
+        torch.testing.assert_close(fused, fusion([tokens], [scene])[0], atol=1e-5, rtol=0)
+        assert (fused - recording.outputs["fused_batch2_leaky"]).abs().max() > 0.01
+
+
+# --- Images ---
+
+
+@needs_golden
+@pytest.mark.parametrize("name", recordings("vlm_preprocess"))
+def test_images_are_resized_to_the_official_bytes(name):
+    recording = golden(name)
+    expected = recording.outputs["geometry_input_u8"]
+    image = recording.inputs["image_hwc_u8"].numpy()
+    prepared = Spa3RImageProcessor(image_width=expected.shape[-1])(image, return_tensors="pt")
+    assert torch.equal((views_of(prepared)[0] * 255).round().to(torch.uint8), expected)
+
+
+@needs_cases
+def test_images_are_sized_as_officially():
+    for case in training_cases("vlm_image_sizes"):
+        width, height = case["input_wh"]
+        prepared = Spa3RImageProcessor()(np.zeros((height, width, 3), np.uint8), return_tensors="np")
+        (grid,) = prepared["image_grid_thw"]
+        assert [3, *prepared["geometry_sizes"][0]] == case["geometry_chw"], case
+        assert grid.tolist() == case["grid_thw"], case
+        assert [14 * side for side in grid[1:]] == case["qwen_hw"], case
+        assert grid.prod() // 4 == case["llm_tokens"], case
+
+
+@needs_cases
+def test_what_is_transparent_becomes_the_official_white():
+    image = PIL.Image.new("RGBA", (64, 48), (10, 120, 30, 0))
+    views = views_of(Spa3RImageProcessor()(image, return_tensors="pt"))
+    assert views[0].amin((1, 2)).tolist() == training_cases("rgba_transparent_becomes")
+
+
+@needs_cases
+def test_views_of_different_heights_are_padded_as_officially():
+    # The sizes that were recorded are not known; these become two different ones.
+    images = [PIL.Image.new("RGB", size) for size in ((640, 480), (1920, 1080))]
+    views = torch.stack(views_of(Spa3RImageProcessor()(images, return_tensors="pt")))
+    assert list(views.shape) == training_cases("mixed_shapes_batch_shape")
+    assert views[1, :, 0].unique().tolist() == [training_cases("mixed_pad_value_top_row_img2")]
+
+
+# --- Conversations ---
+
+ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+DEFAULT_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+
+
+def conversation_of(case: dict, images: list) -> list[dict]:
+    """Messages with a part of each image where the official text has a mark."""
+    images = iter(images)
+    messages = []
+    for turn in case["conversations"]:
+        texts = [{"type": "text", "text": text} for text in turn["value"].split("<image>")]
+        content = texts[:1]
+        for text in texts[1:]:
+            content += [{"type": "image", "image": next(images)}, text]
+        messages.append({"role": ROLES[turn["from"]], "content": content})
+    return messages
+
+
+def num_marks(case: dict) -> int:
+    return sum(turn["value"].count("<image>") for turn in case["conversations"])
+
+
+def chat_cases() -> list[dict]:
+    """Without the case of more images than marks: the official code drops the rest, ours refuses them."""
+    return [case for case in training_cases("chat_and_labels") if num_marks(case) == len(case["image_tokens"])]
+
+
+def prepared_chat(case: dict) -> tuple[Spa3VLMProcessor, dict]:
+    """The processor, and the case as tensors; its images make as many tokens as those recorded."""
+    counts = case["image_tokens"] or [1]
+    assert len(set(counts)) == 1
+    processor = Spa3VLMProcessor(Spa3RImageProcessor(image_width=28 * counts[0]), byte_tokenizer())
+    images = [PIL.Image.new("RGB", (28 * counts[0], 28)) for _ in case["image_tokens"]]
+    inputs = processor.apply_chat_template(
+        conversation_of(case, images),
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        return_assistant_tokens_mask=True,
+    )
+    return processor, inputs
+
+
+@needs_cases
+def test_conversations_are_rendered_as_officially():
+    for case in chat_cases():
+        processor, inputs = prepared_chat(case)
+        expected = case["rendered"]
+        if case["conversations"][0]["from"] == "system":
+            # The official code puts its own system message in front of the given one; ours lets the given one stand.
+            expected = expected.replace(DEFAULT_SYSTEM, "", 1)
+        assert processor.decode(inputs["input_ids"][0]) == expected, case
+        assert (inputs["input_ids"] == processor.image_token_id).sum() == case["n_image_pad"], case
+
+
+@needs_cases
+def test_what_is_supervised_is_officially_so():
+    for case in chat_cases():
+        processor, inputs = prepared_chat(case)
+        tokens = zip(inputs["input_ids"][0].tolist(), inputs["assistant_masks"][0].tolist(), strict=True)
+        spans = [
+            processor.decode([token for token, _ in span])
+            for supervised, span in groupby(tokens, key=lambda token: token[1])
+            if supervised
+        ]
+        assert spans == case["supervised_spans"], case
+
+
+# --- The whole model ---
+
+
+def convert(name: str, *, tied: bool = False) -> Spa3VLMForConditionalGeneration:
+    """The model of a recorded checkpoint."""
+    recording = golden(name)
+    absent = recording.info["keys_absent_when_tied"] if tied else []
+    weights = {key: tensor for key, tensor in recording.weights.items() if key not in absent}
+    config = recording.info["saved_config_json"] | {"tie_word_embeddings": tied}
+    vggt_config = untold_vggt_sizes(recording.info["spa3r_config"]["vggt"])
+    return spa3_vlm_from_official(weights, config, vggt_config=vggt_config)[0]
+
+
+converted = functools.cache(convert)
+
+
+def inputs_of(name: str, *, with_scene: bool) -> dict[str, Tensor]:
+    """What the model takes; the official code tells images from text by the ids, ours by types of tokens."""
+    inputs = golden(name).inputs
+    names = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
+    prepared = {key: inputs[key] for key in names}
+    image_token_id = golden(name).info["special_token_ids"]["image_token_id"]
+    prepared["mm_token_type_ids"] = (inputs["input_ids"] == image_token_id).int()
+    if with_scene:
+        prepared |= geometry_of(inputs["geometry_images_u8"].float() / 255)
+    return prepared
+
+
+def scene_outputs(name: str) -> dict[str, Tensor]:
+    model, inputs = converted(name), inputs_of(name, with_scene=True)
+    images = (inputs["pixel_values"], inputs["image_grid_thw"])
+    calls = []
+    capture(model.model.fusion.cross_attention, calls)
+    geometry = {name: inputs[name] for name in GEOMETRY}
+    fused = model.get_image_features(*images, **geometry)
+    latents = model.encode_scene(**geometry)
+    return {
+        "latents": latents,
+        "projected_latents": model.model.fusion.projector(latents),
+        "cross_attention": calls[-1][1][None],
+        "image_embeds": torch.cat(list(model.model.vlm.get_image_features(*images).pooler_output)),
+        "image_embeds_fused": torch.cat(list(fused.pooler_output)),
+    }
+
+
+def answer_outputs(name: str) -> dict[str, Tensor]:
+    output = converted(name)(**inputs_of(name, with_scene=True), labels=golden(name).inputs["labels"])
+    return {"logits": output.logits, "loss": output.loss}
+
+
+def plain_outputs(name: str) -> dict[str, Tensor]:
+    output = converted(name)(**inputs_of(name, with_scene=False), labels=golden(name).inputs["labels"])
+    return {"plain.logits": output.logits, "plain.loss": output.loss}
+
+
+def generate(name: str, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Greedy tokens and the logits of each step; and the positions of time, row and column that the prompt had."""
+    model, steps = converted(name), []
+    hook = model.model.vlm.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: steps.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    number = golden(name).info["max_new_tokens"]
+    output = model.generate(
+        **inputs, max_new_tokens=number, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    hook.remove()
+    tokens = output.sequences[:, inputs["input_ids"].shape[1] :]
+    return {"generated_ids": tokens, "generated_step_logits": torch.stack(output.logits, dim=1)}, steps[0][-3:]
+
+
+def generated_outputs(name: str) -> dict[str, Tensor]:
+    outputs, positions = generate(name, inputs_of(name, with_scene=True))
+    return outputs | {"position_ids": positions, "rope_deltas": converted(name).model.rope_deltas}
+
+
+def plain_generated_outputs(name: str) -> dict[str, Tensor]:
+    outputs, _ = generate(name, inputs_of(name, with_scene=False))
+    return {f"plain.{key}": tensor for key, tensor in outputs.items()}
+
+
+def text_only_outputs(name: str) -> dict[str, Tensor]:
+    inputs = starting_with("text_only.", golden(name).inputs)
+    _, positions = generate(name, inputs)
+    return {"text_only.logits": converted(name)(**inputs).logits, "text_only.position_ids": positions}
+
+
+def tied_outputs(name: str) -> dict[str, Tensor]:
+    return {"tied.logits": convert(name, tied=True)(**inputs_of(name, with_scene=True)).logits}
+
+
+PARTS = {
+    "scene": scene_outputs,
+    "answer": answer_outputs,
+    "generated": generated_outputs,
+    "plain": plain_outputs,
+    "plain_generated": plain_generated_outputs,
+    "text_only": text_only_outputs,
+    "tied": tied_outputs,
+}
+
+
+@functools.cache
+@torch.no_grad()
+def computed_outputs(name: str, part: str) -> dict[str, Tensor]:
+    return PARTS[part](name)
+
+
+@needs_golden
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("name", recordings("vlm_end_to_end"))
+def test_a_converted_checkpoint_matches_official_code(name, part):
+    recording, computed = golden(name), computed_outputs(name, part)
+    recorded = {key: recording.outputs[key] for key in computed}
+    assert_every_output_matches(replace(recording, outputs=recorded), computed)
+
+
+@needs_golden
+@pytest.mark.parametrize("part", ["answer", "plain"])
+@pytest.mark.parametrize("name", recordings("vlm_end_to_end"))
+def test_losses_of_a_converted_checkpoint_match_closely(name, part):
+    losses = {key: loss for key, loss in computed_outputs(name, part).items() if key.endswith("loss")}
+    for key, loss in losses.items():
+        torch.testing.assert_close(loss, golden(name).outputs[key], rtol=1e-5, atol=0)
+
+
+@needs_golden
+@pytest.mark.parametrize("name", recordings("vlm_end_to_end"))
+def test_every_output_of_the_whole_model_is_compared(name):
+    computed = [key for part in PARTS for key in computed_outputs(name, part)]
+    assert sorted(computed) == sorted(golden(name).outputs)
+
+
+@needs_golden
+@pytest.mark.parametrize("name", recordings("vlm_end_to_end"))
+def test_the_vision_tower_gets_the_official_patches(name):
+    recording = golden(name)
+    images = recording.inputs["geometry_images_u8"].numpy()
+    prepared = Spa3RImageProcessor(image_width=images.shape[-1])(list(images), return_tensors="pt")
+    assert torch.equal(prepared["image_grid_thw"], recording.inputs["image_grid_thw"])
+    torch.testing.assert_close(prepared["pixel_values"], recording.inputs["pixel_values"], atol=1e-5, rtol=0)

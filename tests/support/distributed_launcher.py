@@ -1,0 +1,18 @@
+"""Starts a trainer, `pretrain` or `sft`, under DeepSpeed or FSDP on the CPU, for tests.
+
+Accelerate runs these two on accelerators alone. Here it is told that there is one, which is the CPU, with gloo in the
+place of NCCL.
+"""
+
+import os
+import sys
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+
+from spa3r.trainers.integrations.cli import main
+
+if __name__ == "__main__":
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    main(sys.argv[1:])

@@ -1,0 +1,46 @@
+"""Trains as `spa3r sft` does, and prints how many bytes of tensors are alive between two records of the second step.
+
+For tests, on the CPU, which is the accelerator as in `distributed_launcher.py`. Tensors are found by the garbage
+collector, and each storage is counted once.
+"""
+
+import gc
+import os
+import sys
+import warnings
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from spa3r.trainers.tuning.sft import build_trainer, parse_arguments
+
+
+def bytes_alive() -> int:
+    """Bytes of all tensors in this process."""
+    gc.collect()
+    with warnings.catch_warnings():
+        # The collector comes by objects that warn when they are looked at.
+        warnings.simplefilter("ignore")
+        tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+        # Gradients are no Python objects until they are asked for.
+        tensors += [each.grad for each in tensors if each.is_leaf and each.grad is not None]
+    parts = [each.to_local() if isinstance(each, DTensor) else each for each in tensors]
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in parts}
+    return sum(storages.values())
+
+
+class CountBytes(TrainerCallback):
+    def on_substep_end(self, args, state, control, **kwargs):
+        if state.global_step == 1 and state.is_world_process_zero:
+            print(f"bytes alive: {bytes_alive()}", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    trainer = build_trainer(*parse_arguments(sys.argv[1:]))
+    trainer.add_callback(CountBytes())
+    trainer.train()

@@ -1,0 +1,100 @@
+"""A tiny Spa3-VLM, its processor, and conversations about random photos, for all tests that need one."""
+
+import numpy as np
+import PIL.Image
+import torch
+from transformers import BatchFeature
+
+from spa3r import Spa3RImageProcessor, Spa3VLMForConditionalGeneration, Spa3VLMProcessor
+from spa3r.configuration import Spa3VLMConfig, load_preset
+from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
+
+# Fields of the configuration that make another model (paper Tab. 3 and 5).
+VARIANTS = {
+    "paper": {},
+    "append": {"fusion": "append"},
+    "none": {"fusion": "none"},
+    "vggt": {"spatial_representation": "vggt"},
+}
+
+
+def tiny_config(**changes) -> Spa3VLMConfig:
+    """The preset `spa3-vlm-tiny` with some fields changed."""
+    return Spa3VLMConfig(**(load_preset("spa3-vlm-tiny") | changes))
+
+
+def tiny_model(seed: int = 0, **changes) -> Spa3VLMForConditionalGeneration:
+    """A model in eval mode with weights of a size that shows differences: what it says depends on the scene."""
+    torch.manual_seed(seed)
+    model = Spa3VLMForConditionalGeneration(tiny_config(**changes))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.add_((1.0 if "fusion" in name else 0.2) * torch.randn_like(parameter))
+    return model.eval()
+
+
+def tiny_processor(**changes) -> Spa3VLMProcessor:
+    """A processor of images 56 pixels wide, with a tokenizer of bytes."""
+    return Spa3VLMProcessor(Spa3RImageProcessor(image_width=56), byte_tokenizer(), **changes)
+
+
+def photo(seed: int, width: int = 64, height: int = 48) -> PIL.Image.Image:
+    """Noise."""
+    return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def conversation(images, question: str) -> list[dict]:
+    """One user's turn: images, then a question."""
+    content = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
+def prepare(processor: Spa3VLMProcessor, conversations, **kwargs) -> BatchFeature:
+    """Tensors of one conversation or of a padded batch of them, up to where the answer begins."""
+    return processor.apply_chat_template(
+        conversations,
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True} | kwargs,
+    )
+
+
+# What of a batch is the scene's alone.
+GEOMETRY = ("pixel_values_geometry", "geometry_sizes")
+# Scenes of several numbers and sizes of views, some of which span fewer positions than tokens; and a text alone.
+CONVERSATIONS = [
+    conversation([photo(0, 48, 64), photo(1, 48, 64)], "How many?"),
+    conversation([], "Hello."),
+    conversation([photo(2, 48, 64)], "Is it left of the door?"),
+    conversation([photo(3, 90, 40), photo(4, 90, 40), photo(5, 90, 40)], "Where?"),
+]
+
+
+def batch_of(model: Spa3VLMForConditionalGeneration, conversations=CONVERSATIONS, **kwargs) -> BatchFeature:
+    """Tensors as a model needs them; see `prepare`."""
+    return prepare(tiny_processor(num_appended_tokens=model.config.num_appended_tokens), conversations, **kwargs)
+
+
+def views_of(inputs) -> list[torch.Tensor]:
+    """The views for the spatial encoder, each of shape `(3, height, width)`."""
+    views, start = [], 0
+    for height, width in inputs["geometry_sizes"].tolist():
+        pixels = inputs["pixel_values_geometry"][start : start + height * width]
+        views.append(pixels.reshape(height, width, 3).permute(2, 0, 1))
+        start += len(pixels)
+    assert start == len(inputs["pixel_values_geometry"])
+    return views
+
+
+def geometry_of(views: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a processor makes of views of shape `(num_views, 3, height, width)`: the other way round."""
+    sizes = torch.tensor([view.shape[1:] for view in views])
+    return {"pixel_values_geometry": views.permute(0, 2, 3, 1).reshape(-1, 3), "geometry_sizes": sizes}
+
+
+def without(inputs, *names) -> dict[str, torch.Tensor]:
+    """The other inputs."""
+    return {name: tensor for name, tensor in inputs.items() if name not in names}

@@ -1,0 +1,233 @@
+"""Intervals and p-values of scores: against questions written out, all permutations, and what theory says."""
+
+import itertools
+import logging
+import warnings
+from statistics import fmean
+
+import numpy as np
+import pytest
+
+from spa3r.trainers.benchmark.statistics import (
+    NUM_PERMUTATIONS,
+    NUM_RESAMPLES,
+    SceneScores,
+    bootstrap_intervals,
+    compare_paired,
+    correct_for_many,
+)
+
+
+def summarize(means, counts):
+    """Means of which one is a mean over two groups, as of the directions; the overall one is a mean over tasks."""
+    if missing := {"easy", "hard", "count"} - means.keys():
+        warnings.warn(f"There is no {missing}.", stacklevel=2)
+        logging.getLogger("spa3r").warning("There is no %s.", missing)
+    tasks = {name: value for name, value in means.items() if name not in ("easy", "hard")}
+    if directions := [means[name] for name in ("easy", "hard") if name in means]:
+        tasks["direction"] = fmean(directions)
+    return {"overall": fmean(tasks.values())} | tasks
+
+
+def random_questions(num_scenes=12, num_questions=90, seed=0):
+    """Scenes, groups and scores of questions; scenes differ, in how many questions they have, too."""
+    generator = np.random.default_rng(seed)
+    scenes = [f"scene{number:02d}" for number in (num_scenes * generator.random(num_questions) ** 2).astype(int)]
+    groups = generator.choice(["easy", "hard", "count"], num_questions, p=[0.5, 0.1, 0.4]).tolist()
+    scores = (generator.integers(0, 11, num_questions) / 10).tolist()
+    return scenes, groups, scores
+
+
+def resample_naively(scenes, groups, scores):
+    """Columns of each resample, with all questions of each drawn scene written out."""
+    names = sorted(set(scenes))
+    drawn = np.random.default_rng(0).integers(len(names), size=(NUM_RESAMPLES, len(names)))
+    columns = {}
+    for resample in drawn:
+        written = {}
+        for scene in resample:
+            for own, group, score in zip(scenes, groups, scores, strict=True):
+                if own == names[scene]:
+                    written.setdefault(group, []).append(score)
+        with warnings.catch_warnings(action="ignore"):
+            summary = summarize({group: fmean(each) for group, each in written.items()}, {})
+        for column, value in summary.items():
+            columns.setdefault(column, []).append(value)
+    return columns
+
+
+def test_intervals_are_those_of_resamples_written_out():
+    questions = random_questions()
+    intervals, _ = bootstrap_intervals(SceneScores.collect(*questions), summarize)
+    resampled = resample_naively(*questions)
+    assert intervals.keys() == resampled.keys() == {"overall", "count", "direction"}
+    for column, interval in intervals.items():
+        assert interval == pytest.approx(np.percentile(resampled[column], [2.5, 97.5]))
+
+
+def test_intervals_of_groups_are_those_of_their_own_means():
+    scenes, groups, scores = random_questions()
+    _, intervals = bootstrap_intervals(SceneScores.collect(scenes, groups, scores), summarize)
+    alone, _ = bootstrap_intervals(SceneScores.collect(scenes, groups, scores), lambda means, counts: means)
+    assert intervals == alone
+
+
+def test_means_and_numbers_are_those_of_the_questions():
+    scenes, groups, scores = random_questions()
+    tally = SceneScores.collect(scenes, groups, scores)
+    for group in ("easy", "hard", "count"):
+        chosen = [index for index, each in enumerate(groups) if each == group]
+        assert tally.means()[group] == pytest.approx(fmean(scores[index] for index in chosen), abs=1e-15)
+        assert tally.num_questions()[group] == len(chosen)
+        assert tally.num_scenes()[group] == len({scenes[index] for index in chosen})
+
+
+def test_intervals_do_not_depend_on_the_order_of_questions():
+    questions = list(zip(*random_questions(), strict=True))
+    shuffled = [questions[index] for index in np.random.default_rng(1).permutation(len(questions))]
+    intervals = [
+        bootstrap_intervals(SceneScores.collect(*zip(*each, strict=True)), summarize) for each in (questions, shuffled)
+    ]
+    for one, other in zip(*intervals, strict=True):
+        assert {name: pytest.approx(ends) for name, ends in one.items()} == other
+
+
+def test_scenes_that_are_all_alike_leave_no_doubt():
+    scenes = [f"scene{number:02d}" for number in range(40) for _ in range(3)]
+    intervals, _ = bootstrap_intervals(
+        SceneScores.collect(scenes, ["easy", "hard", "count"] * 40, [0.1, 0.5, 0.7] * 40), summarize
+    )
+    assert intervals["overall"] == pytest.approx((0.5, 0.5)) and intervals["direction"] == pytest.approx((0.3, 0.3))
+
+
+def test_equal_answers_within_a_scene_count_once():
+    # With all answers of a scene equal, ten questions of each tell no more than one.
+    generator = np.random.default_rng(0)
+    scenes = [f"scene{number:03d}" for number in range(100)]
+    scores = generator.integers(0, 2, 100).astype(float).tolist()
+    one, _ = bootstrap_intervals(SceneScores.collect(scenes, ["count"] * 100, scores), summarize)
+    ten, _ = bootstrap_intervals(SceneScores.collect(scenes * 10, ["count"] * 1000, scores * 10), summarize)
+    assert ten == {name: pytest.approx(ends) for name, ends in one.items()}
+
+
+def test_intervals_cover_the_truth_in_95_percent_of_cases():
+    generator, truth, num_cases = np.random.default_rng(0), 0.6, 200
+    scenes = [f"scene{number:03d}" for number in range(150) for _ in range(2)]
+    covered = 0
+    for _ in range(num_cases):
+        # Questions of a scene go together: it is easy, or hard.
+        easy = np.repeat(generator.random(150) < 0.5, 2)
+        scores = (generator.random(300) < np.where(easy, truth + 0.3, truth - 0.3)).astype(float).tolist()
+        tally = SceneScores.collect(scenes, ["count"] * 300, scores)
+        low, high = bootstrap_intervals(tally, lambda means, counts: {"overall": means["count"]})[0]["overall"]
+        covered += low <= truth <= high
+    assert covered / num_cases == pytest.approx(0.95, abs=3.5 * (0.95 * 0.05 / num_cases) ** 0.5)
+
+
+def test_a_group_that_resamples_lack_neither_warns_nor_fails(caplog):
+    scenes = [f"scene{number}" for number in range(8)] + ["scene0"]
+    tally = SceneScores.collect(scenes, ["count"] * 8 + ["easy"], [0.0, 1.0] * 4 + [0.4])
+    with warnings.catch_warnings(action="error"):
+        columns, groups = bootstrap_intervals(tally, summarize)
+    assert not caplog.records and columns["direction"] == pytest.approx((0.4, 0.4))
+    # Of one scene, others cannot be told.
+    assert groups["easy"] is None and groups["count"] is not None
+
+
+def test_warnings_are_heard_again_after_resampling(caplog):
+    bootstrap_intervals(SceneScores.collect(["a", "b"], ["count"] * 2, [0.0, 1.0]), summarize)
+    with pytest.warns(UserWarning, match="There is no"):
+        summarize({"count": 1.0}, {"count": 1})
+    assert caplog.records
+
+
+def test_a_single_scene_has_no_interval():
+    tally = SceneScores.collect(["a", "a"], ["count"] * 2, [0.0, 1.0])
+    assert bootstrap_intervals(tally, summarize) == ({"overall": None, "count": None}, {"count": None})
+    assert compare_paired(tally, tally, summarize)["overall"].interval is None
+
+
+def second_run(scores, seed=5, gain=0.15):
+    generator = np.random.default_rng(seed)
+    return [min(1.0, max(0.0, score + round(float(gain + generator.normal() / 4), 1))) for score in scores]
+
+
+def test_p_values_are_close_to_those_of_all_permutations():
+    scenes, groups, first = random_questions(num_scenes=7, num_questions=60)
+    second = second_run(first)
+    names = sorted(set(scenes))
+
+    def difference(swapped):
+        runs = ({}, {})
+        for scene, group, *scores in zip(scenes, groups, first, second, strict=True):
+            for run, score in zip(runs, reversed(scores) if scene in swapped else scores, strict=True):
+                run.setdefault(group, []).append(score)
+        summaries = [summarize({group: fmean(each) for group, each in run.items()}, {}) for run in runs]
+        return {column: summaries[1][column] - summaries[0][column] for column in summaries[0]}
+
+    every = [
+        difference({name for name, is_swapped in zip(names, choice, strict=True) if is_swapped})
+        for choice in itertools.product([False, True], repeat=len(names))
+    ]
+    compared = compare_paired(*(SceneScores.collect(scenes, groups, run) for run in (first, second)), summarize)
+    assert len(every) == 128
+    for column, difference in compared.items():
+        assert difference.difference == pytest.approx(every[0][column])
+        exact = fmean(abs(each[column]) >= abs(every[0][column]) - 1e-9 for each in every)
+        tolerance = 3.5 * (exact * (1 - exact) / NUM_PERMUTATIONS) ** 0.5 + 1 / NUM_PERMUTATIONS
+        assert difference.p_value == pytest.approx(exact, abs=tolerance)
+    assert min(each.p_value for each in compared.values()) < 0.2
+
+
+def test_intervals_of_differences_are_those_of_the_same_scenes_drawn_for_both():
+    scenes, groups, first = random_questions()
+    second = second_run(first)
+    compared = compare_paired(*(SceneScores.collect(scenes, groups, run) for run in (first, second)), summarize)
+    resampled = [resample_naively(scenes, groups, run) for run in (first, second)]
+    for column, difference in compared.items():
+        expected = np.subtract(resampled[1][column], resampled[0][column])
+        assert difference.interval == pytest.approx(np.percentile(expected, [2.5, 97.5]))
+
+
+def test_equal_runs_do_not_differ():
+    tally = SceneScores.collect(*random_questions())
+    for difference in compare_paired(tally, tally, summarize).values():
+        assert (difference.difference, difference.interval, difference.p_value) == (0, (0, 0), 1)
+
+
+def test_swapped_runs_differ_as_much_the_other_way():
+    scenes, groups, first = random_questions()
+    runs = [SceneScores.collect(scenes, groups, run) for run in (first, second_run(first))]
+    there, back = compare_paired(*runs, summarize), compare_paired(*reversed(runs), summarize)
+    for column in there:
+        assert there[column].difference == -back[column].difference
+        assert there[column].p_value == back[column].p_value
+        assert there[column].interval == pytest.approx([-end for end in reversed(back[column].interval)])
+
+
+def test_a_difference_in_every_scene_has_the_least_p_value():
+    scenes = [f"scene{number:02d}" for number in range(30)]
+    runs = [SceneScores.collect(scenes, ["count"] * 30, [score] * 30) for score in (0.2, 0.3)]
+    assert compare_paired(*runs, summarize)["overall"].p_value == 1 / (1 + NUM_PERMUTATIONS)
+
+
+def test_runs_that_differ_by_chance_rarely_seem_to_differ():
+    generator, num_cases = np.random.default_rng(0), 100
+    scenes = [f"scene{number:02d}" for number in range(40)]
+    alarms = 0
+    for _ in range(num_cases):
+        runs = [
+            SceneScores.collect(scenes, ["count"] * 40, generator.integers(0, 2, 40).astype(float).tolist())
+            for _ in range(2)
+        ]
+        alarms += compare_paired(*runs, lambda means, counts: {"overall": means["count"]})["overall"].p_value < 0.05
+    assert alarms <= 5 + 3.5 * (num_cases * 0.05 * 0.95) ** 0.5
+
+
+def test_p_values_are_corrected_as_in_holms_example():
+    p_values = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}
+    assert correct_for_many(p_values) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
+
+
+def test_corrected_p_values_are_never_above_one():
+    assert correct_for_many({"a": 0.6, "b": 0.9}) == {"a": 1.0, "b": 1.0}

@@ -1,0 +1,136 @@
+"""The command that looks into a checkpoint: scenes, photos or a video in; table, report and figures out."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spa3r import Spa3RForPreTraining
+from spa3r.configuration import Spa3RConfig, load_preset
+from spa3r.data_scripts.rooms.generate import render_rooms
+from spa3r.trainers.pretraining.inspect import PhotoScene, main, parse_arguments, read_video
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    Spa3RForPreTraining(Spa3RConfig.from_dict(load_preset("spa3r-tiny"))).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rooms")
+    render_rooms(folder, num_scenes=3, num_views=6, size=(56, 42), seed=0, workers=1)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{name}.jpg" for name in "dacb"]
+    for path, height in zip(paths, (42, 60, 42, 42), strict=True):
+        Image.fromarray(rng.integers(0, 256, (height, 56, 3), dtype=np.uint8)).save(path)
+    return [str(path) for path in paths]
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
+
+
+def test_scenes_give_a_table_a_report_and_figures(checkpoint, rooms, tmp_path, capsys):
+    options = ["--num-views", "4", "--image-width", "56", "--cameras", "--num-figures", "2"]
+    status = main(["--model", checkpoint, "--scenes", f"rooms:{rooms}", *options, "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert status == 0
+    assert names(tmp_path) == [
+        *["figures/room_000000.png", "figures/room_000001.png", "report.json", "report.md"],
+    ]
+    assert (tmp_path / "report.md").read_text() in printed + "\n"
+    assert "Latents of a scene: 8 x 32" in printed and str(tmp_path / "figures") in printed
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["num_scenes"] == 3 and report["given_cameras"] is True
+
+
+def test_held_out_scenes_of_a_training_run_can_be_chosen(checkpoint, rooms, tmp_path):
+    options = ["--num-views", "4", "--image-width", "56", "--held-out-scenes", "2", "--num-figures", "0"]
+    main(["--model", checkpoint, "--scenes", f"rooms:{rooms}", *options, "--output", str(tmp_path)])
+    assert json.loads((tmp_path / "report.json").read_text())["num_scenes"] == 2
+
+
+def test_photos_are_one_scene_with_a_figure(checkpoint, photos, tmp_path, capsys):
+    options = ["--image-width", "56", "--output", str(tmp_path)]
+    assert main(["--model", checkpoint, "--images", *photos, *options]) == 0
+    assert names(tmp_path) == ["figures/photos.png", "report.json", "report.md"]
+    assert "no other scene" in " ".join(capsys.readouterr().out.split())
+
+
+def test_photos_keep_their_order_and_are_cropped_to_the_lowest(photos):
+    scene = PhotoScene("photos", dict(enumerate(photos)), num_context_views=2, image_width=56)
+    pixel_values = scene[0, 0, 4]["pixel_values"]
+    assert pixel_values.shape == (4, 3, 42, 56)
+    for index in (0, 2, 3):
+        expected = np.asarray(Image.open(photos[index]))
+        np.testing.assert_array_equal(pixel_values[index].permute(1, 2, 0).numpy(), expected)
+
+
+def test_a_video_is_one_scene_with_targets_between_the_context_views(checkpoint, tmp_path):
+    av = pytest.importorskip("av")
+    rng = np.random.default_rng(0)
+    with av.open(str(tmp_path / "walk.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 56, 42, "yuv420p"
+        for _ in range(12):
+            image = rng.integers(0, 256, (42, 56, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    options = ["--video", str(tmp_path / "walk.mp4"), "--image-width", "56", "--num-views", "4"]
+    _, args = parse_arguments(["--model", checkpoint, *options])
+    assert read_video(args)[0, 0, 4]["frame_indices"] == [0, 7, 3, 11]
+    assert main(["--model", checkpoint, *options, "--output", str(tmp_path / "report")]) == 0
+    assert "figures/walk.png" in names(tmp_path / "report")
+
+
+def test_latents_that_do_not_tell_scenes_apart_fail_the_requirement(checkpoint, rooms, tmp_path, capsys):
+    options = ["--num-views", "4", "--image-width", "56", "--num-figures", "0", "--require-scene-specific"]
+    status = main(["--model", checkpoint, "--scenes", f"rooms:{rooms}", *options, "--output", str(tmp_path)])
+    assert status == 1
+    assert "own latents do not predict its views better" in capsys.readouterr().err
+
+
+def test_the_requirement_takes_two_scenes(checkpoint, photos, tmp_path, capsys):
+    options = ["--image-width", "56", "--require-scene-specific", "--output", str(tmp_path)]
+    assert main(["--model", checkpoint, "--images", *photos, *options]) == 1
+    assert "at least 2 scenes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "{model}"], "one of the arguments --scenes --images --video is required"),
+        (["--model", "{model}", "--images", "{photo}"], "at least 2 photos"),
+        (["--model", "{model}", "--images", "{photo}", "missing.jpg"], "missing.jpg: no such file"),
+        (
+            ["--model", "missing", "--images", "{photo}", "{photo2}", "--image-width", "56"],
+            "no checkpoint at `missing`",
+        ),
+        (["--model", "{model}", "--scenes", "rooms:missing"], "no folder"),
+        (["--model", "{model}", "--scenes", "castles:."], "castles"),
+        (["--model", "{model}", "--images", "{photo}", "{photo2}", "--cameras"], "photos and videos have no cameras"),
+        (["--model", "{model}", "--images", "{photo}", "{photo2}", "--context-ratio", "1"], "between 0 and 1"),
+        (["--model", "{model}", "--images", "{photo}", "{photo2}", "--num-views", "1"], "at least 2"),
+        (["--model", "{model}", "--video", "missing.mp4"], "missing.mp4"),
+        (["--model", "{model}", "--images", "{photo}", "{photo2}", "--device", "abacus"], "abacus"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_status_2(checkpoint, photos, capsys, arguments, message):
+    values = {"model": checkpoint, "photo": photos[0], "photo2": photos[1]}
+    with pytest.raises(SystemExit) as error:
+        main([argument.format(**values) for argument in arguments])
+    assert error.value.code == 2
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line.startswith("spa3r inspect: error: ") and message in last_line

@@ -1,0 +1,480 @@
+"""Pre-training as users run it: recipes, what trains, what is saved, and going on after being killed."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from spa3r import Spa3RForPreTraining, VGGTForGeometry
+from spa3r.configuration import Spa3RConfig, load_preset
+from spa3r.trainers.pretraining.pretrain import (
+    ModelArguments,
+    build_config,
+    build_model,
+    build_trainer,
+    main,
+    parse_arguments,
+    run,
+)
+from spa3r.trainers.pretraining.trainer import Spa3RTrainingArguments
+from spa3r.trainers.runs.recipes import RECIPES
+from spa3r.trainers.runs.resume import check_same_run, is_complete, last_complete_checkpoint
+
+TINY = {
+    "preset": "spa3r-tiny",
+    "untrained_teachers": True,
+    "held_out_scenes": 2,
+    "figures": 0,
+    "cameras": True,
+    "depth": True,
+    "image_width": 56,
+    "min_views": 3,
+    "max_views": 5,
+    "images_per_device": 10,
+    "eval_views": 4,
+    "gradient_accumulation_steps": 2,
+    "logging_steps": 1,
+    "lr_scheduler_type": "cosine",
+    "report_to": "none",
+    "use_cpu": True,
+}
+
+
+def write_recipe(folder, rooms, **changes):
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(TINY | {"scenes": [f"rooms:{rooms}"]} | changes))
+    return str(recipe)
+
+
+def build(folder, rooms, **changes):
+    """The trainer of a run in `folder/run`, and the checkpoint that it continues from."""
+    recipe = write_recipe(folder, rooms, **({"max_steps": 4, "save_steps": 2} | changes))
+    return build_trainer(*parse_arguments(["--config", recipe, "--output_dir", str(folder / "run")]))
+
+
+def train(folder, rooms, **changes):
+    """Train in this process; returns the trainer and the folder of the run."""
+    output = folder / "run"
+    trainer, checkpoint = build(folder, rooms, **changes)
+    run(trainer, checkpoint)
+    return trainer, output
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, rooms):
+    return train(tmp_path_factory.mktemp("finished"), rooms)
+
+
+def test_training_changes_what_trains_and_nothing_else(finished):
+    trainer, output = finished
+    torch.manual_seed(0)
+    start = Spa3RForPreTraining(trainer.model.config)
+    start.load_teachers()
+    trained = Spa3RForPreTraining.from_pretrained(output / "model").state_dict()
+    frozen = tuple(f"{name}." for name in start.frozen_modules())
+    for name, before in start.state_dict().items():
+        assert torch.equal(before, trained[name]) == name.startswith(frozen), name
+
+
+def test_every_named_loss_is_logged(finished):
+    trainer, _ = finished
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    names = ["geometry_l1", "geometry_cosine", "semantic_l1", "semantic_cosine", "depth_probe"]
+    assert len(entries) == 4
+    for entry in entries:
+        assert sum(entry[f"loss_{name}"] for name in names) == pytest.approx(float(entry["loss"]), rel=1e-3)
+
+
+def test_checkpoints_hold_what_trains_and_the_final_model_everything(finished):
+    trainer, output = finished
+    names = set(trainer.model.state_dict())
+    frozen = {name for name in names if name.startswith(tuple(f"{n}." for n in trainer.model.frozen_modules()))}
+    assert set(load_file(output / "checkpoint-4" / "model.safetensors")) == names - frozen
+    _, info = Spa3RForPreTraining.from_pretrained(output / "model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+def test_the_trained_model_saves_itself_with_its_teachers(finished, tmp_path):
+    trainer, _ = finished
+    trainer.model.save_pretrained(tmp_path)
+    _, info = Spa3RForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A model that was not made by a run: its teachers are in it, and have no name."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("start") / "model"
+    Spa3RForPreTraining(Spa3RConfig.from_dict(load_preset("spa3r-tiny"))).save_pretrained(folder)
+    return folder
+
+
+def test_checkpoints_of_a_run_from_a_model_with_unnamed_teachers_hold_them(start, tmp_path, rooms):
+    trainer, output = train(tmp_path, rooms, start_from=str(start), untrained_teachers=False)
+    checkpoint = Spa3RForPreTraining.from_pretrained(output / "checkpoint-4").state_dict()
+    teachers = Spa3RForPreTraining.from_pretrained(start).state_dict()
+    frozen = tuple(f"{name}." for name in trainer.model.frozen_modules())
+    names = [name for name in teachers if name.startswith(frozen)]
+    assert names and all(torch.equal(checkpoint[name], teachers[name]) for name in names)
+
+
+def test_checkpoint_of_training_and_final_model_load_alike(finished):
+    _, output = finished
+    views = torch.rand(1, 3, 3, 42, 56)
+    final = AutoModel.from_pretrained(output / "model").eval()
+    checkpoint = AutoModel.from_pretrained(output / "checkpoint-4").eval()
+    torch.testing.assert_close(checkpoint(views).latents, final(views).latents)
+
+
+def test_evaluation_is_reported_and_logged(finished):
+    trainer, output = finished
+    assert "own latents" in (output / "report.md").read_text()
+    assert any("eval_geometry_cosine_own" in entry for entry in trainer.state.log_history)
+
+
+def test_unreadable_frames_are_counted_and_named(tmp_path, rooms, caplog):
+    copy = tmp_path / "rooms"
+    shutil.copytree(rooms, copy)
+    for scene in copy.iterdir():
+        if scene.is_dir():
+            (scene / "color" / "3.jpg").write_bytes(b"not a JPEG")
+    trainer, _ = train(tmp_path, copy)
+    assert trainer.replaced_frames
+    assert all("3.jpg" in reason for reason in trainer.replaced_frames)
+    assert "frames could not be used" in caplog.text
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_takes_no_further_step(tmp_path, rooms):
+    settings = {"max_steps": 3, "gradient_accumulation_steps": 1, "held_out_scenes": 0, "images_per_device": 6}
+    before, output = train(tmp_path, rooms, **settings)
+    assert before.state.epoch % 1  # a run that ends within an epoch
+    shutil.rmtree(output / "model")
+    after, _ = train(tmp_path, rooms, **settings)
+    assert after.state.global_step == 3
+    weights = after.model.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in before.model.state_dict().items())
+
+
+def test_settings_of_another_run_are_refused(finished, tmp_path, rooms):
+    _, output = finished
+    recipe = write_recipe(tmp_path, rooms, max_steps=4, learning_rate=5e-4)
+    with pytest.raises(ValueError, match="holds a run with other settings .*`learning_rate` was 0.001, is 0.0005"):
+        build_trainer(*parse_arguments(["--config", recipe, "--output_dir", str(output)]))
+
+
+def test_another_precision_of_the_launch_file_makes_another_run(finished, tmp_path, rooms, monkeypatch):
+    _, output = finished
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    recipe = write_recipe(tmp_path, rooms, max_steps=4)
+    with pytest.raises(ValueError, match="holds a run with other settings .*`bf16` was False, is True"):
+        build_trainer(*parse_arguments(["--config", recipe, "--output_dir", str(output)]))
+
+
+def test_added_scenes_make_another_run(finished, tmp_path, rooms):
+    _, output = finished
+    shutil.copytree(rooms, tmp_path / "rooms")
+    shutil.copytree(output, tmp_path / "run")
+    settings = json.loads((output / "run.json").read_text()) | {"scenes": [f"rooms:{tmp_path / 'rooms'}"]}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(settings))
+    assert build(tmp_path, tmp_path / "rooms")[1].name == "checkpoint-4"
+    shutil.copytree(next(tmp_path.glob("rooms/*/color")).parent, tmp_path / "rooms" / "added")
+    with pytest.raises(ValueError, match="`training_scenes.number` was 4, is 5"):
+        build(tmp_path, tmp_path / "rooms")
+
+
+def test_lost_frames_make_another_run(finished, tmp_path, rooms):
+    _, output = finished
+    shutil.copytree(rooms, tmp_path / "rooms")
+    shutil.copytree(output, tmp_path / "run")
+    settings = json.loads((output / "run.json").read_text()) | {"scenes": [f"rooms:{tmp_path / 'rooms'}"]}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(settings))
+    for color in tmp_path.glob("rooms/*/color"):
+        (color / "7.jpg").unlink()
+    with pytest.raises(ValueError, match="`training_scenes.sha256` was"):
+        build(tmp_path, tmp_path / "rooms")
+
+
+def test_another_architecture_is_refused_by_the_name_of_its_setting(finished, tmp_path, rooms):
+    _, output = finished
+    recipe = write_recipe(tmp_path, rooms, max_steps=4, overrides={"vggt_config": {"mlp_ratio": 2.0}})
+    message = r"other settings \(`model.vggt_config.mlp_ratio` was 4.0, is 2.0\)"
+    with pytest.raises(ValueError, match=message):
+        build_trainer(*parse_arguments(["--config", recipe, "--output_dir", str(output)]))
+
+
+def test_a_library_update_does_not_end_a_run(finished):
+    _, output = finished
+    assert not [name for name in json.loads((output / "run.json").read_text()) if "version" in name]
+
+
+@pytest.mark.parametrize("value", ["true", True])
+def test_to_resume_means_from_the_last_complete_checkpoint(value, finished, tmp_path, rooms):
+    _, output = finished
+    recipe = write_recipe(tmp_path, rooms, max_steps=4, save_steps=2, resume_from_checkpoint=value)
+    _, checkpoint = build_trainer(*parse_arguments(["--config", recipe, "--output_dir", str(output)]))
+    assert checkpoint == output / "checkpoint-4"
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(tmp_path, rooms):
+    trainer, _ = build(tmp_path, rooms)
+    with torch.no_grad():
+        trainer.model.heads["geometry"].fc2.bias.fill_(torch.nan)
+    message = r"The loss `geometry_cosine` is not finite \(nan\) at step 1; there is no checkpoint yet"
+    with pytest.raises(FloatingPointError, match=message):
+        run(trainer, None)
+
+
+@pytest.mark.parametrize(("strategy", "step"), [("steps", 1), ("no", 3)])
+def test_weights_that_are_lost_are_not_saved(strategy, step, tmp_path, rooms):
+    saving = {"save_strategy": strategy, "save_steps": 1, "max_steps": 3}
+    trainer, _ = build(tmp_path, rooms, logging_steps=4, **saving)
+    with torch.no_grad():
+        trainer.model.heads["geometry"].fc2.bias.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=f"at step {step}"):
+        run(trainer, None)
+    assert not list((tmp_path / "run").glob("**/model.safetensors"))
+
+
+def test_cameras_and_depth_reach_the_model_unrounded_under_deepspeed(tmp_path, rooms):
+    trainer, _ = build(tmp_path, rooms)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.is_deepspeed_enabled = True
+    inputs = trainer._prepare_inputs(batch)
+    for name in ("extrinsics", "intrinsics", "depth"):
+        assert torch.equal(inputs[name], batch[name]) and inputs[name].dtype == torch.float32
+
+
+def test_one_process_refuses_several_gpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="cannot train on 2 GPUs.*accelerate launch.*--num_processes 2"):
+        Spa3RTrainingArguments(str(tmp_path))
+
+
+def test_a_final_model_takes_the_place_of_an_older_one_whole(finished, tmp_path, rooms):
+    _, output = finished
+    trainer, _ = build(tmp_path, rooms)
+    for folder in ("model", ".model"):
+        (tmp_path / "run" / folder).mkdir()
+        (tmp_path / "run" / folder / "rest.bin").touch()
+    trainer.save_final_model()
+    assert {path.name for path in (tmp_path / "run" / "model").iterdir()} == {"config.json", "model.safetensors"}
+    assert not (tmp_path / "run" / ".model").exists()
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path):
+    for step, is_marked in ((2, True), (10, True), (12, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if is_marked:
+            (tmp_path / f"checkpoint-{step}" / "complete.json").write_text("{}")
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-10"
+    assert last_complete_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_a_run_without_a_checkpoint_may_change_its_settings(tmp_path):
+    check_same_run(tmp_path, {"seed": 0}, is_main_process=True)
+    check_same_run(tmp_path, {"seed": 1}, is_main_process=True)
+    assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 1}
+
+
+# Those of instruction tuning begin so.
+PRETRAINING = sorted(
+    {path.stem for path in RECIPES.glob("*.yaml")} - {path.stem for path in RECIPES.glob("spa3-vlm-*")}
+)
+
+
+@pytest.mark.parametrize("recipe", PRETRAINING)
+def test_every_recipe_describes_a_run(recipe, tmp_path):
+    # Precision is the machine's business; everything else must be understood.
+    model_args, data_args, training_args = parse_arguments(
+        ["--config", recipe, "--bf16", "false", "--tf32", "false", "--use_cpu", "true", "--output_dir", str(tmp_path)]
+    )
+    with torch.device("meta"):
+        model = Spa3RForPreTraining(build_config(model_args))
+    assert set(model.heads) == set(model.config.targets)
+    assert data_args.scenes and training_args.max_steps > 0
+
+
+TOPOLOGIES = {
+    "cpu": ("NO", 1),
+    "ddp": ("MULTI_GPU", 8),
+    "fsdp2": ("FSDP", 8),
+    "gpu": ("NO", 1),
+    "zero2": ("DEEPSPEED", 8),
+    "zero3": ("DEEPSPEED", 8),
+}
+
+
+@pytest.mark.parametrize("file", sorted((RECIPES.parent / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_launch_topology_is_understood(file):
+    config = load_config_from_file(str(file))
+    assert (config.distributed_type.value, config.num_processes) == TOPOLOGIES[file.stem]
+    if config.distributed_type == "DEEPSPEED":
+        assert Path(RECIPES.parents[1] / config.deepspeed_config["deepspeed_config_file"]).is_file()
+
+
+def test_overrides_reach_nested_settings():
+    args = ModelArguments("spa3r-tiny", ["vggt_config.global_qk_norm=rms_norm", "targets=[geometry]"])
+    config = build_config(args)
+    assert config.vggt_config.global_qk_norm == "rms_norm"
+    assert config.vggt_config.hidden_size == load_preset("spa3r-tiny")["vggt_config"]["hidden_size"]
+    assert config.targets == ["geometry"]
+
+
+def test_overrides_of_the_command_line_add_to_those_of_the_recipe(tmp_path):
+    recipe = yaml.safe_load((RECIPES / "spa3r-paper.yaml").read_text())
+    command_line = ["num_latents=128", "teachers.semantic.image_size=256"]
+    recipe_file = tmp_path / "recipe.yaml"
+    recipe_file.write_text(yaml.safe_dump({"preset": recipe["preset"], "overrides": recipe["overrides"]}))
+    args = ["--config", str(recipe_file), "--output_dir", str(tmp_path), "--overrides", *command_line]
+    config = build_config(parse_arguments(args)[0])
+    assert (config.num_latents, config.teachers["semantic"]["image_size"]) == (128, 256)
+    assert config.vggt_checkpoint == recipe["overrides"]["vggt_checkpoint"]
+    assert config.teachers["semantic"]["checkpoint"] == recipe["overrides"]["teachers"]["semantic"]["checkpoint"]
+
+
+def test_named_teachers_need_no_leave_to_be_untrained(start, tmp_path):
+    teachers = Spa3RForPreTraining.from_pretrained(start)
+    vggt = VGGTForGeometry(teachers.config.vggt_config)
+    vggt.save_pretrained(tmp_path / "vggt")
+    teachers.teachers["semantic"].model.save_pretrained(tmp_path / "semantic")
+    names = [f"vggt_checkpoint={tmp_path / 'vggt'}", f"teachers.semantic.checkpoint={tmp_path / 'semantic'}"]
+    weights = build_model(ModelArguments("spa3r-tiny", names)).model.vggt.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in vggt.vggt.state_dict().items())
+
+
+def test_one_source_of_scenes_in_a_recipe_needs_no_list(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("scenes: rooms:data/rooms\n")
+    _, data_args, _ = parse_arguments(["--config", str(recipe), "--output_dir", str(tmp_path)])
+    assert data_args.scenes == ["rooms:data/rooms"]
+
+
+def test_a_bare_no_in_a_recipe_is_a_strategy(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("eval_strategy: no\nsave_strategy: no\nlogging_strategy: no\n")
+    _, _, args = parse_arguments(["--config", str(recipe), "--output_dir", str(tmp_path)])
+    assert {args.eval_strategy.value, args.save_strategy.value, args.logging_strategy.value} == {"no"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rat": 1e-3}, "Unknown key `learning_rat` .* did you mean `learning_rate`"),
+        ({"preset": "spa3r-huge"}, "no architecture preset `spa3r-huge`; known are"),
+        ({"overrides": {"hiden_size": 8}}, r"no settings \['hiden_size'\]"),
+        ({"scenes": []}, "no scenes to train on"),
+        ({"scenes": ["data/scannet"]}, "must read KIND:FOLDER.*got `data/scannet`"),
+        ({"min_views": 1}, "`min_views` must be at least 2"),
+        ({"images_per_device": 4}, "must hold a scene of `max_views`=5, got 4"),
+        ({"save_total_limit": 1}, "at least 2, got 1"),
+        ({"held_out_scenes": 0, "eval_strategy": "epoch"}, "needs held-out scenes"),
+        ({"context_ratio": 1.0}, "context_ratio"),
+        ({"untrained_teachers": False}, "no checkpoint of vggt, semantic: give `--overrides vggt_checkpoint=NAME"),
+        ({"overrides": {"vggt_checkpoint": "./no/vggt"}}, "`./no/vggt` of the teacher vggt .*spa3r convert"),
+        (
+            {"overrides": {"teachers": {"semantic": {"checkpoint": "./no/dino"}}}},
+            "`./no/dino` of the teacher sem",
+        ),
+        ({"start_from": "./no/start"}, "./no/start"),
+        ({"overrides": "num_latents=8"}, "must be a mapping or a list of KEY=VALUE, got `num_latents=8`"),
+        ({"overrides": ["num_latents"]}, "must read KEY=VALUE, got `num_latents`"),
+        ({"overrides": ["targets=[geometry"]}, r"`targets=\[geometry` is not YAML"),
+        ({"overrides": {"vggt_config": 3}}, "`vggt_config` must be a mapping of settings to values, got `3`"),
+        ({"overrides": {"teachers": {"semantic": None}}}, "`teachers.semantic` must be a mapping"),
+        ({"overrides": ["num_latents=many"]}, "num_latents"),
+        ({"resume_from_checkpoint": "run/checkpoint-7"}, "no complete checkpoint, got `run/checkpoint-7`"),
+        ({"per_device_train_batch_size": 4}, "`per_device_train_batch_size` has no effect.* `images_per_device`"),
+        ({"dataloader_drop_last": True}, "`dataloader_drop_last` has no effect here, got True"),
+        ({"load_best_model_at_end": True}, "`metric_for_best_model: geometry_cosine_own`"),
+    ],
+)
+def test_a_wrong_recipe_gets_one_clear_sentence(changes, message, tmp_path, rooms, capsys):
+    recipe = write_recipe(tmp_path, rooms, **({"max_steps": 1} | changes))
+    with pytest.raises(SystemExit, match=f"^spa3r pretrain: .*{message}") as refusal:
+        main(["--config", recipe, "--output_dir", str(tmp_path / "run")])
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_recipe_that_is_not_yaml_gets_one_clear_sentence(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("scenes: [rooms")
+    with pytest.raises(SystemExit, match="^spa3r pretrain: The recipe .* is not YAML") as refusal:
+        main(["--config", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "run")])
+    assert "\n" not in str(refusal.value)
+
+
+def command(recipe, output, num_processes):
+    launcher = [sys.executable, "-m"]
+    if num_processes > 1:
+        launcher += ["torch.distributed.run", f"--nproc_per_node={num_processes}", "--rdzv_endpoint=localhost:0"]
+        launcher += ["--rdzv_backend=c10d", "-m"]
+    return [*launcher, "spa3r", "pretrain", "--config", recipe, "--output_dir", str(output)]
+
+
+def launch(arguments, log):
+    return subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT)
+
+
+def kill(process):
+    """SIGKILL a process and all that it started, at once."""
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        member.kill()
+    psutil.wait_procs(family)
+
+
+def wait_for(checkpoint, process, log):
+    """Wait until a checkpoint is complete; returns the time."""
+    while not is_complete(checkpoint):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.01)
+    return time.monotonic()
+
+
+def losses(checkpoint):
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: (entry["loss"], entry["grad_norm"]) for entry in history if "loss" in entry}
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(num_processes, tmp_path, rooms):
+    steps = 40 if num_processes == 1 else 20
+    settings = {"max_steps": steps, "save_steps": 3, "save_total_limit": 20, "held_out_scenes": 0}
+    recipe = write_recipe(tmp_path, rooms, dataloader_num_workers=1, **settings)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    with (tmp_path / "log.txt").open("w") as log, (tmp_path / "log_of_whole.txt").open("w") as log_of_whole:
+        uninterrupted = launch(command(recipe, whole, num_processes), log_of_whole)
+        first = launch(command(recipe, killed, num_processes), log)
+        # At any point of a step or a save, but a few steps' time before the end on any machine.
+        times = [wait_for(killed / f"checkpoint-{step}", first, tmp_path / "log.txt") for step in (3, 6)]
+        time.sleep(random.uniform(0, 2 * (times[1] - times[0])))
+        kill(first)
+        resumed_from = int(last_complete_checkpoint(killed).name.split("-")[1])
+        second = launch(command(recipe, killed, num_processes), log)
+        assert second.wait() == 0, (tmp_path / "log.txt").read_text()
+        assert uninterrupted.wait() == 0, (tmp_path / "log_of_whole.txt").read_text()
+
+    assert 0 < resumed_from < steps
+    log_text = (tmp_path / "log.txt").read_text()
+    assert f"Continuing from {killed}" in log_text
+    assert "missing keys" not in log_text
+    last = [output / f"checkpoint-{steps}" for output in (killed, whole)]
+    # Equal losses of each batch mean equal frames and partitions.
+    assert losses(last[0]) == losses(last[1])
+    weights = [load_file(output / "model" / "model.safetensors") for output in (killed, whole)]
+    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+    optimizers = [torch.load(folder / "optimizer.pt", weights_only=True)["state"] for folder in last]
+    for index, state in optimizers[1].items():
+        assert all(torch.equal(optimizers[0][index][name], tensor) for name, tensor in state.items())

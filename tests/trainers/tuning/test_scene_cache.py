@@ -1,0 +1,143 @@
+"""Latents of scenes, encoded once: training from them is training live, and stale ones are refused."""
+
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset, Image, List
+from tiny_instructions import losses, trainer_of, write_instructions
+from tiny_spa3_vlm import GEOMETRY, tiny_model, tiny_processor
+
+from spa3r.trainers import scene_latents
+from spa3r.trainers.tuning.instruction_data import load_instructions
+from spa3r.trainers.tuning.scene_cache import SceneLatents, encode_scenes, main, with_scene_keys
+
+
+@pytest.fixture(scope="module")
+def instructions(tmp_path_factory):
+    return write_instructions(tmp_path_factory.mktemp("instructions") / "set")
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vlm")
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latents(vlm, instructions, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("latents")
+    main(["--model", str(vlm), "--instructions", str(instructions), "--output", str(folder)])
+    return folder
+
+
+def test_each_scene_has_the_latents_of_its_images(latents, instructions):
+    model, processor = tiny_model(), tiny_processor()
+    store = SceneLatents(latents, model, processor)
+    records = [record for record in with_scene_keys(load_instructions([str(instructions)], 0)) if record["scene_key"]]
+    assert len(records) == 5  # three records have no image
+    for record in records:
+        inputs = processor.image_processor(record["images"], return_tensors="pt")
+        assert torch.equal(store[record["scene_key"]], model.encode_scene(*(inputs[name] for name in GEOMETRY))[0])
+
+
+def test_records_with_the_same_views_are_one_scene(instructions):
+    keys = with_scene_keys(load_instructions([str(instructions)] * 2, 0))["scene_key"]
+    assert keys[: len(keys) // 2] == keys[len(keys) // 2 :]
+    assert len(set(keys)) == 1 + 5
+
+
+def test_training_from_latents_has_the_losses_of_live_training(vlm, instructions, latents, tmp_path):
+    trainer_of(vlm, instructions, tmp_path / "live").train()
+    cached = trainer_of(vlm, instructions, tmp_path / "cached", scene_latents=latents)
+    calls = []
+    cached.model.model.spatial_encoder.register_forward_hook(lambda *_: calls.append(1))
+    cached.train()
+    assert losses(tmp_path / "cached") == losses(tmp_path / "live") and not calls
+
+
+@pytest.fixture(scope="module")
+def seen(vlm, instructions, tmp_path_factory):
+    """Latents together with what the vision tower sees."""
+    folder = tmp_path_factory.mktemp("seen")
+    command = ["--model", vlm, "--instructions", instructions, "--output", folder, "--vision-features"]
+    main([str(part) for part in command])
+    return folder
+
+
+def test_training_from_what_was_seen_has_the_losses_of_live_training_and_sees_nothing(
+    vlm, instructions, seen, tmp_path
+):
+    # Batches of one: some are of text alone.
+    options = {"per_device_train_batch_size": 1, "max_steps": 8}
+    trainer_of(vlm, instructions, tmp_path / "live", **options).train()
+    cached = trainer_of(vlm, instructions, tmp_path / "cached", scene_latents=seen, **options)
+    calls = []
+    for encoder in (cached.model.model.spatial_encoder, cached.model.model.vlm.visual):
+        encoder.register_forward_hook(lambda *_: calls.append(1))
+    cached.train()
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=1e-6) and not calls
+
+
+def test_what_a_vision_tower_sees_is_not_added_to_a_folder_without_it(vlm, instructions, latents):
+    command = ["--model", vlm, "--instructions", instructions, "--output", latents, "--vision-features"]
+    with pytest.raises(SystemExit, match="vision_tower differ"):
+        main([str(part) for part in command])
+
+
+def test_latents_in_another_type_are_refused_with_the_remedy(latents):
+    with pytest.raises(ValueError, match="encoded in float32, but this model is in bfloat16; .* `--dtype bfloat16`"):
+        SceneLatents(latents, tiny_model().bfloat16(), tiny_processor())
+
+
+def test_images_inside_a_data_set_are_told_apart_by_what_they_show():
+    views = [{"path": "0.jpg", "bytes": name.encode()} for name in ("door", "sofa")]
+    data = Dataset.from_list([{"images": [view], "messages": []} for view in views])
+    first, second = with_scene_keys(data.cast_column("images", List(Image())))["scene_key"]
+    assert first != second
+
+
+def test_a_killed_encoding_goes_on_with_what_is_missing(vlm, instructions, latents, tmp_path, monkeypatch):
+    monkeypatch.setattr(scene_latents, "SCENES_PER_SHARD", 2)
+    model, processor, dataset = tiny_model(), tiny_processor(), load_instructions([str(instructions)], 0)
+    encode, calls = model.encode_scene, []
+
+    def encode_until_killed(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return encode(*args)
+
+    monkeypatch.setattr(model, "encode_scene", encode_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        encode_scenes(model, processor, dataset, tmp_path)
+    assert len(list(tmp_path.glob("latents-*"))) == 1
+    encode_scenes(model, processor, dataset, tmp_path)
+    # Three calls and the fatal one; of the first shard's two scenes none again.
+    assert len(calls) == 4 + 3
+    whole, resumed = (SceneLatents(folder, model, processor) for folder in (latents, tmp_path))
+    assert whole.shards.keys() == resumed.shards.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole.shards)
+
+
+@pytest.mark.parametrize("change", ["weights", "image_width"])
+def test_latents_of_another_encoder_are_refused(change, latents):
+    model, processor = tiny_model(seed=int(change == "weights")), tiny_processor()
+    if change == "image_width":
+        processor.image_processor.image_width = 84
+    with pytest.raises(ValueError, match="are of another model: (spatial_encoder|images) differ"):
+        SceneLatents(latents, model, processor)
+
+
+def test_scenes_that_were_not_encoded_are_refused_before_training(vlm, instructions, latents, tmp_path):
+    shutil.copytree(latents, tmp_path / "latents")
+    next((tmp_path / "latents").glob("latents-*")).unlink()
+    with pytest.raises(ValueError, match="5 of 5 scenes have no latents"):
+        trainer_of(vlm, instructions, tmp_path / "run", scene_latents=tmp_path / "latents")
+
+
+def test_a_folder_without_latents_is_refused(vlm, instructions, tmp_path):
+    with pytest.raises(ValueError, match="holds no latents of scenes"):
+        trainer_of(vlm, instructions, tmp_path / "run", scene_latents=tmp_path)

@@ -1,0 +1,390 @@
+"""Instruction tuning with TRL's SFTTrainer: what trains, by which loss, and how a run goes on."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset, Image, List
+from pyarrow import parquet
+from safetensors.torch import load_file, save_file
+from tiny_instructions import NUM_RECORDS, losses, message, trainer_of, write_instructions
+from tiny_spa3_vlm import photo, tiny_model, tiny_processor
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from spa3r.trainers.runs.recipes import RECIPES
+from spa3r.trainers.tuning.instruction_data import check_lengths, load_instructions
+from spa3r.trainers.tuning.sft import parse_arguments, run
+
+LORA = {
+    "use_peft": "true",
+    "lora_target_modules": r"model\.vlm\.language_model\..*\.(q_proj|v_proj)",
+    "lora_modules_to_save": "fusion",
+}
+
+
+@pytest.fixture(scope="module")
+def instructions(tmp_path_factory):
+    return write_instructions(tmp_path_factory.mktemp("instructions") / "set")
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vlm")
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(vlm, instructions, tmp_path_factory):
+    output = tmp_path_factory.mktemp("trained") / "run"
+    trainer = trainer_of(vlm, instructions, output)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    run(trainer, [f"{instructions}@0.5"])
+    return trainer, before, output
+
+
+def is_frozen(name):
+    return name.startswith(("model.spatial_encoder.", "model.vlm.visual."))
+
+
+def test_frozen_parts_get_no_gradient_and_keep_their_bits(trained):
+    trainer, before, _ = trained
+    frozen = [name for name in before if is_frozen(name)]
+    after = trainer.model.state_dict()
+    assert frozen and all(torch.equal(after[name], before[name]) for name in frozen)
+    assert all(p.grad is None for name, p in trainer.model.named_parameters() if is_frozen(name))
+
+
+def test_every_weight_of_the_adapter_and_the_language_model_changes(trained):
+    trainer, before, _ = trained
+    after = trainer.model.state_dict()
+    # The bias of the keys shifts all weights of a query alike, and softmax does not see it.
+    expected = [name for name in before if not is_frozen(name) and not name.endswith("k_proj.bias")]
+    assert len(expected) > 40 and [name for name in expected if torch.equal(after[name], before[name])] == []
+
+
+def test_the_final_model_loads_with_its_processor(trained):
+    trainer, _, output = trained
+    model, info = AutoModelForImageTextToText.from_pretrained(output / "model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    weights = model.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in trainer.model.state_dict().items())
+    assert AutoProcessor.from_pretrained(output / "model").image_processor.image_width == 56
+
+
+def test_the_final_model_carries_its_code_and_says_what_it_learnt_from(trained, instructions):
+    folder = trained[2] / "model"
+    card = (folder / "README.md").read_text()
+    assert (folder / "modeling_spa3_vlm.py").is_file() and "auto_map" in (folder / "config.json").read_text()
+    assert f"`{instructions}`, weight 0.5" in card and "8 records" in card and "4 steps of 2" in card
+    assert not (folder / "training_args.bin").exists()
+
+
+def test_the_loss_is_the_models_own_on_the_answers_alone(vlm, instructions, tmp_path):
+    trainer = trainer_of(vlm, instructions, tmp_path, per_device_train_batch_size=NUM_RECORDS, learning_rate=0)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(NUM_RECORDS)])
+    tokenizer = tiny_processor().tokenizer
+    answers = [tokenizer.decode(row[row != -100]) for row in batch["labels"]]
+    assert answers == [f"{index}" * (1 + index) + "<|im_end|>\n" for index in range(NUM_RECORDS)]
+    trainer.train()
+    with torch.no_grad():
+        expected = tiny_model()(**batch).loss
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-3)
+
+
+class Gradients(TrainerCallback):
+    """What the first step is taken by."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.by_name = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def gradients_of(vlm, instructions, output, **options):
+    gradients = Gradients()
+    trainer_of(vlm, instructions, output, gradients, max_steps=1, save_strategy="no", **options).train()
+    return gradients.by_name
+
+
+def test_a_batch_has_the_gradients_of_single_records_accumulated(vlm, instructions, tmp_path):
+    # Weighted by tokens: the answers have different lengths.
+    whole = gradients_of(vlm, instructions, tmp_path, per_device_train_batch_size=NUM_RECORDS)
+    options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": NUM_RECORDS}
+    singles = gradients_of(vlm, instructions, tmp_path, **options)
+    assert singles.keys() == whole.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(singles[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_checkpointing_activations_changes_no_gradient(vlm, instructions, tmp_path):
+    on, off = (gradients_of(vlm, instructions, tmp_path, gradient_checkpointing=on) for on in ("true", "false"))
+    assert on.keys() == off.keys()
+    for name, gradient in off.items():
+        torch.testing.assert_close(on[name], gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_a_run_continues_from_its_last_complete_checkpoint_to_the_same_bits(vlm, instructions, trained, tmp_path):
+    trainer, _, output = trained
+    shutil.copytree(output, tmp_path / "run")
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
+    # Killed while it wrote its third checkpoint.
+    (tmp_path / "run" / "checkpoint-3").mkdir()
+    resumed = trainer_of(vlm, instructions, tmp_path / "run")
+    run(resumed, [])
+    expected = trainer.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
+    assert losses(tmp_path / "run") == losses(output)
+
+
+def test_lora_trains_the_adapter_and_low_rank_weights_and_merges(vlm, instructions, tmp_path):
+    trainer = trainer_of(vlm, instructions, tmp_path, **LORA)
+    trainer.train()
+    merged = trainer.model.merge_and_unload()
+    before = tiny_model().state_dict()
+    changed = {name for name, tensor in merged.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any(name.startswith("model.fusion.") for name in changed)
+    others = {name for name in changed if not name.startswith("model.fusion.")}
+    assert others and all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in others)
+    assert not any(is_frozen(name) for name in changed)
+
+
+def test_what_lora_trains_is_in_float32_and_the_model_that_it_leaves_in_bfloat16(vlm, instructions, tmp_path):
+    trainer = trainer_of(vlm, instructions, tmp_path, max_steps=1, bf16="true", dtype="bfloat16", **LORA)
+    trained = {weight.dtype for weight in trainer.model.parameters() if weight.requires_grad}
+    assert trained == {torch.float32}
+    run(trainer, [str(instructions)])
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model" / "model.safetensors").values()} == {
+        torch.bfloat16
+    }
+
+
+def test_the_model_that_lora_leaves_is_merged_and_loads_by_itself(vlm, instructions, tmp_path):
+    trainer = trainer_of(vlm, instructions, tmp_path, max_steps=2, **LORA)
+    run(trainer, [str(instructions)])
+    model, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    batch = trainer.data_collator([trainer.train_dataset[1]])
+    with torch.no_grad():
+        expected = trainer.model(**batch).logits
+        torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(expected, tiny_model()(**batch).logits, atol=1e-3)
+
+
+def test_weights_that_are_trained_in_bfloat16_alone_are_warned_of(vlm, instructions, tmp_path, caplog):
+    trainer_of(vlm, instructions, tmp_path, bf16="true", dtype="bfloat16")
+    assert "most updates are rounded away" in caplog.text
+
+
+def test_a_lost_loss_ends_the_run_and_keeps_the_last_checkpoint(vlm, instructions, tmp_path):
+    class Lose(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                model.lm_head.weight.data.fill_(torch.nan)
+
+    trainer = trainer_of(vlm, instructions, tmp_path, Lose())
+    with pytest.raises(FloatingPointError, match="not finite .* at step 3; the last complete .*checkpoint-2"):
+        trainer.train()
+    assert not (tmp_path / "checkpoint-3").exists()
+
+
+def test_an_instruction_set_counts_by_its_weight(instructions):
+    assert len(load_instructions([str(instructions), f"{instructions}@0.25"], seed=0)) == NUM_RECORDS * 1.25
+    twice_and_a_half = load_instructions([f"{instructions}@2.5"], seed=0)["messages"]
+    assert len(twice_and_a_half) == NUM_RECORDS * 2.5
+    once = load_instructions([str(instructions)], seed=0)["messages"]
+    assert all(twice_and_a_half.count(messages) in (2, 3) for messages in once)
+
+
+def test_a_fraction_of_an_instruction_set_is_drawn_by_the_seed(instructions):
+    half = load_instructions([f"{instructions}@0.5"], seed=0)
+    assert len(half) == NUM_RECORDS / 2
+    assert half["messages"] == load_instructions([f"{instructions}@0.5"], seed=0)["messages"]
+    assert half["messages"] != load_instructions([f"{instructions}@0.5"], seed=1)["messages"]
+
+
+@pytest.mark.parametrize(
+    "sources, message",
+    [
+        (["nowhere"], "`nowhere` holds no instruction set"),
+        (["{set}@0"], "must be above 0, got `.*@0`"),
+        (["{set}@-1"], "must be above 0, got `.*@-1`"),
+        (["{set}@some"], "must be above 0, got `.*@some`"),
+    ],
+)
+def test_a_wrong_source_is_refused(sources, message, instructions):
+    with pytest.raises(ValueError, match=message):
+        load_instructions([source.format(set=instructions) for source in sources], seed=0)
+
+
+def test_an_instruction_set_without_images_is_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    Dataset.from_list([{"messages": [message("user", "Hello.")]}]).to_parquet(tmp_path / "data" / "0.parquet")
+    with pytest.raises(ValueError, match=r"has no column \['images'\]"):
+        load_instructions([str(tmp_path)], seed=0)
+
+
+def write_record(folder, images, *messages):
+    """An instruction set of one record."""
+    (folder / "data").mkdir()
+    record = {"images": [str(image) for image in images], "messages": list(messages)}
+    Dataset.from_list([record]).cast_column("images", List(Image())).to_parquet(folder / "data" / "0.parquet")
+    return str(folder)
+
+
+@pytest.fixture
+def door(tmp_path):
+    photo(0).save(tmp_path / "door.png")
+    return tmp_path / "door.png"
+
+
+ANSWER = message("assistant", "A chair.")
+
+
+@pytest.mark.parametrize(
+    "messages, problem",
+    [
+        ([message("user", "What is it?", 1)], r"does not end with an answer: its turns are of \['user'\]"),
+        ([message("user", "What?", 1), message("assistant", " ")], "has an empty answer, in turn 1"),
+        ([message("user", "What?", 2), ANSWER], "has 1 images, but places for 2 in its messages"),
+        ([message("user", "What?"), ANSWER], "has 1 images, but places for 0 in its messages"),
+    ],
+)
+def test_a_record_that_cannot_be_learnt_from_is_named(messages, problem, door, tmp_path):
+    with pytest.raises(ValueError, match=f"^Record 0 of the instruction set .* {problem}"):
+        load_instructions([write_record(tmp_path, [door], *messages)], seed=0)
+
+
+def test_an_image_that_is_not_there_is_named_before_training(door, tmp_path):
+    folder = write_record(tmp_path, [door], message("user", "What is it?", 1), ANSWER)
+    load_instructions([folder], seed=0)
+    door.unlink()
+    with pytest.raises(
+        ValueError, match=f"^An image of the instruction set .* is not there: `{door}`; put the images"
+    ):
+        load_instructions([folder], seed=0)
+
+
+@pytest.mark.parametrize("content", ["broken", "empty"])
+def test_a_file_that_cannot_be_read_is_refused_with_its_folder(content, door, tmp_path):
+    folder = write_record(tmp_path, [door], message("user", "What is it?", 1), ANSWER)
+    file = tmp_path / "data" / "0.parquet"
+    if content == "broken":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        parquet.write_table(parquet.read_table(file).slice(0, 0), file)
+    with pytest.raises(ValueError, match=f"^The instruction set `{folder}` cannot be read .* broken or has no record"):
+        load_instructions([folder], seed=0)
+
+
+def test_an_instruction_set_of_text_alone_is_refused(tmp_path):
+    folder = write_record(tmp_path, [], message("user", "What is a chair?"), ANSWER)
+    with pytest.raises(ValueError, match="None of the 1 records of .* has an image"):
+        load_instructions([folder], seed=0)
+
+
+def test_the_length_of_a_record_is_that_of_what_is_learnt_from(instructions):
+    data, processor = load_instructions([str(instructions)], seed=0), tiny_processor()
+    collator = DataCollatorForVisionLanguageModeling(processor)
+    lengths = [collator([record])["input_ids"].shape[1] for record in data]
+    check_lengths(data, processor, max(lengths))
+    longest = lengths.index(max(lengths))
+    with pytest.raises(ValueError, match=f"Record {longest} has {max(lengths)} tokens with its . images, more than"):
+        check_lengths(data, processor, max(lengths) - 1)
+
+
+def test_a_record_is_refused_rather_than_cut(vlm, instructions, tmp_path):
+    with pytest.raises(ValueError, match="more than `max_length` 20, and is never cut: raise `max_length`"):
+        trainer_of(vlm, instructions, tmp_path, max_length=20)
+
+
+def test_a_model_that_is_not_there_is_refused(instructions, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at `nowhere`"):
+        trainer_of("nowhere", instructions, tmp_path)
+
+
+def test_an_evaluation_of_nothing_is_refused(vlm, instructions, tmp_path):
+    with pytest.raises(ValueError, match="nothing to evaluate on: give `--eval_instructions`"):
+        trainer_of(vlm, instructions, tmp_path, eval_strategy="steps", eval_steps=1)
+
+
+def test_a_recipe_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(
+        ValueError, match="no recipe `vsi`: give a YAML file or one of spa3-vlm-image-mix, spa3-vlm-lora"
+    ):
+        parse_arguments(["--config", "vsi"])
+
+
+def test_an_unknown_key_of_a_recipe_is_refused(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("learning_rat: 1e-3\n")
+    with pytest.raises(ValueError, match="Unknown key `learning_rat` in the recipe .*; did you mean `learning_rate`"):
+        parse_arguments(
+            ["--config", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path), "--use_cpu", "true"]
+        )
+
+
+def test_an_unknown_option_is_refused_even_if_it_begins_like_a_known_one(tmp_path):
+    with pytest.raises(ValueError, match="^Unknown option `--learning_rat`; did you mean `--learning_rate`"):
+        parse_arguments(["--learning_rat", "1", "--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"])
+
+
+def parse_recipe(tmp_path, text):
+    (tmp_path / "recipe.yaml").write_text(f"use_cpu: true\nbf16: false\noutput_dir: {tmp_path}\n{text}")
+    return parse_arguments(["--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_a_bare_no_in_a_recipe_is_a_strategy(tmp_path):
+    _, args, _ = parse_recipe(tmp_path, "eval_strategy: no\nsave_strategy: no\nlogging_strategy: no\n")
+    assert {args.eval_strategy, args.save_strategy, args.logging_strategy} == {"no"}
+
+
+def test_one_instruction_set_in_a_recipe_needs_no_list(tmp_path):
+    data_args, _, _ = parse_recipe(tmp_path, "instructions: data/vsi590k\n")
+    assert data_args.instructions == ["data/vsi590k"]
+
+
+def test_a_recipe_may_set_environment_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPA3R_OF_A_RECIPE", "0")
+    parse_recipe(tmp_path, "env: {SPA3R_OF_A_RECIPE: 1}\n")
+    assert os.environ["SPA3R_OF_A_RECIPE"] == "1"
+    with pytest.raises(ValueError, match="`env` in the recipe .* must map names to values, got `fast`"):
+        parse_recipe(tmp_path, "env: fast\n")
+
+
+# What is not of the official runs.
+OFFICIAL = sorted(path.stem for path in RECIPES.glob("spa3-vlm-*.yaml") if path.stem != "spa3-vlm-rooms-cpu")
+
+
+@pytest.mark.parametrize("recipe", OFFICIAL)
+def test_every_recipe_has_the_official_hyper_parameters(recipe, tmp_path):
+    # Precision is the machine's business.
+    options = ["--config", recipe, "--bf16", "false", "--use_cpu", "true", "--output_dir", tmp_path]
+    data_args, args, model_args = parse_arguments([str(option) for option in options])
+    assert data_args.instructions and model_args.model_name_or_path
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 8
+    assert (args.num_train_epochs, args.weight_decay, args.max_grad_norm) == (1, 0.01, 1.0)
+    assert args.get_warmup_steps(1000) == 30 and args.lr_scheduler_type == "cosine"
+    assert args.learning_rate == (1e-4 if model_args.use_peft else 1e-5)
+
+
+def test_a_model_of_another_kind_is_refused(instructions, tmp_path):
+    tiny_model().model.spatial_encoder.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ValueError, match="spa3r"):
+        trainer_of(tmp_path / "encoder", instructions, tmp_path / "run")
+
+
+def test_a_model_with_weights_missing_is_refused(vlm, instructions, tmp_path):
+    shutil.copytree(vlm, tmp_path / "vlm")
+    weights = load_file(vlm / "model.safetensors")
+    weights = {name: tensor for name, tensor in weights.items() if ".spatial_encoder.encoder." not in name}
+    save_file(weights, tmp_path / "vlm" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="are missing or of another shape, such as `model.spatial_encoder.encoder"):
+        trainer_of(tmp_path / "vlm", instructions, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["per_device_train_batch_size", "gradient_accumulation_steps"])
+def test_batches_of_nothing_are_refused(name, vlm, instructions, tmp_path):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
+        trainer_of(vlm, instructions, tmp_path, **{name: 0})

@@ -1,0 +1,142 @@
+"""Two processes that instruction-tune together: every topology takes the steps of plain data parallelism.
+
+Their batches differ in all that a topology could stumble over: one process has a scene of two views where the other
+has one, or none at all. What a CPU cannot show is not shown here: NCCL, and bfloat16 under DeepSpeed.
+"""
+
+import shutil
+
+import pytest
+import torch
+from datasets import load_dataset
+from safetensors.torch import load_file
+from tiny_instructions import command_line, losses, write_instructions
+from tiny_spa3_vlm import tiny_model, tiny_processor
+from transformers import AutoModelForImageTextToText
+from two_processes import launch, needs_deepspeed
+
+from spa3r.configuration import load_preset
+from spa3r.trainers.tuning.scene_cache import main as encode_scenes
+
+STEPS = 4
+SHARDED = ["fsdp2", pytest.param("zero2", marks=needs_deepspeed), pytest.param("zero3", marks=needs_deepspeed)]
+
+
+def tied_model():
+    """A model whose head is its embedding, as that of Qwen2.5-VL-3B."""
+    vlm_config = load_preset("spa3-vlm-tiny")["vlm_config"] | {"tie_word_embeddings": True}
+    return tiny_model(vlm_config=vlm_config, tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Models, an instruction set, and latents of it."""
+    folder = tmp_path_factory.mktemp("sft_distributed")
+    write_instructions(folder / "set")
+    for name, model in {"vlm": tied_model(), "with_head": tiny_model()}.items():
+        model.save_pretrained(folder / name)
+        tiny_processor().save_pretrained(folder / name)
+    command = ["--model", folder / "vlm", "--instructions", folder / "set", "--output", folder / "latents"]
+    encode_scenes([str(part) for part in command])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """Runs two processes, once for each topology and model, and returns the folder of the run."""
+
+    def start(topology, vlm="vlm", name=None, **options):
+        output = place / (name or f"{topology}_{vlm}")
+        if not output.with_suffix(".log").exists():
+            options = {"eval_instructions": place / "set", "eval_strategy": "steps", "eval_steps": 2} | options
+            options |= {"per_device_train_batch_size": 1, "max_steps": STEPS, "use_cpu": None}
+            log = output.with_suffix(".log")
+            process = launch(topology, "sft", command_line(place / vlm, place / "set", output, **options), log)
+            assert process.wait(timeout=300) == 0, log.read_text()
+        return output
+
+    return start
+
+
+def weights(output):
+    return load_file(output / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("topology", SHARDED)
+@pytest.mark.parametrize("logged", ["loss", "grad_norm", "eval_loss"])
+def test_steps_are_those_of_data_parallelism(topology, logged, run):
+    expected = losses(run("ddp"), logged)
+    assert len(expected) == (2 if logged == "eval_loss" else STEPS)
+    assert losses(run(topology), logged) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_head_of_its_own_learns_from_all_processes_under_fsdp2(run):
+    # TRL reads its weight without calling it.
+    runs = [run(topology, "with_head") for topology in ("ddp", "fsdp2")]
+    assert losses(runs[1], "grad_norm") == pytest.approx(losses(runs[0], "grad_norm"), rel=1e-3)
+
+
+@pytest.mark.parametrize("topology", SHARDED)
+def test_the_model_has_the_weights_of_data_parallelism_under_the_same_names(topology, run):
+    expected, result = weights(run("ddp")), weights(run(topology))
+    assert set(result) - {"lm_head.weight"} == set(expected) - {"lm_head.weight"}
+    # Of whole tensors: Adam moves an entry whose gradient is next to nothing by as much as any other.
+    for name, tensor in expected.items():
+        assert (result[name] - tensor).norm() <= 5e-3 * tensor.norm() + 1e-3, name
+
+
+@pytest.mark.parametrize("topology", ["ddp", *SHARDED])
+def test_frozen_parts_keep_their_bits_and_others_change(topology, run):
+    before, after = tied_model().state_dict(), weights(run(topology))
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert not [name for name in changed if ".visual." in name or ".spatial_encoder." in name]
+    assert {"fusion", "vlm"} <= {name.split(".")[1] for name in changed}
+
+
+@pytest.mark.parametrize("topology", SHARDED)
+def test_checkpoint_and_model_load_whole(topology, run):
+    for folder in (f"checkpoint-{STEPS}", "model"):
+        model, info = AutoModelForImageTextToText.from_pretrained(run(topology) / folder, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("topology", ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
+def test_latents_that_were_encoded_before_make_the_same_steps(topology, place, run):
+    cached = run(topology, name=f"{topology}_cached", scene_latents=place / "latents")
+    assert losses(cached) == pytest.approx(losses(run(topology)), rel=1e-5)
+
+
+@pytest.mark.parametrize("topology", SHARDED)
+def test_a_resumed_run_ends_with_the_same_bits(topology, run, place):
+    whole, resumed = run(topology), place / f"{topology}_resumed"
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "model")
+    (resumed / f"checkpoint-{STEPS}" / "complete.json").unlink()  # as of a run that was killed while it wrote this
+    run(topology, name=resumed.name)
+    assert f"Continuing from {resumed / f'checkpoint-{STEPS - 1}'}" in resumed.with_suffix(".log").read_text()
+    assert losses(resumed) == losses(whole)
+    expected = weights(whole)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed).items())
+
+
+def test_more_processes_than_records_are_refused(place):
+    write_instructions(place / "few", num_records=2)
+    data = load_dataset("parquet", data_files=str(place / "few" / "data" / "*.parquet"), split="train")
+    data.select([1]).to_parquet(place / "few" / "data" / "00000.parquet")
+    log = place / "few.log"
+    options = command_line(place / "vlm", place / "few", place / "few_run", use_cpu=None)
+    assert launch("ddp", "sft", options, log).wait(timeout=300) != 0
+    assert "spa3r sft: There are more processes, 2, than records to train on, 1: start" in log.read_text()
+
+
+def test_two_processes_share_the_encoding_of_scenes(place):
+    command = ["--model", place / "vlm", "--instructions", place / "set", "--output", place / "shared_out"]
+    log = place / "encode.log"
+    assert launch("ddp", "encode-scenes", command, log).wait(timeout=300) == 0, log.read_text()
+    (expected,) = map(load_file, (place / "latents").glob("*.safetensors"))
+    shards = [load_file(file) for file in (place / "shared_out").glob("*.safetensors")]
+    assert [len(shard) for shard in shards] in ([2, 3], [3, 2])
+    result = shards[0] | shards[1]
+    assert result.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in result.items())

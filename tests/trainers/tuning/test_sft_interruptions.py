@@ -1,0 +1,403 @@
+"""Instruction tuning that is killed, runs out of disk or loses its loss: what is left, and how it goes on."""
+
+import json
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from pyarrow import parquet
+from safetensors.torch import load_file
+from tiny_instructions import command_line, trainer_of, write_instructions
+from tiny_spa3_vlm import tiny_config, tiny_model, tiny_processor
+from transformers import TrainerCallback
+
+from spa3r import Spa3VLMForConditionalGeneration
+from spa3r.trainers.runs.resume import UnwrittenError, is_complete, last_complete_checkpoint
+from spa3r.trainers.tuning.sft import build_trainer, check_can_go_on, main, parse_arguments, run
+
+# An epoch takes 13 batches, seven steps, the last of a single batch: checkpoints lie within epochs.
+NUM_RECORDS = 26
+OPTIONS = {
+    "max_steps": 20,
+    "gradient_accumulation_steps": 2,
+    "save_steps": 2,
+    "save_total_limit": 2,
+    "logging_steps": 3,
+}
+# On two processes an epoch takes four steps.
+OPTIONS_OF_TWO = OPTIONS | {"max_steps": 15, "save_steps": 3, "logging_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def instructions(tmp_path_factory):
+    return write_instructions(tmp_path_factory.mktemp("instructions") / "set", NUM_RECORDS)
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    """A model with dropout, whose bits depend on the state of the generator of random numbers."""
+    folder = tmp_path_factory.mktemp("vlm")
+    vlm_config = tiny_config().vlm_config.to_dict()
+    vlm_config["text_config"]["attention_dropout"] = 0.1
+    tiny_model(vlm_config=vlm_config).save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class Run:
+    """A run in a folder of its own, started and ended as often as is liked."""
+
+    vlm: Path
+    instructions: Path
+    folder: Path
+    num_processes: int = 1
+
+    @property
+    def options(self):
+        return OPTIONS if self.num_processes == 1 else OPTIONS_OF_TWO
+
+    def start(self, max_file_size=resource.RLIM_INFINITY, **options):
+        launcher = [sys.executable, "-m"]
+        if self.num_processes > 1:
+            launcher += ["torch.distributed.run", f"--nproc_per_node={self.num_processes}"]
+            launcher += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m"]
+        arguments = command_line(self.vlm, self.instructions, self.folder, **(self.options | options))
+        self.log = self.folder.with_name(f"{self.folder.name}_{len(list(self.folder.parent.glob('*.log')))}.log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*launcher, "spa3r", "sft", *arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, max_file_size)),
+            )
+        return self
+
+    def finish(self):
+        assert self.process.wait() == 0, self.log.read_text()
+        return self
+
+    def wait_until(self, happened):
+        """Wait for something to happen, and return the time."""
+        while not happened():
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.001)
+        return time.monotonic()
+
+    def kill(self):
+        """SIGKILL the processes of the run and all that they started, at once."""
+        family = [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
+        for member in family:
+            member.kill()
+        psutil.wait_procs(family)
+
+    def kill_at_any_moment(self, seed):
+        """At any point of a step or a save after the first two checkpoints."""
+        steps = [multiple * self.options["save_steps"] for multiple in (1, 2)]
+        times = [self.wait_until(lambda step=step: is_complete(self.checkpoint(step))) for step in steps]
+        time.sleep(random.Random(seed).uniform(0, times[1] - times[0]))
+        self.kill()
+
+    def kill_while_it_saves(self):
+        """After the first checkpoint of this start; returns what was half-written, and the checkpoint before it."""
+        start = last_complete_checkpoint(self.folder)
+        self.wait_until(lambda: last_complete_checkpoint(self.folder) != start)
+        while True:
+            self.wait_until(self.half_written)
+            # It may have been written to its end since: stop, and look again.
+            self.process.send_signal(signal.SIGSTOP)
+            if half_written := self.half_written():
+                self.kill()
+                return half_written.name, last_complete_checkpoint(self.folder).name
+            self.process.send_signal(signal.SIGCONT)
+
+    def half_written(self):
+        """A checkpoint with weights and without its mark."""
+        folders = (file.parent for file in self.folder.glob("checkpoint-*/model.safetensors"))
+        return next((folder for folder in folders if not is_complete(folder)), None)
+
+    def checkpoint(self, step=None):
+        return self.folder / f"checkpoint-{self.options['max_steps'] if step is None else step}"
+
+    def losses(self):
+        history = json.loads((self.checkpoint() / "trainer_state.json").read_text())["log_history"]
+        return {entry["step"]: (entry["loss"], entry["grad_norm"]) for entry in history if "loss" in entry}
+
+    def weights(self):
+        return load_file(self.folder / "model" / "model.safetensors")
+
+    def optimizer(self):
+        moments = torch.load(self.checkpoint() / "optimizer.pt", weights_only=True)["state"]
+        return {(index, name): tensor for index, state in moments.items() for name, tensor in state.items()}
+
+
+def are_equal(tensors, expected):
+    return tensors.keys() == expected.keys() and all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+@dataclass
+class Interruptions:
+    """What happened to a run."""
+
+    run: Run
+    half_written: str
+    last_before_half_written: str
+    log_after_half_written: str
+    status_on_full_disk: int
+
+
+@pytest.fixture(scope="module")
+def whole_and_interrupted(vlm, instructions, tmp_path_factory):
+    """A run without workers that nothing interrupts; and one that is killed at any moment, with workers; killed while
+    it saves; out of disk; and then goes on to its end, with workers."""
+    folder = tmp_path_factory.mktemp("one_process")
+    whole, run = (Run(vlm, instructions, folder / name) for name in ("whole", "interrupted"))
+    whole.start()
+    run.start(dataloader_num_workers=2).kill_at_any_moment(seed=0)
+    half_written, last = run.start().kill_while_it_saves()
+    # Smaller than the weights.
+    status = run.start(max_file_size=400_000).process.wait()
+    log = run.log.read_text()
+    run.start(dataloader_num_workers=2).finish()
+    return whole.finish(), Interruptions(run, half_written, last, log, status)
+
+
+@pytest.fixture(scope="module")
+def two_processes(vlm, instructions, tmp_path_factory):
+    """A run of two processes that nothing interrupts, and one that is killed and goes on."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    whole, run = (Run(vlm, instructions, folder / name, num_processes=2) for name in ("whole", "killed"))
+    whole.start()
+    run.start().kill_at_any_moment(seed=1)
+    return run.start().finish(), whole.finish()
+
+
+@pytest.fixture
+def whole(whole_and_interrupted):
+    return whole_and_interrupted[0]
+
+
+@pytest.fixture
+def interrupted(whole_and_interrupted):
+    return whole_and_interrupted[1]
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(whole, interrupted):
+    assert are_equal(interrupted.run.weights(), whole.weights())
+
+
+def test_an_interrupted_run_ends_with_the_optimizer_of_an_uninterrupted_one(whole, interrupted):
+    assert are_equal(interrupted.run.optimizer(), whole.optimizer())
+
+
+def test_an_interrupted_run_logs_the_losses_of_an_uninterrupted_one(whole, interrupted):
+    # Those of steps 2 and 4 are of one and two steps: there is a log with each checkpoint.
+    assert {2, 3, 4, 6, 8, 9} < whole.losses().keys()
+    assert interrupted.run.losses() == whole.losses()
+
+
+def test_a_half_written_checkpoint_is_passed_over(interrupted):
+    log = interrupted.log_after_half_written
+    assert f"{interrupted.half_written} was not written to its end and is passed over" in log
+    assert f"Continuing from {interrupted.run.folder / interrupted.last_before_half_written}." in log
+
+
+def test_a_full_disk_ends_the_run_with_one_sentence(interrupted):
+    assert interrupted.status_on_full_disk == 1
+    folder, last = interrupted.run.folder, interrupted.last_before_half_written
+    step = int(last.split("-")[1]) + OPTIONS["save_steps"]
+    sentence = (
+        rf"spa3r sft: {folder}/checkpoint-{step} could not be written \(.*File too large.* GB are free there\); "
+    )
+    sentence += rf"the last complete checkpoint is {folder}/{last}\. Make room, and run the same command again\."
+    assert re.search(sentence, interrupted.log_after_half_written)
+    assert "Traceback" not in interrupted.log_after_half_written
+
+
+def test_a_killed_run_of_two_processes_ends_with_the_bits_of_an_uninterrupted_one(two_processes):
+    killed, whole = two_processes
+    assert f"Continuing from {killed.folder}" in killed.log.read_text()
+    assert are_equal(killed.weights(), whole.weights()) and are_equal(killed.optimizer(), whole.optimizer())
+    assert killed.losses() == whole.losses()
+
+
+def test_another_number_of_processes_is_refused(two_processes, vlm, instructions):
+    run, _ = two_processes
+    with pytest.raises(SystemExit, match="^spa3r sft: .* other settings .*`world_size` was 2, is 1"):
+        main(command_line(vlm, instructions, run.folder, **run.options))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 5e-4}, "`learning_rate` was 0.001, is 0.0005"),
+        ({"per_device_train_batch_size": 1}, "`per_device_train_batch_size` was 2, is 1"),
+        ({"attn_implementation": "eager"}, "`model.attn_implementation` was None, is eager"),
+        ({"seed": 1}, "`seed` was 42, is 1"),
+    ],
+)
+def test_other_settings_are_refused(changes, message, whole, vlm, instructions):
+    with pytest.raises(SystemExit, match=f"^spa3r sft: .* holds a run with other settings .*{message}"):
+        main(command_line(vlm, instructions, whole.folder, **(OPTIONS | changes)))
+
+
+def test_another_precision_of_the_launch_file_is_refused(whole, vlm, instructions, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(SystemExit, match="^spa3r sft: .* holds a run with other settings .*`bf16` was False, is True"):
+        main(command_line(vlm, instructions, whole.folder, **OPTIONS))
+
+
+def test_other_records_in_the_same_folder_are_refused(whole, vlm, instructions, tmp_path):
+    shutil.copytree(instructions, tmp_path / "set")
+    shutil.copytree(whole.folder, tmp_path / "run")
+    settings = json.loads((whole.folder / "run.json").read_text()) | {"instructions": [str(tmp_path / "set")]}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(settings))
+    build_trainer_and_check(vlm, tmp_path / "set", tmp_path / "run")
+    file = tmp_path / "set" / "data" / "00000.parquet"
+    table = parquet.read_table(file)
+    parquet.write_table(table.take(list(reversed(range(len(table))))), file)
+    with pytest.raises(ValueError, match="`training_records.sha256` was"):
+        build_trainer_and_check(vlm, tmp_path / "set", tmp_path / "run")
+
+
+def build_trainer_and_check(vlm, instructions, folder, **options):
+    data_args, args, model_args = parse_arguments(command_line(vlm, instructions, folder, **(OPTIONS | options)))
+    check_can_go_on(build_trainer(data_args, args, model_args), data_args, model_args)
+
+
+def test_what_decides_no_bit_may_change(whole, vlm, instructions):
+    changes = {"save_steps": 5, "logging_steps": 1, "save_total_limit": 4, "dataloader_num_workers": 1}
+    build_trainer_and_check(vlm, instructions, whole.folder, **changes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"save_total_limit": 1}, "`save_total_limit` must be at least 2, got 1"),
+        ({"save_only_model": "true"}, "With `save_only_model` a run that was killed could not go on"),
+        ({"ignore_data_skip": "true"}, "With `ignore_data_skip` a run that was killed could not go on"),
+        # Where epochs begin, they draw from another state of the generator.
+        (
+            {"dataloader_persistent_workers": "true", "dataloader_num_workers": 1},
+            "With `dataloader_persistent_workers` a run that was killed could not go on",
+        ),
+        ({"resume_from_checkpoint": "checkpoint-7"}, "names no complete checkpoint, got `checkpoint-7`"),
+    ],
+)
+def test_a_run_that_could_not_go_on_is_refused(options, message, vlm, instructions, tmp_path):
+    with pytest.raises(SystemExit, match=f"^spa3r sft: .*{message}"):
+        main(command_line(vlm, instructions, tmp_path / "run", **(OPTIONS | options)))
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_takes_no_further_step(whole, vlm, instructions, tmp_path):
+    shutil.copytree(whole.folder, tmp_path / "run", ignore=shutil.ignore_patterns("model"))
+    run(trainer_of(vlm, instructions, tmp_path / "run", **OPTIONS), [])
+    assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-20"
+    assert are_equal(load_file(tmp_path / "run" / "model" / "model.safetensors"), whole.weights())
+
+
+class SaveEachStep(TrainerCallback):
+    """Also looks for the last complete checkpoint when old ones were deleted and the new one has no mark yet."""
+
+    def __init__(self):
+        self.last = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        assert not is_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self.last.append(last_complete_checkpoint(args.output_dir).name)
+
+
+def test_old_checkpoints_are_deleted_only_while_a_complete_one_is_left(whole, vlm, instructions, tmp_path):
+    shutil.copytree(whole.folder, tmp_path / "run")
+    # Killed while it saved. This one will not be written again at once.
+    (tmp_path / "run" / "checkpoint-20" / "complete.json").unlink()
+    trainer = trainer_of(vlm, instructions, tmp_path / "run", **OPTIONS)
+    save_each_step = SaveEachStep()
+    trainer.callback_handler.callbacks.insert(0, save_each_step)
+    run(trainer, [])
+    assert save_each_step.last == ["checkpoint-18", "checkpoint-19"]
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth", "trainer_state.json"])
+def test_each_file_that_does_not_fit_is_told_in_the_same_words(file, vlm, instructions, tmp_path):
+    class FillDisk(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                (tmp_path / "checkpoint-2").mkdir()
+                (tmp_path / "checkpoint-2" / file).symlink_to("/dev/full")
+
+    trainer = trainer_of(vlm, instructions, tmp_path, FillDisk())
+    message = "checkpoint-2 could not be written .*; the last complete checkpoint is .*checkpoint-1. Make room"
+    with pytest.raises(UnwrittenError, match=message) as error:
+        run(trainer, [])
+    assert "\n" not in str(error.value)
+
+
+def test_a_final_model_that_does_not_fit_leaves_the_one_before_it(whole, vlm, instructions, tmp_path):
+    shutil.copytree(whole.folder, tmp_path / "run")
+    trainer = trainer_of(vlm, instructions, tmp_path / "run", **OPTIONS)
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard_limit))
+    try:
+        with pytest.raises(UnwrittenError, match="run/model could not be written .*checkpoint-20. Make room"):
+            run(trainer, [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard_limit, hard_limit))
+    assert are_equal(load_file(tmp_path / "run" / "model" / "model.safetensors"), whole.weights())
+
+
+class LoseGradient(TrainerCallback):
+    """From the second step on, the gradient is no number; the loss is one more time."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 1:
+            model.lm_head.weight.register_hook(lambda gradient: gradient * torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("save_steps", "message"),
+    [
+        (1, "The norm of the gradient is not finite .* at step 2; the last complete checkpoint is .*checkpoint-1"),
+        (4, "The loss is not finite .* at step 4; there is no checkpoint yet"),
+    ],
+)
+def test_weights_that_are_lost_between_two_logs_are_not_saved(save_steps, message, vlm, instructions, tmp_path):
+    options = {"logging_steps": 100, "save_steps": save_steps}
+    trainer = trainer_of(vlm, instructions, tmp_path, LoseGradient(), **options)
+    with pytest.raises(FloatingPointError, match=message):
+        run(trainer, [])
+
+
+def test_a_lost_loss_ends_the_command_with_one_sentence(vlm, instructions, tmp_path):
+    model = Spa3VLMForConditionalGeneration.from_pretrained(vlm)
+    torch.nn.init.constant_(model.lm_head.weight, torch.nan)
+    model.save_pretrained(tmp_path / "vlm")
+    tiny_processor().save_pretrained(tmp_path / "vlm")
+    with pytest.raises(
+        SystemExit, match=r"^spa3r sft: The loss is not finite \(nan\) at step 1; there is no checkpoint"
+    ):
+        main(command_line(tmp_path / "vlm", instructions, tmp_path / "run"))
+
+
+def test_a_run_with_dropout_in_low_rank_layers_goes_on_to_the_same_bits(vlm, instructions, tmp_path):
+    targets = r"model\.vlm\.language_model\..*\.(q_proj|v_proj)"
+    options = OPTIONS | {"max_steps": 4, "use_peft": "true", "lora_target_modules": targets, "lora_dropout": 0.5}
+    run(trainer_of(vlm, instructions, tmp_path / "whole", **options), [])
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "checkpoint-4")
+    run(trainer_of(vlm, instructions, tmp_path / "killed", **options), [])
+    adapters = [tmp_path / name / "checkpoint-4" / "adapter_model.safetensors" for name in ("killed", "whole")]
+    assert are_equal(*(load_file(file) for file in adapters))

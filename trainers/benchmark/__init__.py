@@ -1,0 +1,1 @@
+"""Benchmarks: ask a model, score its answers, report."""

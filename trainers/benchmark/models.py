@@ -1,0 +1,74 @@
+"""Models that a benchmark asks: a Spa3-VLM, or a plain Qwen2.5-VL beside it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoProcessor, ProcessorMixin
+from transformers.utils import cached_file
+
+from ...modeling_spa3r.checkpoints.loading import check_place, load_spa3_vlm
+from ...modeling_spa3r.checkpoints.official import assemble_spa3_vlm, load_qwen, make_processor
+from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
+from ..runs.resume import first_line
+
+__all__ = ["fingerprint_checkpoint", "load_benchmark_model"]
+
+PLAIN, OURS = "qwen2_5_vl", "spa3_vlm"
+
+
+def load_benchmark_model(
+    name: str, device: torch.device, dtype: str | None = None, attn_implementation: str | None = None
+) -> tuple[Spa3VLMForConditionalGeneration, ProcessorMixin]:
+    """Load a model and its processor.
+
+    A plain Qwen2.5-VL becomes a Spa3-VLM with `fusion="none"`, which gives its logits bit for bit, so that it is asked
+    by the same code about images of the same size.
+
+    Args:
+        name (`str`): Folder, or name on the Hub.
+        device (`torch.device`): Where it is loaded to.
+        dtype (`str`, *optional*): Of the weights; by default as in the checkpoint.
+        attn_implementation (`str`, *optional*): By default the library's choice.
+
+    Raises:
+        OSError: If there is no such place.
+        ValueError: If it holds another kind of model, or one that is not whole.
+    """
+    check_place(name)
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"The folder `{name}` holds no model: there is no config.json in it.")
+    try:
+        model_type = AutoConfig.from_pretrained(name).model_type
+    except OSError as error:
+        if folder.is_dir():
+            raise
+        raise OSError(f"There is no folder `{name}`, and the Hub gives no such model: {first_line(error)}") from error
+    # Weights in pickles, which the fingerprint does not tell apart, are refused.
+    options: dict[str, Any] = {"dtype": dtype or "auto", "device_map": {"": device}, "use_safetensors": True}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if model_type == OURS:
+        return load_spa3_vlm(name, **options).eval(), AutoProcessor.from_pretrained(name)
+    if model_type == PLAIN:
+        qwen, tokenizer = load_qwen(name, **options)
+        model = assemble_spa3_vlm(qwen, None, fusion="none")
+        return model.eval(), make_processor(model.config, tokenizer)
+    raise ValueError(f"`{name}` holds a `{model_type}`; a benchmark asks a `{OURS}` or a plain `{PLAIN}`.")
+
+
+def fingerprint_checkpoint(name: str) -> str:
+    """Tells a checkpoint from others: a hash of its weights, configurations and tokenizer, wherever it lies.
+
+    Args:
+        name (`str`): Folder, or name on the Hub of a checkpoint that was loaded before.
+    """
+    folder = Path(name) if Path(name).is_dir() else Path(cached_file(name, "config.json")).parent
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors", ".jinja", ".txt"):
+            with file.open("rb") as content:
+                digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Ways in from outside: the terminal, lmms-eval, Hugging Face's evaluate."""

@@ -1,0 +1,126 @@
+"""Ask about a scene: photos or a video in, answers out.
+
+The scene is encoded once; every further question is answered from what is kept of it. Without `--question`, questions
+are read from the terminal, one a line.
+
+    spa3r ask --model checkpoints/spa3-vlm-4b --images room/*.jpg --question "How many chairs are in the room?"
+    spa3r ask --model checkpoints/spa3-vlm-4b --video room.mp4 --frames 16
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoProcessor, TextStreamer
+from transformers.utils import logging
+
+from ...modeling_spa3r.checkpoints.loading import check_place, load_spa3_vlm
+from ...modeling_spa3r.spa3_vlm.scene_session import SceneSession
+
+PROMPT = "? "
+
+
+def main(arguments: Sequence[str] | None = None):
+    """Command line of `spa3r ask`."""
+    parser = argparse.ArgumentParser(
+        prog="spa3r ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="folder or Hub name of a Spa3-VLM")
+    scene = parser.add_mutually_exclusive_group(required=True)
+    scene.add_argument("--images", nargs="+", metavar="IMAGE", help="photos of one place; the first is the reference")
+    scene.add_argument("--video", help="a video of the place")
+    parser.add_argument("--frames", type=int, help="frames to take of the video, spread evenly (default: 32)")
+    parser.add_argument(
+        "--question", action="append", dest="questions", metavar="QUESTION", help="may be given several times"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: 128)")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: as in the checkpoint)")
+    options = parser.parse_args(arguments)
+    if options.frames is not None and options.images:
+        parser.error("--frames is for a --video; all --images are seen")
+    for name, number in (("--frames", options.frames), ("--max-new-tokens", options.max_new_tokens)):
+        if number is not None and number < 1:
+            parser.error(f"{name} must be at least 1, got {number}")
+    try:
+        _run(options)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"spa3r ask: {' '.join(str(error).split())}")
+    except SafetensorError as error:
+        sys.exit(f"spa3r ask: the weights in `{options.model}` are damaged ({error}); copy the checkpoint again.")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(options: argparse.Namespace):
+    logging.disable_progress_bar()
+    device = _usable_device(options.device)
+    start = time.perf_counter()
+    check_place(options.model)
+    if not Path(options.model).is_dir():
+        _report(f"There is no folder `{options.model}` here; looking for it on the Hub.")
+    model = load_spa3_vlm(options.model, dtype=options.dtype or "auto")
+    model.to(device).eval()
+    processor = AutoProcessor.from_pretrained(options.model)
+    _report(f"Loaded {options.model} on {model.device} in {time.perf_counter() - start:.1f} s.")
+    start = time.perf_counter()
+    session = SceneSession(model, processor, options.images, options.video, options.frames)
+    views = "1 view" if session.num_images == 1 else f"{session.num_images} views"
+    _report(f"Saw {views} in {time.perf_counter() - start:.1f} s.")
+    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    for question in options.questions or _read_questions():
+        if options.questions:
+            _report(f"{PROMPT}{question}")
+        start = time.perf_counter()
+        try:
+            session.generate([question], max_new_tokens=options.max_new_tokens, streamer=streamer)
+        except ValueError as error:
+            if options.questions:
+                raise
+            # At the terminal there is a next question, and the scene is seen already.
+            _report(str(error))
+            continue
+        _report(f"Answered in {time.perf_counter() - start:.1f} s.")
+
+
+def _usable_device(name: str | None) -> torch.device:
+    """The device of this name, or an accelerator if there is one."""
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    # What torch raises depends on what it was built with, and may be pages long.
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"The device `{name}` cannot be used here: it is not there, or this torch was built without it; leave out "
+            "--device, or give cpu."
+        ) from error
+
+
+def _read_questions() -> Iterator[str]:
+    """Questions from the terminal, until the end of the input."""
+    if sys.stdin.isatty():
+        _report("Ask a question a line; an empty line, or Ctrl-D, ends.")
+    while True:
+        try:
+            if sys.stdin.isatty():
+                print(PROMPT, end="", file=sys.stderr, flush=True)
+            question = input().strip()
+        except EOFError:
+            return
+        if not question:
+            return
+        yield question
+
+
+def _report(message: str):
+    """Answers alone go to the standard output."""
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

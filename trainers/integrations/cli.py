@@ -1,0 +1,40 @@
+"""The terminal interface: `spa3r VERB`."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+__all__ = ["VERBS", "main"]
+
+# Verb: module with a `main(arguments)`, relative to the package, and what it does.
+VERBS = {
+    "ask": ("trainers.integrations.ask", "ask about a scene: photos or a video in, answers out"),
+    "pretrain": ("trainers.pretraining.pretrain", "pre-train Spa3R on scenes"),
+    "inspect": ("trainers.pretraining.inspect", "show what a Spa3R checkpoint has learnt"),
+    "sft": ("trainers.tuning.sft", "instruction-tune Spa3-VLM"),
+    "encode-scenes": ("trainers.tuning.scene_cache", "encode each scene of instruction sets once"),
+    "benchmark": ("trainers.benchmark.benchmark", "score a model on a benchmark, or compare two runs"),
+    "convert": ("modeling_spa3r.checkpoints.official", "import published checkpoints, or assemble a Spa3-VLM"),
+    "convert-data": ("data_scripts.instructions.command", "make an instruction set of a published data set"),
+    "rooms": ("data_scripts.rooms.generate", "render furnished rooms with cameras, depth and objects"),
+    "room-questions": ("data_scripts.rooms.write_questions", "write questions about rendered rooms"),
+}
+
+
+def main(arguments: Sequence[str] | None = None):
+    """Run the command that the first argument names."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("--help", "-h"):
+        print(_help())
+    elif verb in VERBS:
+        module, _ = VERBS[verb]
+        import_module(f"spa3r.{module}").main(arguments[1:])
+    else:
+        sys.exit(f"spa3r: there is no command `{verb}`; the commands are {', '.join(VERBS)}.")
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
+    return "\n".join(["usage: spa3r COMMAND [OPTIONS]; `spa3r COMMAND --help` describes one.", "", *lines])

@@ -1,0 +1,209 @@
+"""Spa3-VLM as a model of lmms-eval, which finds it by the entry point `lmms_eval.models` of this package.
+
+    lmms-eval --model spa3_vlm --model_args pretrained=checkpoints/spa3-vlm-4b --tasks vsibench --batch_size 16
+    accelerate launch --num_processes 8 -m lmms_eval --model spa3_vlm ...
+
+Each question is asked about all visuals of its own document: images in order, or frames spread evenly over a video.
+Questions about the same visuals are answered together, from the keys and values of these, as `benchmark.py` does it. A
+plain Qwen2.5-VL is asked in the same way. Needs lmms-eval, which nothing else of this package imports.
+"""
+
+import hashlib
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from torch import Tensor
+from tqdm import tqdm
+from transformers.utils import logging
+
+from ...data_scripts.common.video_frames import read_frames
+from ...data_scripts.scenes.index import VIDEO_SUFFIXES
+from ...modeling_spa3r.spa3_vlm.scene_session import SceneSession
+from ..benchmark.models import load_benchmark_model
+from ..runs.distributed import PATIENCE
+
+__all__ = ["Spa3VLM", "manifest"]
+
+logger = logging.get_logger(__name__)
+
+# Where a task sets no limit; as in the official evaluation.
+MAX_NEW_TOKENS = 4096
+# Options of a task that `generate` is given; others, such as `image_aspect_ratio`, are meant for other models.
+PASSED_ON = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "repetition_penalty")
+SAMPLING = ("temperature", "top_p", "top_k")
+# What lmms-eval puts where a task does not say which text ends an answer; its own Qwen models overlook it, too.
+NO_END = "\n\n"
+# What some tasks write where other models put an image.
+PLACEHOLDER = "<image>"
+
+
+@dataclass
+class Scene:
+    """What is seen at once, and which requests are about it.
+
+    Args:
+        example (`Instance`): One of the requests; they all have the same visuals.
+        numbers (`dict`): Numbers of the requests in their order, by the options of generation, as text.
+    """
+
+    example: Instance
+    numbers: dict[str, list[int]] = field(default_factory=dict)
+
+
+class Spa3VLM(lmms):
+    """Answers the requests of lmms-eval.
+
+    Args:
+        pretrained (`str`): Folder, or name on the Hub, of a Spa3-VLM or of a plain Qwen2.5-VL.
+        dtype (`str`, *optional*): Of the weights; by default as in the checkpoint.
+        attn_implementation (`str`, *optional*): By default the library's choice.
+        max_num_frames (`int`, *optional*, defaults to 32): Frames of a video, spread evenly; all where it has fewer.
+        batch_size (`int`, *optional*, defaults to 1): Most questions about the same visuals answered together.
+        device (`str`, *optional*): By default the accelerator of this process, or the CPU.
+        device_map (`str`, *optional*): The same; `auto` is the default, since each process has the whole model.
+    """
+
+    is_simple = True  # lmms-eval then gives the text of a question and its visuals, not a conversation
+
+    def __init__(
+        self,
+        pretrained: str,
+        dtype: str | None = None,
+        attn_implementation: str | None = None,
+        max_num_frames: int = 32,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        device_map: str | None = None,
+    ):
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "max_num_frames": max_num_frames}.items():
+            if not str(value).isdigit() or int(value) < 1:
+                raise ValueError(f"`{name}` must be a number from 1 on, got {value!r}.")
+        self.batch_size, self.max_num_frames = int(batch_size), int(max_num_frames)
+        self.accelerator = Accelerator(
+            # Without an accelerator several processes know of each other only if they are told that they are on CPUs.
+            cpu=torch.accelerator.current_accelerator(check_available=True) is None,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        place = device if device_map in (None, "auto") else device_map
+        is_alone = self._world_size == 1
+        self.device = torch.device(place) if is_alone and place is not None else self.accelerator.device
+        self.model, self.processor = load_benchmark_model(pretrained, self.device, dtype, attn_implementation)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Answers in the order of the requests, with the spaces that the model puts around them."""
+        answers = [""] * len(requests)
+        scenes = self._group(requests)
+        total = sum(len(numbers) for scene in scenes for numbers in scene.numbers.values())
+        progress = tqdm(total=total, desc="Asking", unit="question", disable=self.rank != 0)
+        for scene, images in self._with_images(scenes):
+            session = SceneSession(self.model, self.processor, images) if images else None
+            for numbers in scene.numbers.values():
+                options, ends = _read_options(requests[numbers[0]].args[1])
+                for start in range(0, len(numbers), self.batch_size):
+                    batch = numbers[start : start + self.batch_size]
+                    questions = [requests[number].args[0].replace(PLACEHOLDER, "") for number in batch]
+                    tokens = session.generate(questions, **options) if images else self._generate(questions, options)
+                    texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
+                    for number, text in zip(batch, texts, strict=True):
+                        answers[number] = _cut(text, ends)
+                    progress.update(len(batch))
+        progress.close()
+        return answers
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not supported."""
+        raise NotImplementedError("`spa3_vlm` answers one question at a time; choose tasks without several rounds.")
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not supported."""
+        raise NotImplementedError(
+            "`spa3_vlm` gives texts, not likelihoods; choose tasks whose `output_type` is `generate_until`."
+        )
+
+    def _group(self, requests: Sequence[Instance]) -> list[Scene]:
+        """Bring requests about the same visuals together, in the order in which the visuals come first."""
+        scenes: dict[str, Scene] = {}
+        progress = tqdm(requests, desc="Looking at visuals", disable=self.rank != 0)
+        for number, request in enumerate(progress):
+            if request.metadata.get("__padding_only__"):
+                continue  # a copy for models whose processes must keep in step; its answer is thrown away
+            key = hashlib.sha256(pickle.dumps(self._visuals(request))).hexdigest()
+            scene = scenes.setdefault(key, Scene(request))
+            scene.numbers.setdefault(repr(request.args[1]), []).append(number)
+        return list(scenes.values())
+
+    def _visuals(self, request: Instance) -> list:
+        """Images of a request's document, and names of videos."""
+        _, _, doc_to_visual, doc_id, task, split = request.args
+        return doc_to_visual(self.task_dict[task][split][doc_id]) or []
+
+    def _with_images(self, scenes: Sequence[Scene]) -> Iterator[tuple[Scene, list]]:
+        """Scenes with their images; those of the next one are decoded meanwhile."""
+        with ThreadPoolExecutor(max_workers=1) as executor:
+            following = executor.submit(self._load, scenes[0]) if scenes else None
+            for index, scene in enumerate(scenes):
+                current = following
+                if index + 1 < len(scenes):
+                    following = executor.submit(self._load, scenes[index + 1])
+                yield scene, current.result()
+
+    def _load(self, scene: Scene) -> list:
+        images = []
+        for visual in self._visuals(scene.example):
+            is_video = isinstance(visual, str) and os.path.splitext(visual)[1].lower() in VIDEO_SUFFIXES
+            images += read_frames(visual, self.max_num_frames) if is_video else [visual]
+        return images
+
+    def _generate(self, questions: Sequence[str], options: dict[str, Any]) -> Tensor:
+        """New tokens of answers to questions without visuals, of shape `(num_questions, num_new_tokens)`."""
+        conversations = [[{"role": "user", "content": question}] for question in questions]
+        inputs = self.processor.apply_chat_template(
+            conversations,
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        ).to(self.device)
+        return self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+
+
+def manifest():
+    """What lmms-eval's registry is given."""
+    # Imported by that registry, or it would look here before this module is complete.
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id="spa3_vlm", simple_class_path=f"{__name__}.{Spa3VLM.__name__}")
+
+
+def _read_options(asked: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What `generate` is given of a task's options, and which texts end an answer. Greedy unless a task samples."""
+    asked = {name: value for name, value in asked.items() if value is not None}
+    until = asked.pop("until", [])
+    ends = [end for end in ([until] if isinstance(until, str) else until) if end and end != NO_END]
+    # A task that gives a temperature alone means sampling, unless it is zero.
+    is_sampled = asked.get("temperature") != 0 and bool(asked.get("do_sample", asked.get("temperature")))
+    options = {"max_new_tokens": MAX_NEW_TOKENS, "num_beams": 1, "do_sample": is_sampled}
+    options |= {name: asked[name] for name in PASSED_ON if name in asked}
+    # Which the library would warn of, as they have no use without sampling.
+    options |= {name: asked[name] if is_sampled else None for name in SAMPLING if name in asked or not is_sampled}
+    if unknown := sorted(asked.keys() - {*PASSED_ON, *SAMPLING, "do_sample"}):
+        logger.warning_once(f"`spa3_vlm` does not heed the options of generation {', '.join(unknown)}.")
+    return options, ends
+
+
+def _cut(text: str, ends: Sequence[str]) -> str:
+    """A text up to the first of its ends."""
+    for end in ends:
+        text = text.split(end)[0]
+    return text

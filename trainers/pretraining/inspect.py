@@ -1,0 +1,210 @@
+"""See what a Spa3R checkpoint has learnt, on scenes or on photos of your own.
+
+    spa3r inspect --model runs/quickstart/model --scenes rooms:runs/quickstart/held_out_rooms --cameras
+    spa3r inspect --model runs/quickstart/model --images sofa.jpg window.jpg door.jpg table.jpg
+
+Writes report.md and report.json, which compare the model's predictions of views that it has not seen with those of
+simpler ways to predict, and a figure for each scene. Checkpoints made during training work as well as final models.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from ...data_scripts.common.videos import index_video, read_video_frames
+from ...data_scripts.scenes.index import load_scene_sources, parse_source, split_scenes
+from ...data_scripts.scenes.view_transforms import crop_to_common, load_frame
+from ...data_scripts.scenes.views import SceneViews
+from ...modeling_spa3r.checkpoints.loading import check_place
+from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
+from .evaluation import PSFMReport, evaluate_psfm
+from .figures import draw_scene_figure, save_figure
+
+__all__ = ["PhotoScene", "main"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class PhotoScene(Dataset):
+    """A single scene of given images, in the form of `SceneViews`.
+
+    Args:
+        scene_id (`str`): Name of the scene.
+        images (`dict[int, Path | np.ndarray]`):
+            Images by number, context views first, as for `load_frame`; all are cropped to the least height.
+        num_context_views (`int`): How many of them the encoder sees.
+        image_width (`int`): Images are resized to this width.
+    """
+
+    def __init__(self, scene_id: str, images: dict[int, Path | np.ndarray], num_context_views: int, image_width: int):
+        pixel_values, _ = crop_to_common([load_frame(image, image_width)[0] for image in images.values()])
+        self.item = {
+            "pixel_values": pixel_values,
+            "num_context_views": num_context_views,
+            "scene_id": scene_id,
+            "frame_indices": list(images),
+            "replaced_frames": [],
+            "dropped_scenes": [],
+        }
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: tuple[int, int, int]) -> dict[str, Any]:
+        return self.item
+
+
+def read_photos(args: argparse.Namespace) -> PhotoScene:
+    """The scene of `--images`: context views are the first ones."""
+    if len(args.images) < 2:
+        raise ValueError("`--images` takes at least 2 photos, one to see and one to predict, got 1.")
+    images = dict(enumerate(args.images, start=1))
+    return PhotoScene("photos", images, max(1, int(len(images) * args.context_ratio)), args.image_width)
+
+
+def read_video(args: argparse.Namespace) -> PhotoScene:
+    """The scene of `--video`: frames at even distances, with target views between the context views."""
+    timestamps, key_frames = index_video(args.video)
+    wanted = {timestamps[i]: i for i in np.linspace(0, len(timestamps) - 1, args.num_views).astype(int).tolist()}
+    images = dict(read_video_frames(args.video, list(wanted), key_frames))
+    if len(images) < 2:
+        raise ValueError(f"`{args.video}` has {len(images)} readable frames; a scene takes at least 2 views.")
+    times = sorted(images)
+    num_context_views = max(1, int(len(times) * args.context_ratio))
+    context = [times[i * len(times) // num_context_views] for i in range(num_context_views)]
+    ordered = context + [time for time in times if time not in context]
+    frames = {wanted[time]: images[time] for time in ordered}
+    return PhotoScene(args.video.stem, frames, num_context_views, args.image_width)
+
+
+def read_scenes(args: argparse.Namespace) -> SceneViews:
+    """The scenes of `--scenes`, all or those that a training run has held out."""
+    scenes = load_scene_sources([parse_source(args.scenes)])
+    if args.held_out_scenes is not None:
+        scenes = split_scenes(scenes, args.held_out_scenes, seed=args.seed)[1]
+    return SceneViews(
+        scenes,
+        image_width=args.image_width,
+        context_ratio=args.context_ratio,
+        seed=args.seed,
+        cameras=args.cameras,
+        # Not all data sets with cameras come with depth; the probe is then compared with VGGT's.
+        depth=args.cameras and all(scenes["depths"]),
+    )
+
+
+def read_views(args: argparse.Namespace) -> Dataset:
+    """What to look at, with its first scene read once, so that unreadable input is noticed before any computation."""
+    if args.images is not None:
+        views = read_photos(args)
+    elif args.video is not None:
+        views = read_video(args)
+    else:
+        views = read_scenes(args)
+    if not len(views):
+        raise ValueError("There is no scene to look at; --held-out-scenes must be at least 1.")
+    views[0, 0, args.num_views]
+    return views
+
+
+def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Define and read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="spa3r inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="checkpoint of Spa3RForPreTraining: a folder or a hub name")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--scenes",
+        metavar="KIND:FOLDER",
+        help="scenes on disk; kinds are scannet, scannetpp, rooms, folders (of images) and videos",
+    )
+    source.add_argument(
+        "--images", nargs="+", type=Path, metavar="FILE", help="photos of one scene; the first is the reference"
+    )
+    source.add_argument("--video", type=Path, metavar="FILE", help="video of one scene (takes PyAV)")
+    add("--num-views", type=int, default=8, help="views of a scene, of scenes and videos (default: %(default)s)")
+    add("--num-scenes", type=int, default=8, help="scenes, from the first on (default: %(default)s)")
+    add("--num-figures", type=int, default=4, help="scenes to draw, from the first on (default: %(default)s)")
+    add("--held-out-scenes", type=int, metavar="N", help="choose among the N that training with this seed held out")
+    add("--seed", type=int, default=0, help="of the held-out scenes and of the views (default: %(default)s)")
+    add("--context-ratio", type=float, default=0.5, help="share of views that are encoded (default: %(default)s)")
+    add("--image-width", type=int, default=518, help="images are resized to this width (default: %(default)s)")
+    add("--cameras", action="store_true", help="use the scenes' cameras and depth, not VGGT's estimates")
+    add("--output", type=Path, default=Path("runs/inspect"), metavar="DIR", help="default: %(default)s")
+    add("--device", help="default: cuda where there is one, else cpu")
+    add("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+    add(
+        "--require-scene-specific",
+        action="store_true",
+        help="exit with status 1 where own latents do not predict better than another scene's",
+    )
+    args = parser.parse_args(argv)
+    if args.num_views < 2 or args.num_scenes < 1:
+        parser.error("--num-views must be at least 2 (one to see, one to predict) and --num-scenes at least 1.")
+    if not 0 < args.context_ratio < 1:
+        parser.error(f"--context-ratio must lie between 0 and 1, got {args.context_ratio}.")
+    if args.scenes is None and (args.cameras or args.held_out_scenes is not None):
+        parser.error("--cameras and --held-out-scenes are for --scenes; photos and videos have no cameras.")
+    return parser, args
+
+
+def load_model(args: argparse.Namespace) -> Spa3RForPreTraining:
+    """The checkpoint, on the device and in the dtype asked for."""
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_place(args.model)
+    try:
+        return Spa3RForPreTraining.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(device).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"Cannot load `{args.model}` on `{device}`: {error}") from error
+
+
+def inspect(args: argparse.Namespace, views: Dataset, model: Spa3RForPreTraining, report: PSFMReport) -> int:
+    """Write and print the report and the figures; return the exit status."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "report.json").write_text(report.to_json(), encoding="utf-8")
+    (args.output / "report.md").write_text(report.to_table() + "\n", encoding="utf-8")
+    for scene in tqdm(range(min(args.num_figures, args.num_scenes, len(views))), desc="Drawing", unit="scene"):
+        item = views[0, scene, args.num_views]
+        if item["dropped_scenes"]:
+            continue
+        save_figure(draw_scene_figure(model, item), args.output / "figures" / f"{item['scene_id']}.png")
+    print(f"\n{report.to_table()}\n")
+    print(f"Latents of a scene: {model.config.num_latents} x {model.config.hidden_size}")
+    print(f"Report: {args.output / 'report.md'}")
+    print(f"Figures: {args.output / 'figures'}")
+    if not args.require_scene_specific:
+        return 0
+    if report.num_scenes < 2:
+        print("spa3r inspect: --require-scene-specific takes at least 2 scenes to compare.", file=sys.stderr)
+        return 1
+    if not report.beats_other_scene():
+        print(
+            "spa3r inspect: a scene's own latents do not predict its views better than another scene's; train longer "
+            "or on more scenes.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `spa3r inspect`."""
+    parser, args = parse_arguments(argv)
+    try:
+        views, model = read_views(args), load_model(args)
+        report = evaluate_psfm(model, views, args.num_views, args.num_scenes)
+    except (OSError, ValueError, ImportError) as error:
+        parser.error(" ".join(str(error).split()))
+    return inspect(args, views, model, report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

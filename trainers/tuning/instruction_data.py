@@ -1,0 +1,191 @@
+"""Instruction sets, as TRL's SFTTrainer takes them."""
+
+import hashlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Image, List, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowInvalid
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
+
+__all__ = ["check_lengths", "digest_instructions", "load_instructions", "split_source"]
+
+COLUMNS = ("images", "messages")
+# More than a chat template puts around a message, or a processor around an image.
+TOKENS_AROUND = 16
+
+
+def split_source(source: str) -> tuple[str, float]:
+    """Folder and weight of `FOLDER` or `FOLDER@WEIGHT`.
+
+    Raises:
+        ValueError: If the weight is none.
+    """
+    folder, mark, text = source.rpartition("@")
+    if not mark or Path(source).is_dir():
+        return source, 1.0
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise ValueError(f"The weight of an instruction set must be above 0, got `{source}`; leave `@` out for 1.")
+    return folder, weight
+
+
+def load_instructions(sources: list[str], seed: int) -> Dataset:
+    """Load instruction sets in TRL's conversational vision format, one after another, and look at each record.
+
+    Args:
+        sources (`list[str]`):
+            `FOLDER`, with `data/*.parquet` in it, or `FOLDER@WEIGHT`: 0.25 takes a quarter of its records, 2.5 takes
+            all of them twice and half of them once more.
+        seed (`int`): Which records a fraction takes.
+
+    Raises:
+        ValueError: If a folder holds no instruction set, one that cannot be read, one without images or messages, or a
+            record without an answer, with images that are not there, or with other images than its messages have
+            places for, or a weight is none.
+    """
+    parts = []
+    for source in sources:
+        folder, weight = split_source(source)
+        files = [str(file) for file in _files(folder)]
+        if not files:
+            raise ValueError(f"`{folder}` holds no instruction set: there is no `data/*.parquet` in it.")
+        part = _load_files(folder, files)
+        if missing := [name for name in COLUMNS if name not in part.column_names]:
+            raise ValueError(f"The instruction set `{folder}` has no column {missing}, but {part.column_names}.")
+        part = part.select_columns(list(COLUMNS))
+        _check_records(folder, part)
+        parts += _weigh(part, weight, seed)
+    return concatenate_datasets(parts)
+
+
+def _load_files(folder: str, files: list[str]) -> Dataset:
+    try:
+        return load_dataset("parquet", data_files=files, split="train")
+    # Of a broken file there are errors of pyarrow, too; a full disk is told as what it is.
+    except (DatasetGenerationError, ArrowInvalid) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError):
+            raise cause from error
+        raise ValueError(
+            f"The instruction set `{folder}` cannot be read ({cause}): a file of it is broken or has no record; write "
+            "it again."
+        ) from error
+
+
+def _weigh(part: Dataset, weight: float, seed: int) -> list[Dataset]:
+    """All of a data set as often as `weight` says, and of the rest of it a fraction."""
+    number = math.ceil(weight % 1 * len(part))
+    return [part] * int(weight) + ([part.shuffle(seed=seed).select(range(number))] if number else [])
+
+
+def _check_records(folder: str, part: Dataset):
+    """Refuse an instruction set by its first record that cannot be learnt from; no image is decoded."""
+    looked_at = _without_decoding(part).map(_describe_record, remove_columns=list(COLUMNS), desc=f"Checking {folder}")
+    problems = looked_at["problem"]
+    row = next((row for row, problem in enumerate(problems) if problem), None)
+    if row is not None:
+        number = sum(map(bool, problems))
+        raise ValueError(
+            f"Record {row} of the instruction set `{folder}` {problems[row]}; put it right, or leave it out "
+            f"({number} of {len(problems)} records have a problem)."
+        )
+    if missing := _missing_image(part):
+        raise ValueError(
+            f"An image of the instruction set `{folder}` is not there: `{missing}`; put the images back where they "
+            "were, or write the set again from where they are."
+        )
+    if not any(looked_at["num_images"]):
+        raise ValueError(
+            f"None of the {len(problems)} records of `{folder}` has an image; there is nothing to learn about space."
+        )
+
+
+def _missing_image(part: Dataset) -> str | None:
+    """The first image that is a file elsewhere, and is not there; each file is looked for once, and at each start."""
+    paths = {}  # in order, each once
+    for batch in _without_decoding(part).select_columns("images").iter(1000):
+        images = (image for images in batch["images"] for image in images or ())
+        paths |= dict.fromkeys(image["path"] for image in images if image["path"] and not image["bytes"])
+    return next((path for path in paths if "://" not in path and not os.path.exists(path)), None)
+
+
+def _without_decoding(dataset: Dataset) -> Dataset:
+    return dataset.cast_column("images", List(Image(decode=False)))
+
+
+def _describe_record(record: dict[str, Any]) -> dict[str, Any]:
+    """What is wrong with a record, and what bounds its length."""
+    images, messages = record["images"] or [], record["messages"] or []
+    contents = [message["content"] for message in messages]
+    # A message can be one text, too; TRL then puts all images before the first of the user's.
+    texts = [
+        content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+        for content in contents
+    ]
+    places = sum(part["type"] == "image" for content in contents if isinstance(content, list) for part in content)
+    roles = [message["role"] for message in messages]
+    empty = [index for index, role in enumerate(roles) if role == "assistant" and not texts[index].strip()]
+    problem = ""
+    if not roles or roles[-1] != "assistant":
+        problem = f"does not end with an answer: its turns are of {roles}"
+    elif empty:
+        problem = f"has an empty answer, in turn {empty[0]}"
+    elif places != len(images) and not any(isinstance(content, str) for content in contents):
+        problem = f"has {len(images)} images, but places for {places} in its messages"
+    return {
+        "problem": problem,
+        "num_images": len(images),
+        "num_bytes": sum(len(text.encode()) for text in texts),
+        "num_messages": len(messages),
+    }
+
+
+def check_lengths(dataset: Dataset, processor: Spa3VLMProcessor, max_length: int):
+    """Refuse a data set with a record that is longer than a model is to learn from. None is ever cut, as a cut could
+    go through an image.
+
+    Args:
+        dataset (`Dataset`): See `load_instructions`.
+        processor (`Spa3VLMProcessor`): What makes tokens of records.
+        max_length (`int`): Most tokens of a record.
+
+    Raises:
+        ValueError: If one is longer; says which, how long it is, and what to do.
+    """
+    described = _without_decoding(dataset).map(
+        _describe_record, remove_columns=list(COLUMNS), desc="Measuring records"
+    )
+    images, text, messages = (np.array(described[name]) for name in ("num_images", "num_bytes", "num_messages"))
+    # A token is a byte at least, and no image is higher than it is wide. What may be longer is looked at closely.
+    side = processor.image_processor.image_width // processor.image_processor.patch_size
+    bound = (side // processor.image_processor.merge_size) ** 2 + processor.num_appended_tokens + TOKENS_AROUND
+    longest = images * bound + text + (messages + 2) * TOKENS_AROUND
+    collator = DataCollatorForVisionLanguageModeling(processor)
+    for row in np.flatnonzero(longest > max_length).tolist():
+        length = collator([dataset[row]])["input_ids"].shape[1]
+        if length > max_length:
+            raise ValueError(
+                f"Record {row} has {length} tokens with its {images[row]} images, more than `max_length` "
+                f"{max_length}, and is never cut: raise `max_length`, leave it out for no limit, or take fewer images."
+            )
+
+
+def digest_instructions(sources: list[str]) -> str:
+    """Tells instruction sets from others in the same folders: a hash of the names and sizes of their files."""
+    files = [file for source in sources for file in _files(split_source(source)[0])]
+    names = "\n".join(f"{file.name} {file.stat().st_size}" for file in files)
+    return hashlib.sha256(names.encode()).hexdigest()
+
+
+def _files(folder: str) -> list[Path]:
+    return sorted((Path(folder) / "data").glob("*.parquet"))

@@ -1,0 +1,118 @@
+"""What instruction tuning leaves: a self-contained Spa3-VLM with its code and card, and the same on the Hub."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard
+from transformers import PreTrainedModel
+from transformers.trainer import TRAINING_ARGS_NAME
+from trl import SFTConfig, SFTTrainer
+
+from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
+from ...modeling_spa3r.checkpoints.self_contained import Score, add_code, parts_of, push_self_contained, spa3_vlm_card
+from ..runs.resume import first_line
+from .instruction_data import split_source
+
+__all__ = ["make_repository", "push_tuned_model", "save_tuned_model"]
+
+WEIGHTS_SECTION = re.compile(r"## Weights inside, and their licences\n\n(.*?)(?=\n\n## |\Z)", flags=re.DOTALL)
+
+
+def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: str):
+    """Write model, processor, code and card; every process must call it.
+
+    LoRA layers are merged into the weights that they adapt. Where processes hold parts of these, the adapter alone is
+    written, for peft to load.
+
+    Args:
+        trainer (`SFTTrainer`): After training.
+        instructions (`list[str]`): What it was trained on; see `load_instructions`.
+        folder (`str`): Where to; new.
+    """
+    model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
+    is_adapted = not isinstance(model, PreTrainedModel)
+    is_sharded = any(hasattr(weight, "ds_id") or hasattr(weight, "device_mesh") for weight in model.parameters())
+    if not is_adapted or is_sharded:
+        trainer.save_model(folder, _internal_call=True)
+    elif args.should_save:
+        dtype = model.dtype
+        model = model.merge_and_unload().to(dtype)
+        model.save_pretrained(folder)
+        trainer.processing_class.save_pretrained(folder)
+    if args.should_save:
+        (Path(folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, of use to this run alone
+    if args.should_save and not (is_adapted and is_sharded):
+        add_code(folder)
+        tuned_card(trainer, model.config, instructions, is_adapted).save(Path(folder) / "README.md")
+
+
+def tuned_card(
+    trainer: SFTTrainer, config: Spa3VLMConfig, instructions: Sequence[str], is_adapted: bool = False
+) -> ModelCard:
+    """Describe the model that a run has made, with what the card of the model it began from says of weights inside.
+
+    Args:
+        trainer (`SFTTrainer`): After training.
+        config (`Spa3VLMConfig`): The model's.
+        instructions (`list[str]`): What it was trained on.
+        is_adapted (`bool`, *optional*, defaults to `False`): Whether LoRA layers of the language model were trained.
+    """
+    args, base, state = trainer.args, config.name_or_path, trainer.state
+    data = [f"`{folder}`, weight {weight:g}" for folder, weight in map(split_source, instructions)]
+    batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    method = "LoRA layers of the language model" if is_adapted else "the language model"
+    data.append(
+        f"Trained by supervised fine-tuning on the answers alone: the adapter and {method}, with spatial encoder and "
+        f"vision tower frozen; {len(trainer.train_dataset)} records, {state.global_step} steps of {batch_size}, "
+        f"learning rate {args.learning_rate:g}."
+    )
+    losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+    scores = [Score("Held-out instructions", "loss of the answers", f"{losses[-1]:.4f}")] if losses else []
+    trained = ["vlm"] if config.fusion == "none" else ["vlm", "fusion"]
+    card = spa3_vlm_card(
+        trainer.hub_model_id or str(Path(args.output_dir) / "model"),
+        config,
+        dict.fromkeys(parts_of(config), base),
+        trained,
+        data,
+        scores,
+    )
+    file = Path(base) / "README.md"
+    if file.is_file() and (section := WEIGHTS_SECTION.search(file.read_text(encoding="utf-8"))):
+        card.text += f"\n## Weights inside `{base}`\n\n{section[1].strip()}\n"
+    return card
+
+
+def make_repository(args: SFTConfig):
+    """Make the repository to push to, before anything is loaded.
+
+    Raises:
+        ValueError: If that fails, for whatever reason.
+    """
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    try:
+        HfApi(token=args.hub_token).create_repo(name, private=args.hub_private_repo, exist_ok=True)
+    # Without a network there are errors of the HTTP library below huggingface_hub, too.
+    except Exception as error:
+        raise ValueError(
+            f"`push_to_hub` cannot make the repository `{name}` ({first_line(error)}): log in with `hf auth login`, "
+            "choose another `--hub_model_id`, or train without `--push_to_hub` and upload the model later."
+        ) from error
+
+
+def push_tuned_model(trainer: SFTTrainer, folder: Path):
+    """Upload what `save_tuned_model` has written; where that fails, say where it lies and how to upload it later."""
+    if not trainer.is_world_process_zero():
+        return
+    args = trainer.args
+    try:
+        push_self_contained(folder, trainer.hub_model_id, private=args.hub_private_repo, token=args.hub_token)
+    # Whatever it is (the Hub, the network, the token): the model is safe, and the user must learn how to go on.
+    except Exception as error:
+        raise SystemExit(
+            f"spa3r sft: the model is trained and lies in {folder}, but uploading it failed ({first_line(error)}); do "
+            f"it later with: hf upload {trainer.hub_model_id} {shlex.quote(str(folder))} ."
+        ) from error
+    print(f"It is on the Hub, too: {trainer.hub_model_id}")
