@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from spa3r.data_scripts import record_stream
+from spa3r.data_scripts.common import records as record_stream
 from spa3r.data_scripts.common.records import BadRecord, check_text, parse_record, read_records
 
 

@@ -25,8 +25,8 @@ from instruction_records import (
 )
 from recordings import CASES, needs_cases, training_cases
 
-from spa3r.data_scripts import instruction_sets
 from spa3r.data_scripts.common.records import BadRecord
+from spa3r.data_scripts.instructions import convert as instruction_sets
 from spa3r.data_scripts.instructions.convert import compose_messages, convert, read_turns
 from spa3r.data_scripts.instructions.vsi590k import main, read_record
 
@@ -34,7 +34,7 @@ QUESTION = turns("<image>\nHow many chairs?", "3")
 # A conversion in a process of its own, with small blocks, to be killed.
 PROGRAM = """
 import sys
-from spa3r.data_scripts import instruction_sets
+from spa3r.data_scripts.instructions import convert as instruction_sets
 from spa3r.data_scripts.instructions.vsi590k import read_record
 if __name__ == "__main__":
     instruction_sets.BLOCK_RECORDS = 8

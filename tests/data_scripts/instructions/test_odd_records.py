@@ -6,7 +6,7 @@ import json
 import pytest
 from instruction_records import turns, write_image, write_lines, write_tiny_video
 
-from spa3r.data_scripts import convert_llava_hound, convert_spar, convert_vlm3r, convert_vsi590k
+from spa3r.data_scripts.instructions import llava_hound, spar, vlm3r, vsi590k
 
 ODD_VALUES = [None, True, 7, -1.5, "", "x", "\ud800", "a\0b", [], ["x"], [7], [[]], [None], {}, {"x": []}, "9" * 5000]
 ODD_VALUES += [10**400, float("inf"), [[1e300, 1e300]], [[10**400, 1]], [[-(10**6)] * 4], [[0.5, 0.5]], [[1, 2]] * 3]
@@ -16,10 +16,10 @@ VIDEO = {"id": "a", "conversations": turns("<video>\nx", "1"), "video": "scannet
 VIDEO |= {"question_type": "count", "data_source": "scannet", "scene_name": "scene0000_00"}
 IMAGES = {"id": "a", "conversations": turns("<image><image>x", "1"), "images": ["spar/a.jpg", "spar/b.jpg"]}
 CASES = {
-    "vsi590k": (convert_vsi590k, VIDEO),
-    "vlm3r": (convert_vlm3r, VIDEO),
-    "llava_hound": (convert_llava_hound, VIDEO),
-    "spar": (convert_spar, IMAGES | {"spar_info": json.dumps(MARKERS)}),
+    "vsi590k": (vsi590k, VIDEO),
+    "vlm3r": (vlm3r, VIDEO),
+    "llava_hound": (llava_hound, VIDEO),
+    "spar": (spar, IMAGES | {"spar_info": json.dumps(MARKERS)}),
 }
 
 

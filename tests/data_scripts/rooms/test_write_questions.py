@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from datasets import Features, Image, List, Value, load_dataset
 
-from spa3r.data_scripts import room_questions
+from spa3r.data_scripts.rooms import write_questions as room_questions
 from spa3r.data_scripts.rooms.generate import render_rooms
 from spa3r.data_scripts.rooms.question_types import QUESTION_TYPES
 from spa3r.data_scripts.rooms.write_questions import given_views, main, parse_prompt, write_questions

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_benchmark_report import PROTOCOL, QUESTIONS, RUN, make_predictions, make_questions, write_without_chart
+from benchmark_runs import PROTOCOL, QUESTIONS, RUN, make_predictions, make_questions, write_without_chart
 
 from spa3r.data_scripts.benchmarks import BENCHMARKS
 from spa3r.trainers.benchmark.comparison import compare_runs, format_comparison

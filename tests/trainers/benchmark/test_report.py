@@ -3,56 +3,21 @@
 import json
 from statistics import fmean
 
-import numpy as np
 import pytest
+from benchmark_runs import PREDICTIONS, PROTOCOL, QUESTIONS, RUN, make_predictions, make_questions, write_without_chart
 from matplotlib.figure import Figure
 from PIL import Image
 
 from spa3r.data_scripts.benchmarks import BENCHMARKS
-from spa3r.data_scripts.benchmarks.reader import BenchmarkQuestion
 from spa3r.data_scripts.benchmarks.vsi_bench import DIRECTIONS, QUESTION_TYPES
-from spa3r.trainers import benchmark_report
+from spa3r.trainers.benchmark import report as benchmark_report
 from spa3r.trainers.benchmark.paper_results import PUBLISHED_ROWS, reference_rows
 from spa3r.trainers.benchmark.report import format_table, read_predictions, read_report, write_report
 
 # Some runs here lack kinds of questions on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:VSI-Bench. there are no answers")
 
-PROTOCOL = BENCHMARKS["vsi-bench"]["official"]
-RUN = {
-    "benchmark": "vsi-bench",
-    "protocol": "official",
-    "model": "checkpoints/spa3-vlm-4b.v2",
-    "data_fingerprint": "abc",
-    "published_size": 5130,
-    "versions": {"torch": "2.13.0", "numpy": "2.4.6"},
-    "num_frames": 32,
-    "missing": [],
-    "unreadable": {},
-}
 ROWS = [("Somebody's model", {"overall": 51.25, "route_planning": 30.0}, "a paper")]
-
-
-def make_questions(num_questions=300, num_scenes=30, types=QUESTION_TYPES):
-    questions = []
-    for number in range(num_questions):
-        kind = types[number % len(types)]
-        truth = "4" if kind in QUESTION_TYPES[6:] else "B"
-        record = {"question_type": kind, "ground_truth": truth, "question": "?", "options": None}
-        scene = f"scene{(number + number // 10) % num_scenes:04d}_00"
-        questions.append(BenchmarkQuestion(id=str(number), scene_id=scene, media=scene, record=record))
-    return questions
-
-
-def make_predictions(questions, seed=0):
-    generator = np.random.default_rng(seed)
-    return {
-        question.id: str(generator.choice(["A", "B", "4", "3.9", "5", "The answer is B"])) for question in questions
-    }
-
-
-QUESTIONS = make_questions()
-PREDICTIONS = make_predictions(QUESTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +25,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "new" / "run"
     write_report(folder, RUN, QUESTIONS, PREDICTIONS, PROTOCOL, ROWS, {})
     return folder
-
-
-def write_without_chart(*arguments):
-    """A report whose chart, which takes the most time, is left empty."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark_report, "draw_report", lambda report: b"")
-        return write_report(*arguments)
 
 
 def report_on(tmp_path, questions=QUESTIONS, rows=(), baselines=None, protocol=PROTOCOL, **run):

@@ -8,7 +8,7 @@ from datasets import Dataset, Image, List
 from tiny_instructions import losses, trainer_of, write_instructions
 from tiny_spa3_vlm import GEOMETRY, tiny_model, tiny_processor
 
-from spa3r.trainers import scene_latents
+from spa3r.trainers.tuning import scene_cache as scene_latents
 from spa3r.trainers.tuning.instruction_data import load_instructions
 from spa3r.trainers.tuning.scene_cache import SceneLatents, encode_scenes, main, with_scene_keys
 
