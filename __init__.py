@@ -17,7 +17,7 @@ from transformers import (
 from .configuration.configuration_spa3_vlm import Spa3VLMConfig
 from .configuration.configuration_spa3r import Spa3RConfig, Spa3RTeacherConfig
 from .configuration.configuration_vggt import VGGTConfig
-from .modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3RImageProcessor
+from .modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
 from .modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration, Spa3VLMModel
 from .modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from .modeling_spa3r.spa3_vlm.scene_session import SceneSession
@@ -28,11 +28,11 @@ __all__ = [
     "SceneSession",
     "Spa3RConfig",
     "Spa3RForPreTraining",
-    "Spa3RImageProcessor",
     "Spa3RModel",
     "Spa3RTeacherConfig",
     "Spa3VLMConfig",
     "Spa3VLMForConditionalGeneration",
+    "Spa3VLMImageProcessor",
     "Spa3VLMModel",
     "Spa3VLMProcessor",
     "VGGTConfig",
@@ -50,5 +50,5 @@ AutoModelForPreTraining.register(Spa3RConfig, Spa3RForPreTraining)
 AutoConfig.register(Spa3VLMConfig.model_type, Spa3VLMConfig)
 AutoModel.register(Spa3VLMConfig, Spa3VLMModel)
 AutoModelForImageTextToText.register(Spa3VLMConfig, Spa3VLMForConditionalGeneration)
-AutoImageProcessor.register(Spa3VLMConfig, image_processor_classes={"pil": Spa3RImageProcessor})
+AutoImageProcessor.register(Spa3VLMConfig, image_processor_classes={"pil": Spa3VLMImageProcessor})
 AutoProcessor.register(Spa3VLMConfig, Spa3VLMProcessor)

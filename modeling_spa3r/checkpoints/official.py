@@ -49,7 +49,7 @@ from ...configuration import load_preset
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ...configuration.configuration_spa3r import Spa3RConfig
 from ...configuration.configuration_vggt import VGGTConfig
-from ..spa3_vlm.image_processing_spa3_vlm import Spa3RImageProcessor
+from ..spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
 from ..spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ..spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..spa3r.modeling_spa3r import Spa3RForPreTraining, Spa3RModel
@@ -370,7 +370,7 @@ def make_processor(
             f"{image_width}."
         )
     tokenizer.padding_side = "left"
-    image_processor = Spa3RImageProcessor(
+    image_processor = Spa3VLMImageProcessor(
         image_width=image_width,
         patch_size=vision_config.patch_size,
         merge_size=vision_config.spatial_merge_size,

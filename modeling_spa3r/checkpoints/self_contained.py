@@ -20,7 +20,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
-from ..spa3_vlm.image_processing_spa3_vlm import Spa3RImageProcessor
+from ..spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
 from ..spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration, Spa3VLMModel
 from ..spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 
@@ -43,7 +43,7 @@ MODEL_CLASSES = {
     "AutoModelForImageTextToText": Spa3VLMForConditionalGeneration,
 }
 PROCESSOR_CLASSES = {"AutoProcessor": Spa3VLMProcessor}
-IMAGE_PROCESSOR_CLASSES = {"AutoImageProcessor": Spa3RImageProcessor}
+IMAGE_PROCESSOR_CLASSES = {"AutoImageProcessor": Spa3VLMImageProcessor}
 ALL_CLASSES = MODEL_CLASSES | PROCESSOR_CLASSES | IMAGE_PROCESSOR_CLASSES
 # The house's two forms of an import of its own: `from .module import name`, `from ..package.module import name`.
 OWN_IMPORT = re.compile(r"^from (\.+)([\w.]+) import", flags=re.MULTILINE)

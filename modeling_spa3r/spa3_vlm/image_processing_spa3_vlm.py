@@ -26,7 +26,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
 )
 
-__all__ = ["Spa3RImageProcessor", "list_scenes"]
+__all__ = ["Spa3VLMImageProcessor", "list_scenes"]
 
 # Views of a scene that are smaller than the largest are framed in it, as VGGT's own loader does.
 WHITE = 255
@@ -37,7 +37,7 @@ DOWNLOAD_TIMEOUT = 60  # seconds
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError)
 
 
-class Spa3RImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
+class Spa3VLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
     r"""
     image_width (`int`, *optional*, defaults to 518):
         Width that images are resized to; a multiple of `patch_size`, and at least of one 2 x 2 patch.
@@ -46,7 +46,7 @@ class Spa3RImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
     image_width: int
 
 
-class Spa3RImageProcessor(Qwen2VLImageProcessorPil):
+class Spa3VLMImageProcessor(Qwen2VLImageProcessorPil):
     """Prepares the images of scenes.
 
     `images` are those of one scene, or a list of scenes, each a list: `PIL.Image.Image` (transparent on white), path,
@@ -64,7 +64,7 @@ class Spa3RImageProcessor(Qwen2VLImageProcessorPil):
         ValueError: If an image cannot be read or is too elongated (says which and why), or there is none.
     """
 
-    valid_kwargs = Spa3RImageProcessorKwargs
+    valid_kwargs = Spa3VLMImageProcessorKwargs
     model_input_names = ["pixel_values", "image_grid_thw", "pixel_values_geometry", "geometry_sizes", "num_views"]
     image_width = 518
     # The images come in their final size. With `do_resize` the vision tower, and it alone, gets them by Qwen's rule.

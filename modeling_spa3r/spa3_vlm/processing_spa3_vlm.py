@@ -48,7 +48,7 @@ class Spa3VLMProcessor(ProcessorMixin):
     A video is a list of images: `num_frames` of it, spread evenly, each an image of its own in the text.
 
     Args:
-        image_processor (`Spa3RImageProcessor`): Prepares the images.
+        image_processor (`Spa3VLMImageProcessor`): Prepares the images.
         tokenizer (`PreTrainedTokenizerBase`): Qwen's, or one with its special tokens.
         chat_template (`str`, *optional*): Jinja template of a conversation; `CHAT_TEMPLATE` by default.
         num_frames (`int`, *optional*, defaults to 32): Frames taken of a video file; all of those given as images.
@@ -141,7 +141,7 @@ class Spa3VLMProcessor(ProcessorMixin):
         Args:
             images (*optional*):
                 Images of all rows in the order of their placeholders, or a list of them for each row; see
-                `Spa3RImageProcessor` for what an image can be.
+                `Spa3VLMImageProcessor` for what an image can be.
             text (`str` or `list[str]`, *optional*): One for each row, with a `<|image_pad|>` for each image.
             videos (*optional*):
                 One for each `<|video_pad|>` in the text, in order: a file, a URL, an array of frames, or a list of
@@ -152,7 +152,7 @@ class Spa3VLMProcessor(ProcessorMixin):
 
         Returns:
             `BatchFeature`: `input_ids`, `attention_mask` and `mm_token_type_ids` of shape
-            `(batch_size, sequence_length)`, and what `Spa3RImageProcessor` returns, with `num_views` of each row.
+            `(batch_size, sequence_length)`, and what `Spa3VLMImageProcessor` returns, with `num_views` of each row.
 
         Raises:
             ValueError: If placeholders and images differ in number, an image or video cannot be read, or an option is

@@ -31,7 +31,7 @@ class SceneSession:
     Args:
         model (`Spa3VLMForConditionalGeneration`): The model, on any device.
         processor (`Spa3VLMProcessor`): Its processor.
-        images (`Sequence`, *optional*): Views of the scene, the first its reference; see `Spa3RImageProcessor`.
+        images (`Sequence`, *optional*): Views of the scene, the first its reference; see `Spa3VLMImageProcessor`.
         video (`str` or `os.PathLike`, *optional*): A video of the scene, in their place.
         num_frames (`int`, *optional*): Frames to take of the video; the processor's number by default.
         spatial_latents (`torch.Tensor` of shape `(1, num_latents, latent_size)`, *optional*):

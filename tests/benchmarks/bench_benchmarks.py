@@ -27,7 +27,7 @@ import torch
 from bench_spa3_vlm import PRESETS, answer, build_model, prepare, verdict
 from bench_spa3r import print_table, timed
 
-from spa3r import Spa3RImageProcessor, Spa3VLMForConditionalGeneration, Spa3VLMProcessor
+from spa3r import Spa3VLMForConditionalGeneration, Spa3VLMImageProcessor, Spa3VLMProcessor
 from spa3r.data_scripts.benchmarks import BENCHMARKS
 from spa3r.data_scripts.benchmarks.reader import Benchmark, read_benchmark
 from spa3r.data_scripts.common.video_frames import read_frames
@@ -200,7 +200,7 @@ def main():
 
         write_benchmark(Path(folder) / "data", options.scenes * QUESTIONS_PER_SCENE, (640, 480), 4 * options.frames)
         benchmark = read_benchmark("vsi-bench", Path(folder) / "data")
-        processor = Spa3VLMProcessor(Spa3RImageProcessor(image_width=options.width), byte_tokenizer())
+        processor = Spa3VLMProcessor(Spa3VLMImageProcessor(image_width=options.width), byte_tokenizer())
         make_attentive(model := build_model(options))
         grouping = bench_grouping(model, processor, benchmark, options, Path(folder))
     rows = [[row["variant"], f"{row['seconds']:.1f}", f"{row['speedup']:.1f}"] for row in grouping["rows"]]

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
-from spa3r import Spa3RImageProcessor, Spa3VLMProcessor
+from spa3r import Spa3VLMImageProcessor, Spa3VLMProcessor
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 from spa3r.trainers.runs.resume import write_json
 from spa3r.trainers.tuning.instruction_data import load_instructions
@@ -90,7 +90,7 @@ def build_trainers(folder: Path, options: argparse.Namespace) -> dict[str, SFTTr
         folder / name for name in ("instructions", "model", "latents", "seen")
     )
     write_instructions(instructions, options.views)
-    processor = Spa3VLMProcessor(Spa3RImageProcessor(image_width=options.width), byte_tokenizer())
+    processor = Spa3VLMProcessor(Spa3VLMImageProcessor(image_width=options.width), byte_tokenizer())
     processor.save_pretrained(model_folder)
     model = build_model(options)
     model.save_pretrained(model_folder)

@@ -24,8 +24,8 @@ from transformers import BatchFeature
 
 from spa3r import (
     SceneSession,
-    Spa3RImageProcessor,
     Spa3VLMForConditionalGeneration,
+    Spa3VLMImageProcessor,
     Spa3VLMProcessor,
 )
 from spa3r.configuration import Spa3VLMConfig
@@ -210,7 +210,7 @@ def main():
     options = parse_options()
     if options.device.type == "cpu":
         torch.set_num_threads(1)
-    processor = Spa3VLMProcessor(Spa3RImageProcessor(image_width=options.width), byte_tokenizer())
+    processor = Spa3VLMProcessor(Spa3VLMImageProcessor(image_width=options.width), byte_tokenizer())
     model = build_model(options)
     settings = {name: str(value) for name, value in vars(options).items() if name != "output"}
 

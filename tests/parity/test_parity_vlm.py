@@ -26,7 +26,7 @@ from recordings import (
 from tiny_spa3_vlm import GEOMETRY, geometry_of, views_of
 from torch import Tensor
 
-from spa3r import Spa3RImageProcessor, Spa3VLMForConditionalGeneration, Spa3VLMProcessor
+from spa3r import Spa3VLMForConditionalGeneration, Spa3VLMImageProcessor, Spa3VLMProcessor
 from spa3r.configuration import Spa3VLMConfig
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 from spa3r.modeling_spa3r.checkpoints.official import convert_spa3_vlm_state_dict, spa3_vlm_from_official
@@ -91,7 +91,7 @@ def test_images_are_resized_to_the_official_bytes(name):
     recording = golden(name)
     expected = recording.outputs["geometry_input_u8"]
     image = recording.inputs["image_hwc_u8"].numpy()
-    prepared = Spa3RImageProcessor(image_width=expected.shape[-1])(image, return_tensors="pt")
+    prepared = Spa3VLMImageProcessor(image_width=expected.shape[-1])(image, return_tensors="pt")
     assert torch.equal((views_of(prepared)[0] * 255).round().to(torch.uint8), expected)
 
 
@@ -99,7 +99,7 @@ def test_images_are_resized_to_the_official_bytes(name):
 def test_images_are_sized_as_officially():
     for case in training_cases("vlm_image_sizes"):
         width, height = case["input_wh"]
-        prepared = Spa3RImageProcessor()(np.zeros((height, width, 3), np.uint8), return_tensors="np")
+        prepared = Spa3VLMImageProcessor()(np.zeros((height, width, 3), np.uint8), return_tensors="np")
         (grid,) = prepared["image_grid_thw"]
         assert [3, *prepared["geometry_sizes"][0]] == case["geometry_chw"], case
         assert grid.tolist() == case["grid_thw"], case
@@ -110,7 +110,7 @@ def test_images_are_sized_as_officially():
 @needs_cases
 def test_what_is_transparent_becomes_the_official_white():
     image = PIL.Image.new("RGBA", (64, 48), (10, 120, 30, 0))
-    views = views_of(Spa3RImageProcessor()(image, return_tensors="pt"))
+    views = views_of(Spa3VLMImageProcessor()(image, return_tensors="pt"))
     assert views[0].amin((1, 2)).tolist() == training_cases("rgba_transparent_becomes")
 
 
@@ -118,7 +118,7 @@ def test_what_is_transparent_becomes_the_official_white():
 def test_views_of_different_heights_are_padded_as_officially():
     # The sizes that were recorded are not known; these become two different ones.
     images = [PIL.Image.new("RGB", size) for size in ((640, 480), (1920, 1080))]
-    views = torch.stack(views_of(Spa3RImageProcessor()(images, return_tensors="pt")))
+    views = torch.stack(views_of(Spa3VLMImageProcessor()(images, return_tensors="pt")))
     assert list(views.shape) == training_cases("mixed_shapes_batch_shape")
     assert views[1, :, 0].unique().tolist() == [training_cases("mixed_pad_value_top_row_img2")]
 
@@ -155,7 +155,7 @@ def prepared_chat(case: dict) -> tuple[Spa3VLMProcessor, dict]:
     """The processor, and the case as tensors; its images make as many tokens as those recorded."""
     counts = case["image_tokens"] or [1]
     assert len(set(counts)) == 1
-    processor = Spa3VLMProcessor(Spa3RImageProcessor(image_width=28 * counts[0]), byte_tokenizer())
+    processor = Spa3VLMProcessor(Spa3VLMImageProcessor(image_width=28 * counts[0]), byte_tokenizer())
     images = [PIL.Image.new("RGB", (28 * counts[0], 28)) for _ in case["image_tokens"]]
     inputs = processor.apply_chat_template(
         conversation_of(case, images),
@@ -329,6 +329,6 @@ def test_every_output_of_the_whole_model_is_compared(name):
 def test_the_vision_tower_gets_the_official_patches(name):
     recording = golden(name)
     images = recording.inputs["geometry_images_u8"].numpy()
-    prepared = Spa3RImageProcessor(image_width=images.shape[-1])(list(images), return_tensors="pt")
+    prepared = Spa3VLMImageProcessor(image_width=images.shape[-1])(list(images), return_tensors="pt")
     assert torch.equal(prepared["image_grid_thw"], recording.inputs["image_grid_thw"])
     torch.testing.assert_close(prepared["pixel_values"], recording.inputs["pixel_values"], atol=1e-5, rtol=0)

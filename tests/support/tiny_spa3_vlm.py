@@ -5,7 +5,7 @@ import PIL.Image
 import torch
 from transformers import BatchFeature
 
-from spa3r import Spa3RImageProcessor, Spa3VLMForConditionalGeneration, Spa3VLMProcessor
+from spa3r import Spa3VLMForConditionalGeneration, Spa3VLMImageProcessor, Spa3VLMProcessor
 from spa3r.configuration import Spa3VLMConfig, load_preset
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 
@@ -36,7 +36,7 @@ def tiny_model(seed: int = 0, **changes) -> Spa3VLMForConditionalGeneration:
 
 def tiny_processor(**changes) -> Spa3VLMProcessor:
     """A processor of images 56 pixels wide, with a tokenizer of bytes."""
-    return Spa3VLMProcessor(Spa3RImageProcessor(image_width=56), byte_tokenizer(), **changes)
+    return Spa3VLMProcessor(Spa3VLMImageProcessor(image_width=56), byte_tokenizer(), **changes)
 
 
 def photo(seed: int, width: int = 64, height: int = 48) -> PIL.Image.Image:

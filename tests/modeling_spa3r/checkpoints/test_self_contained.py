@@ -44,7 +44,7 @@ CLASSES = {
     "AutoModel": "Spa3VLMModel",
     "AutoModelForImageTextToText": "Spa3VLMForConditionalGeneration",
     "AutoProcessor": "Spa3VLMProcessor",
-    "AutoImageProcessor": "Spa3RImageProcessor",
+    "AutoImageProcessor": "Spa3VLMImageProcessor",
 }
 ABSENT = ("spa3r", "av", "torchvision", "accelerate", "datasets")
 

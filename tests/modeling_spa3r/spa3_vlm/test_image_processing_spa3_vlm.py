@@ -12,7 +12,7 @@ import torch
 from tiny_spa3_vlm import photo, views_of
 from transformers import AutoImageProcessor
 
-from spa3r import Spa3RImageProcessor
+from spa3r import Spa3VLMImageProcessor
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711])
@@ -21,7 +21,7 @@ NAMES = ["pixel_values", "image_grid_thw", "pixel_values_geometry", "geometry_si
 
 @pytest.fixture(scope="module")
 def processor():
-    return Spa3RImageProcessor(image_width=56)
+    return Spa3VLMImageProcessor(image_width=56)
 
 
 def resized(image: PIL.Image.Image, width: int, height: int) -> np.ndarray:
@@ -52,7 +52,7 @@ def test_what_is_higher_than_wide_is_cropped_to_the_middle_square(processor):
 
 
 def test_the_width_is_518_unless_told():
-    assert views(Spa3RImageProcessor(), photo(0)).shape == (1, 3, 392, 518)
+    assert views(Spa3VLMImageProcessor(), photo(0)).shape == (1, 3, 392, 518)
 
 
 def test_patches_for_the_vision_tower_are_of_the_top_left_part_in_clips_normalisation(processor):
@@ -73,7 +73,7 @@ def test_patches_for_the_vision_tower_are_of_the_top_left_part_in_clips_normalis
 def test_the_vision_tower_alone_can_be_given_images_by_qwens_rule():
     # The official evaluation's least number of pixels turns 504 x 392 into 532 x 420.
     size = {"shortest_edge": 256 * 28 * 28, "longest_edge": 576 * 28 * 28}
-    inputs = Spa3RImageProcessor(do_resize=True, size=size)(photo(0), return_tensors="pt")
+    inputs = Spa3VLMImageProcessor(do_resize=True, size=size)(photo(0), return_tensors="pt")
     assert inputs["image_grid_thw"].tolist() == [[1, 420 // 14, 532 // 14]]
     assert inputs["geometry_sizes"].tolist() == [[392, 518]]
 
@@ -306,12 +306,12 @@ def test_an_option_of_a_call_is_for_this_call(processor):
     assert processor(photo(0), return_tensors="pt")["geometry_sizes"].tolist() == [[42, 56]]
 
 
-@pytest.mark.parametrize("load", [Spa3RImageProcessor, AutoImageProcessor])
+@pytest.mark.parametrize("load", [Spa3VLMImageProcessor, AutoImageProcessor])
 def test_options_are_saved_and_loaded(load, tmp_path):
-    processor = Spa3RImageProcessor(image_width=84, image_mean=[0.4, 0.5, 0.6])
+    processor = Spa3VLMImageProcessor(image_width=84, image_mean=[0.4, 0.5, 0.6])
     processor.save_pretrained(tmp_path)
     loaded = load.from_pretrained(tmp_path)
-    assert type(loaded) is Spa3RImageProcessor and loaded.to_dict() == processor.to_dict()
+    assert type(loaded) is Spa3VLMImageProcessor and loaded.to_dict() == processor.to_dict()
     assert_equal(loaded(photo(0), return_tensors="pt"), processor(photo(0), return_tensors="pt"))
 
 
@@ -319,7 +319,7 @@ def test_options_are_saved_and_loaded(load, tmp_path):
 def test_a_width_of_broken_or_too_few_patches_is_refused(width, processor):
     message = f"`image_width` must be a multiple of the patch size 14 and at least 28, got {width}"
     with pytest.raises(ValueError, match=message):
-        Spa3RImageProcessor(image_width=width)
+        Spa3VLMImageProcessor(image_width=width)
     with pytest.raises(ValueError, match=message):
         processor(photo(0), image_width=width)
 

@@ -17,7 +17,7 @@ from tiny_videos import numbers_of, write_video
 from tokenizers import Tokenizer, models
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast
 
-from spa3r import Spa3RImageProcessor, Spa3VLMProcessor
+from spa3r import Spa3VLMImageProcessor, Spa3VLMProcessor
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 
 START, PAD, VIDEO, END = "<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"
@@ -396,11 +396,11 @@ def test_images_and_videos_of_several_rows_keep_their_order(processor, video):
 def test_everything_that_was_chosen_is_saved_and_loaded(load, tmp_path):
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     processor = Spa3VLMProcessor(
-        Spa3RImageProcessor(image_width=84), byte_tokenizer(), template, num_frames=5, num_appended_tokens=7
+        Spa3VLMImageProcessor(image_width=84), byte_tokenizer(), template, num_frames=5, num_appended_tokens=7
     )
     processor.save_pretrained(tmp_path)
     loaded = load.from_pretrained(tmp_path)
-    assert type(loaded) is Spa3VLMProcessor and type(loaded.image_processor) is Spa3RImageProcessor
+    assert type(loaded) is Spa3VLMProcessor and type(loaded.image_processor) is Spa3VLMImageProcessor
     assert (loaded.num_frames, loaded.num_appended_tokens, loaded.chat_template) == (5, 7, template)
     arguments = {"images": photo(0), "text": IMAGE + "What?", "return_tensors": "pt"}
     assert_equal(loaded(**arguments), processor(**arguments))
@@ -415,9 +415,9 @@ def test_torchvision_is_not_needed(video):
     code = f"""
         import sys
         sys.modules["torchvision"] = None  # as if it were not installed
-        from spa3r import Spa3RImageProcessor, Spa3VLMProcessor
+        from spa3r import Spa3VLMImageProcessor, Spa3VLMProcessor
         from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
-        processor = Spa3VLMProcessor(Spa3RImageProcessor(image_width=56), byte_tokenizer())
+        processor = Spa3VLMProcessor(Spa3VLMImageProcessor(image_width=56), byte_tokenizer())
         print(processor(videos={str(video)!r}, text="<|video_pad|>", num_frames=2, return_tensors="pt")["num_views"])
     """
     output = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
@@ -551,15 +551,15 @@ def test_a_tokenizer_without_the_special_tokens_is_refused_with_those_missing(un
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=unknown)
     missing = re.escape(f"The tokenizer has no token ['{PAD}', '{VIDEO}']; use that of a Qwen2.5-VL checkpoint")
     with pytest.raises(ValueError, match=missing):
-        Spa3VLMProcessor(Spa3RImageProcessor(), tokenizer)
+        Spa3VLMProcessor(Spa3VLMImageProcessor(), tokenizer)
 
 
 @pytest.mark.parametrize("given", ["nothing", "an image processor", "unknown"])
 def test_a_processor_needs_both_of_its_parts_and_nothing_else(given):
     arguments = {
         "nothing": {},
-        "an image processor": {"image_processor": Spa3RImageProcessor()},
-        "unknown": {"image_processor": Spa3RImageProcessor(), "tokenizer": byte_tokenizer(), "num_frame": 3},
+        "an image processor": {"image_processor": Spa3VLMImageProcessor()},
+        "unknown": {"image_processor": Spa3VLMImageProcessor(), "tokenizer": byte_tokenizer(), "num_frame": 3},
     }[given]
     with pytest.raises(TypeError):
         Spa3VLMProcessor(**arguments)
