@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: quickstart test lint style bench install
+.PHONY: quickstart test lint style bench docs install
 
 install: .venv/installed
 
@@ -62,3 +62,8 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_instruction_sets.py --output runs/bench_instruction_sets.json
 	$(BIN)/python tests/benchmarks/sft_memory.py
 	$(BIN)/python tests/benchmarks/bench_benchmarks.py --output runs/bench_benchmarks.json
+
+# The site, in build/docs: a broken link, or a name that the API page has and the package has not, is an error.
+docs: install
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
