@@ -24,7 +24,6 @@ from PIL import Image
 
 from ..common.records import BadRecord, check_text, parse_record, read_records
 from ..instructions.exclusions import SCANNET_SCENE
-from ..rooms.generate import OPTIONS_FILE
 from .images import (
     EmbeddedImages,
     FrameFolders,
@@ -35,6 +34,7 @@ from .images import (
     open_parquet,
 )
 from .layouts import LAYOUTS, Layout
+from .rooms import OPTIONS_FILE
 
 SHOWN = 5
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .protocol import Protocol, average_groups, check_groups, check_known, mean, share_of_tolerances, to_number
 
-__all__ = ["PROTOCOLS", "aggregate", "write_prompt"]
+__all__ = ["PROTOCOLS", "aggregate", "parse_prompt", "write_prompt"]
 
 DIRECTIONS = tuple(f"object_rel_direction_{level}" for level in ("easy", "medium", "hard"))
 CHOICE_TYPES = (*DIRECTIONS, "object_rel_distance", "route_planning", "obj_appearance_order")
@@ -74,6 +74,21 @@ def write_prompt(record: Mapping[str, Any], variant: str = "default", lead: str 
         return f"{lead}{record['question']}\n{number_suffix}"
     options = "\n".join(record["options"])
     return f"{lead}{record['question']}\nOptions:\n{options}\n{CHOICE_SUFFIX}"
+
+
+def parse_prompt(text: str) -> tuple[str, list[str] | None]:
+    """Split a text that `write_prompt` wrote, with its defaults, into the question and its options.
+
+    Raises:
+        ValueError: If the text is not such a prompt.
+    """
+    number_end, choice_end = f"\n{NUMBER_SUFFIXES['default']}", f"\n{CHOICE_SUFFIX}"
+    if text.startswith(LEAD) and text.endswith(number_end):
+        return text[len(LEAD) : -len(number_end)], None
+    if text.startswith(LEAD) and text.endswith(choice_end) and "\nOptions:\n" in text:
+        question, _, options = text[len(LEAD) : -len(choice_end)].partition("\nOptions:\n")
+        return question, options.split("\n")
+    raise ValueError(f"Not a prompt in VSI-Bench's words: {text!r}; give one as `write_prompt` writes it.")
 
 
 def first_token(prediction: str) -> str:

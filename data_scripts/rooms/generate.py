@@ -34,12 +34,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..benchmarks.rooms import OPTIONS_FILE
 from ..common.processes import call_in_processes
 from .camera_walk import draw_walk
 from .layout import ROOM_KINDS, Piece, Room, WallObject, draw_room
 from .rendering import RoomRenderer
 
-OPTIONS_FILE = "rooms.json"
 JPEG_QUALITY = 92
 
 

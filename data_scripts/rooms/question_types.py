@@ -17,11 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..benchmarks.vsi_bench import write_prompt
 from .ground_truth import RoomFacts, Thing, bearing, closest_distance, crossing
 
-PRE_PROMPT = "These are frames of a video."
-NUMBER_PROMPT = "Please answer the question using a single word or phrase."
-CHOICE_PROMPT = "Answer with the option's letter from the given choices directly."
 LETTERS = "ABCD"
 
 # Counted are things of which there are, in rooms that have any, one in a good part and more in another: a name shall
@@ -92,9 +90,7 @@ class Question:
     @property
     def prompt(self) -> str:
         """The official text of question, options and what to answer with."""
-        if self.options is None:
-            return "\n".join([PRE_PROMPT, self.question, NUMBER_PROMPT])
-        return "\n".join([PRE_PROMPT, self.question, "Options:", *self.options, CHOICE_PROMPT])
+        return write_prompt(vars(self))
 
 
 def ask_question(question_type: str, facts: RoomFacts, number: int, rng: np.random.Generator) -> Question | None:

@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from ..benchmarks.protocol import TOLERANCES
 from .question_types import Question
-
-# VSI-Bench's thresholds of the relative error, 1 - {0.5, 0.55, ..., 0.95}.
-TOLERANCES = 1 - np.linspace(0.5, 0.95, 10)
 
 
 def mean_relative_accuracy(predictions: np.ndarray | float, truth: np.ndarray | float) -> np.ndarray:

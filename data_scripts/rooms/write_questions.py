@@ -35,10 +35,11 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 from tqdm import tqdm
 
+from ..benchmarks.rooms import OPTIONS_FILE
+from ..benchmarks.vsi_bench import parse_prompt
 from ..scenes.index import natural_key
-from .generate import OPTIONS_FILE
 from .ground_truth import read_description, read_facts
-from .question_types import CHOICE_PROMPT, NUMBER_PROMPT, PRE_PROMPT, QUESTION_TYPES, Question, ask_question
+from .question_types import QUESTION_TYPES, Question, ask_question
 from .text_baselines import blind_bound, frequency_baseline
 
 SOURCE = "rooms"
@@ -159,21 +160,6 @@ def ask_room(
         if question is not None and question.question not in asked:
             asked.add(question.question)
             yield number, description, question
-
-
-def parse_prompt(text: str) -> tuple[str, list[str] | None]:
-    """Question and options of an official prompt.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    lines = text.split("\n")
-    if lines[0] == PRE_PROMPT and lines[-1] == NUMBER_PROMPT:
-        return "\n".join(lines[1:-1]), None
-    if lines[0] == PRE_PROMPT and lines[-1] == CHOICE_PROMPT and "Options:" in lines:
-        start = lines.index("Options:")
-        return "\n".join(lines[1:start]), lines[start + 1 : -1]
-    raise ValueError(f"Not a prompt as VSI-Bench words it: {text!r}.")
 
 
 def _question_type(number: int) -> tuple[str, int]:

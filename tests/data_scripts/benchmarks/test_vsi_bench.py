@@ -1,6 +1,7 @@
 """VSI-Bench's scores are compared with recorded ones of five implementations."""
 
 import math
+import re
 import warnings
 
 import pytest
@@ -9,7 +10,14 @@ from scoring_cases import agrees, assert_all_agree, needs_scores, outcome, recor
 
 from spa3r.data_scripts.benchmarks import BENCHMARKS
 from spa3r.data_scripts.benchmarks.protocol import average_groups, score_answer
-from spa3r.data_scripts.benchmarks.vsi_bench import QUESTION_TYPES, aggregate, find_number, first_token, write_prompt
+from spa3r.data_scripts.benchmarks.vsi_bench import (
+    QUESTION_TYPES,
+    aggregate,
+    find_number,
+    first_token,
+    parse_prompt,
+    write_prompt,
+)
 from spa3r.data_scripts.rooms.text_baselines import mean_relative_accuracy
 
 PROTOCOLS = BENCHMARKS["vsi-bench"]
@@ -82,6 +90,19 @@ def test_prompts_are_the_recorded_ones():
     for name in ("official", "lmms-eval-2026"):
         default = [case for case in prompts if case["variant"] == "default"]
         assert all(PROTOCOLS[name].prompt(case["doc"]) == case["prompt"] for case in default)
+
+
+@pytest.mark.parametrize("options", [None, ["A. here", "B. there"]])
+def test_a_prompt_is_parsed_into_its_question_and_options(options):
+    kind = "object_counting" if options is None else "route_planning"
+    text = write_prompt({"question_type": kind, "question": "Where\nto?", "options": options})
+    assert parse_prompt(text) == ("Where\nto?", options)
+
+
+@pytest.mark.parametrize("text", ["How many?", "These are frames of a video.\nHow many?", ""])
+def test_a_text_in_other_words_is_refused(text):
+    with pytest.raises(ValueError, match=re.escape(repr(text))):
+        parse_prompt(text)
 
 
 @needs

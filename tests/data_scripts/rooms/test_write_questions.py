@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from datasets import Features, Image, List, Value, load_dataset
 
+from spa3r.data_scripts.benchmarks.vsi_bench import parse_prompt
 from spa3r.data_scripts.rooms import write_questions as room_questions
 from spa3r.data_scripts.rooms.generate import render_rooms
 from spa3r.data_scripts.rooms.question_types import QUESTION_TYPES
-from spa3r.data_scripts.rooms.write_questions import given_views, main, parse_prompt, write_questions
+from spa3r.data_scripts.rooms.write_questions import given_views, main, write_questions
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +225,3 @@ def test_the_command_prints_a_table_of_all_types(rooms, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["type", "questions", "no", "case", "frequency", "blind"]
     assert [line.split()[0] for line in lines[1:]] == list(QUESTION_TYPES)
-
-
-@pytest.mark.parametrize("text", ["How many?", "These are frames of a video.\nHow many?", ""])
-def test_a_text_that_is_no_official_prompt_is_refused(text):
-    with pytest.raises(ValueError, match="Not a prompt as VSI-Bench words it"):
-        parse_prompt(text)
