@@ -1,6 +1,8 @@
-"""Which images are whose: refuses what would reach the wrong row or position, which the library does not notice.
+"""Checks that a batch's text, images and scenes fit together.
 
-Values are read for this, for which an accelerator must be waited for: once for a text, not in steps of `generate`.
+Without them, inputs would reach the wrong row or position, and neither torch nor transformers would notice. The checks
+read tensor values, so an accelerator has to synchronise. They run once per forward pass, not in the decoding steps of
+`generate`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,12 @@ from transformers.utils import torch_compilable_check
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 
-__all__ = ["check_inputs", "check_latents", "split_views"]
+__all__ = ["check_inputs", "check_latents", "is_given", "split_views"]
+
+
+def is_given(tensors: Tensor | Sequence[Tensor] | None) -> bool:
+    """Whether there is at least one entry. An empty tensor only tells ranks to skip an encoder; see `lockstep`."""
+    return tensors is not None and len(tensors) > 0
 
 
 def check_inputs(
@@ -31,190 +38,226 @@ def check_inputs(
     mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
     **kwargs,
 ):
-    """Compare the text of a batch with its images.
+    """Check that the text of a batch fits its images. See `Spa3VLMModel.forward` for the arguments not listed here.
 
     Args:
-        config (`Spa3VLMConfig`): The model's.
-        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): The text.
-        num_cached (`int`, *optional*, defaults to 0): How many of its first tokens are in `past_key_values`.
-        kwargs (*optional*): All that `Spa3VLMModel.forward` takes; what is not named here is not looked at.
+        config (`Spa3VLMConfig`): Configuration of the model.
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): The text.
+        num_cached (`int`, *optional*, defaults to 0): Number of first tokens that `past_key_values` holds.
+        kwargs (*optional*): Other arguments of `forward`, ignored.
 
     Raises:
-        ValueError: If they do not fit; says what does not.
+        ValueError: If the inputs do not fit together; the message names the argument, its value and a remedy.
     """
-    is_encoded = mm_encoder_outputs is not None and mm_encoder_outputs.get("image") is not None
-    has_features = vision_features is not None and len(vision_features) > 0
-    is_seen = pixel_values is not None or has_features
-    has_images = is_seen or is_encoded
-    has_latents = spatial_latents is not None and len(spatial_latents) > 0
-    has_geometry = pixel_values_geometry is not None or has_latents
-    if has_geometry and not is_seen:
-        raise ValueError("A scene is seen through its images: pass their `pixel_values` too.")
-    if (pixel_values is not None) + has_features + is_encoded > 1:
+    source = _image_source(pixel_values, vision_features, mm_encoder_outputs)
+    has_geometry = pixel_values_geometry is not None or is_given(spatial_latents)
+    if has_geometry and source not in ("pixel_values", "vision_features"):
         raise ValueError(
-            "Of `pixel_values`, `vision_features` and `mm_encoder_outputs`, the same images before and after the "
-            "encoders, more than one is given; pass one of them."
+            "`pixel_values_geometry` and `spatial_latents` need the `pixel_values` of the same images, got "
+            f"`{source}`; pass them too."
         )
-    if has_images and past_key_values is not None and past_key_values.get_seq_length():
-        raise ValueError(
-            f"Images cannot be added to `past_key_values` that hold {int(past_key_values.get_seq_length())} tokens "
-            "already; leave out `pixel_values` and the geometry if these images are among them, else start afresh."
-        )
-    if has_images and input_ids is None:
-        raise ValueError("Images need `input_ids`, in which their placeholders are; got `inputs_embeds` alone.")
+    if source is not None:
+        _check_room_for_images(input_ids, past_key_values)
     if input_ids is None:
         return
     is_placeholder = input_ids == config.image_token_id
-    if not has_images:
+    if source is None:
         number = is_placeholder[:, num_cached:].sum()
         torch_compilable_check(
             number == 0,
             lambda: (
-                f"The text has {number} image placeholders, but there are no images; pass all that the processor "
-                "returned, or a text without placeholders."
+                f"`input_ids` has {number} image placeholders, but there are no images; pass everything that the "
+                "processor returned, or text without placeholders."
             ),
         )
         if not (num_cached and is_placeholder.any()):
             return
-    _check_kinds_of_tokens(input_ids, mm_token_type_ids, image_grid_thw)
-    if is_seen:
+    _check_token_types(input_ids, mm_token_type_ids, image_grid_thw)
+    if source in ("pixel_values", "vision_features"):
         is_image = mm_token_type_ids == 1
         counts = torch.stack([is_placeholder.sum(-1), is_image.sum(-1), (is_image & ~is_placeholder).sum(-1)], dim=-1)
         merged = config.vlm_config.vision_config.spatial_merge_size**2
-        num_patches = merged * len(vision_features) if has_features else len(pixel_values)
-        lengths = [number // merged for number in _image_patches(num_patches, image_grid_thw)]
-        _check_rows(config, counts.tolist(), lengths, num_views, has_geometry)
+        num_patches = len(pixel_values) if source == "pixel_values" else merged * len(vision_features)
+        num_features = [number // merged for number in _patches_per_image(num_patches, image_grid_thw)]
+        rows, views = _match_rows(counts.tolist(), len(num_features), num_views, has_geometry)
+        _check_rows(rows, views, num_features, config.num_appended_tokens if has_geometry else 0)
 
 
-def _check_kinds_of_tokens(input_ids: Tensor, mm_token_type_ids: Tensor | None, image_grid_thw: Tensor | None):
-    """Positions of image tokens are made from these."""
+def _image_source(
+    pixel_values: Tensor | None,
+    vision_features: Tensor | None,
+    mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
+) -> str | None:
+    """Name of the argument that holds the images: raw, from the vision tower, or fused."""
+    sources = {
+        "pixel_values": pixel_values is not None,
+        "vision_features": is_given(vision_features),
+        "mm_encoder_outputs": mm_encoder_outputs is not None and mm_encoder_outputs.get("image") is not None,
+    }
+    given = [name for name, has_images in sources.items() if has_images]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(f'`{name}`' for name in given)} hold the same images; pass one of them.")
+    return given[0] if given else None
+
+
+def _check_room_for_images(input_ids: Tensor | None, past_key_values: Cache | None):
+    if past_key_values is not None and past_key_values.get_seq_length():
+        raise ValueError(
+            f"Images cannot follow the {int(past_key_values.get_seq_length())} tokens in `past_key_values`; leave out "
+            "`pixel_values` and the geometry if the cache holds these images, otherwise pass an empty cache."
+        )
+    if input_ids is None:
+        raise ValueError(
+            "Images need `input_ids` with their placeholders, got `inputs_embeds` alone; pass `input_ids`."
+        )
+
+
+def _check_token_types(input_ids: Tensor, mm_token_type_ids: Tensor | None, image_grid_thw: Tensor | None):
+    """Check the inputs that give image tokens their positions."""
     if mm_token_type_ids is None:
         raise ValueError(
-            "Images need `mm_token_type_ids`, which tell their placeholders from text: without them images get the "
-            "positions of text, and answers are wrong. The processor returns them."
+            "Images need `mm_token_type_ids`, got `None`: image tokens would get the positions of text and answers "
+            "would be wrong; pass what the processor returned."
         )
     if mm_token_type_ids.shape != input_ids.shape:
         raise ValueError(
             f"`mm_token_type_ids` has shape {tuple(mm_token_type_ids.shape)}, but `input_ids` has shape "
-            f"{tuple(input_ids.shape)}; give each token one, 0 for text that was added by hand."
+            f"{tuple(input_ids.shape)}; give every token a type, 0 for text that you added."
         )
     if image_grid_thw is None:
-        raise ValueError("Images need `image_grid_thw`, the size of each in patches. The processor returns it.")
+        raise ValueError(
+            "Images need `image_grid_thw`, their sizes in patches, got `None`; pass what the processor returned."
+        )
 
 
-def _image_patches(num_patches: int, image_grid_thw: Tensor) -> list[int]:
-    """Patches of each image."""
+def _patches_per_image(num_patches: int, image_grid_thw: Tensor) -> list[int]:
     patches = image_grid_thw.prod(-1).tolist()
     if sum(patches) != num_patches:
         raise ValueError(
-            f"`image_grid_thw` tells of {sum(patches)} patches in {len(patches)} images, but there are {num_patches}; "
-            "pass what the processor returned, together."
+            f"`image_grid_thw` describes {sum(patches)} patches in {len(patches)} images, but there are "
+            f"{num_patches}; pass the inputs that one call of the processor returned."
         )
     return patches
 
 
-def _check_rows(
-    config: Spa3VLMConfig,
-    rows: list[list[int]],
-    lengths: list[int],
-    num_views: Tensor | None,
-    has_geometry: bool,
-):
-    """Compare images with each row of the text: how many placeholders it has, how many tokens it marks as an image's,
-    and how many of these are no placeholders."""
-    if num_views is None and has_geometry and len(rows) > 1:
-        raise ValueError(
-            f"A batch of {len(rows)} rows needs `num_views`, the number of images in each row. The processor returns "
-            "it."
-        )
+def _match_rows(
+    rows: list[list[int]], num_images: int, num_views: Tensor | None, has_geometry: bool
+) -> tuple[list[list[int]], list[int]]:
+    """Token counts of each row, and its number of images.
+
+    Without a scene `num_views` is optional, and then the whole batch counts as one row: only the order of images
+    matters.
+    """
     if num_views is None:
-        # Without a scene there is nothing to mix up but the images themselves.
-        rows, views = [[sum(counts) for counts in zip(*rows, strict=True)]], [len(lengths)]
-    else:
-        views = num_views.tolist()
-    if len(views) != len(rows) or sum(views) != len(lengths):
+        if has_geometry and len(rows) > 1:
+            raise ValueError(
+                f"A batch of {len(rows)} rows needs `num_views`, the number of images in each row, got `None`; pass "
+                "what the processor returned."
+            )
+        return [[sum(counts) for counts in zip(*rows, strict=True)]], [num_images]
+    views = num_views.tolist()
+    if len(views) != len(rows) or sum(views) != num_images:
         raise ValueError(
-            f"`num_views` {views} must tell for each of {len(rows)} rows how many of the {len(lengths)} images are "
-            "its own."
+            f"`num_views` is {views}, but there are {len(rows)} rows and {num_images} images; give the number of "
+            "images in each row."
         )
+    return rows, views
+
+
+def _check_rows(rows: list[list[int]], views: list[int], num_features: list[int], num_appended_tokens: int):
+    """Compare the tokens of each row with its images.
+
+    Args:
+        rows (`list[list[int]]`):
+            For each row, the numbers of placeholders, of tokens marked as an image's, and of marked tokens that are no
+            placeholders.
+        views (`list[int]`): Number of images in each row.
+        num_features (`list[int]`): Number of features of each image.
+        num_appended_tokens (`int`): Number of placeholders of a scene's latents.
+    """
     end = 0
     for row, (count, (placeholders, marked, misplaced)) in enumerate(zip(views, rows, strict=True)):
         start, end = end, end + count
-        features = sum(lengths[start:end])
-        appended = config.num_appended_tokens if has_geometry and count else 0
-        if placeholders != features + appended:
+        features = sum(num_features[start:end])
+        expected = features + (num_appended_tokens if count else 0)
+        if placeholders != expected:
             raise ValueError(
-                f"Row {row} has {placeholders} image placeholders, but its {count} images make {features + appended} "
-                "features; the text needs the placeholders of each image, in order, and no cut through them."
+                f"Row {row} has {placeholders} image placeholders, but its {count} images have {expected} features; "
+                "keep all placeholders of every image, in order, when you edit or truncate `input_ids`."
             )
         if marked != features or misplaced:
             raise ValueError(
-                f"`mm_token_type_ids` marks {marked} tokens of row {row} as an image's, {misplaced} of them no "
-                f"placeholders, but its images make {features}; pad and cut it like `input_ids`."
+                f"`mm_token_type_ids` marks {marked} image tokens in row {row}, {misplaced} of them not placeholders, "
+                f"but its images have {features} features; pad and truncate it like `input_ids`."
             )
 
 
 def check_latents(config: Spa3VLMConfig, spatial_latents: Tensor | Sequence[Tensor], num_scenes: int):
-    """Compare given latents with the scenes of a batch that have images.
+    """Check that given latents fit the model and the scenes of a batch.
+
+    Args:
+        config (`Spa3VLMConfig`): Configuration of the model.
+        spatial_latents (`torch.Tensor` or `list[torch.Tensor]`): Latents of each scene.
+        num_scenes (`int`): Number of rows that have images.
 
     Raises:
-        ValueError: If they are of another number or width, or not finite.
+        ValueError: If the number of scenes, the shape of their latents or their values are wrong.
     """
     shapes = [tuple(scene.shape) for scene in spatial_latents]
     fits = (len(shape) == 2 and shape[0] > 0 and shape[1] == config.latent_size for shape in shapes)
     if len(shapes) != num_scenes or not all(fits):
         raise ValueError(
-            f"`spatial_latents` must be of shape (num_latents, {config.latent_size}) for each of the {num_scenes} "
-            f"scenes that have images, got {shapes}; make them with `encode_scene` of this model."
+            f"`spatial_latents` must have shape (num_latents, {config.latent_size}) for each of the {num_scenes} rows "
+            f"with images, got {shapes}; make them with `encode_scene` of this model."
         )
     if config.fusion == "append" and any(shape[0] != config.num_appended_tokens for shape in shapes):
         raise ValueError(
-            f"`fusion='append'` needs {config.num_appended_tokens} latents of each scene, got {shapes}; make them "
-            "with `encode_scene` of this model."
+            f"`fusion='append'` needs {config.num_appended_tokens} latents per scene, got `spatial_latents` of shapes "
+            f"{shapes}; make them with `encode_scene` of this model."
         )
     torch_compilable_check(
         torch.stack([scene.isfinite().all() for scene in spatial_latents]),
-        "`spatial_latents` holds values that are not finite; encode the scene again.",
+        "`spatial_latents` holds NaN or infinity; encode the scene again.",
     )
 
 
 def split_views(
     pixel_values_geometry: Tensor, geometry_sizes: Tensor | None, num_views: Tensor | None
 ) -> list[Tensor]:
-    """Take a batch's views apart by scenes.
-
-    Args:
-        pixel_values_geometry, geometry_sizes, num_views: See `Spa3VLMModel.forward`.
+    """Split the flat views of a batch into scenes. See `Spa3VLMModel.forward` for the arguments.
 
     Returns:
-        `list[torch.FloatTensor]` of shape `(num_views, 3, height, width)`: Of each scene that has any.
+        `list[torch.FloatTensor]` of shape `(num_views, 3, height, width)`: Views of each scene that has any.
 
     Raises:
-        ValueError: If they do not fit one another, or the views of a scene differ in size.
+        ValueError: If the arguments do not fit together, or the views of a scene differ in size.
     """
     shape = tuple(pixel_values_geometry.shape)
     if len(shape) != 2 or shape[0] == 0 or shape[1] != 3:
         raise ValueError(
-            "`pixel_values_geometry` must have shape (num_pixels of all views, 3) and hold a view, got "
-            f"{shape}; the processor returns it."
+            "`pixel_values_geometry` must have shape (num_pixels of all views, 3) with at least one view, got "
+            f"{shape}; pass what the processor returned."
         )
     if geometry_sizes is None:
-        raise ValueError("Views need `geometry_sizes`, their heights and widths. The processor returns it.")
+        raise ValueError(
+            "`pixel_values_geometry` needs `geometry_sizes`, the heights and widths of the views, got `None`; pass "
+            "what the processor returned."
+        )
     sizes = [tuple(size) for size in geometry_sizes.tolist()]
     counts = [len(sizes)] if num_views is None else num_views.tolist()
     num_pixels = sum(height * width for height, width in sizes)
     if sum(counts) != len(sizes) or num_pixels != shape[0]:
         raise ValueError(
             f"`num_views` {counts} and `geometry_sizes` of {len(sizes)} views with {num_pixels} pixels do not fit "
-            f"`pixel_values_geometry` of {shape[0]} pixels; pass what the processor returned, together."
+            f"`pixel_values_geometry` of {shape[0]} pixels; pass the inputs that one call of the processor returned."
         )
     scenes, view, pixel = [], 0, 0
     for count in filter(None, counts):
         scene_sizes = sorted(set(sizes[view : view + count]))
         if len(scene_sizes) > 1:
             raise ValueError(
-                f"The views of one scene have different sizes, {scene_sizes}; the processor frames them in one: "
-                "give it the images of a scene together."
+                f"`geometry_sizes` has views of different sizes in one scene, {scene_sizes}; give the processor all "
+                "images of a scene together, so that it pads them to one size."
             )
         height, width = scene_sizes[0]
         pixels = pixel_values_geometry[pixel : pixel + count * height * width]

@@ -1,14 +1,12 @@
-"""Spa3-VLM: a vision-language model whose image features query the latents of the scene that they show.
+"""Spa3-VLM: a vision-language model whose image features query the latents of the scene they show.
 
 Deviations from the official code:
-- The vision-language model is held whole and runs its own forward; its image features are fused and handed back to it.
-  Nothing of it is copied, and any VLM with Qwen2.5-VL's interface fits.
-- A batch holds scenes of different view counts and sizes, and rows without images; each sees its own latents only,
-  where the official code lets all rows attend to the latents of all.
-- A scene can be encoded once (`encode_scene`) and its latents be passed in from then on.
-- A fresh adapter is exactly silent, also after `from_pretrained`, where the official code's is random.
-
-Dimensions: T image tokens of a scene (those of all its views), L latents, D latent size, C hidden size of the VLM.
+- The VLM is a submodule that runs its own forward. Its image features are fused and passed back to it as
+  `mm_encoder_outputs`, so no forward is copied, and any VLM with Qwen2.5-VL's interface fits.
+- A batch may mix scenes with different view counts and image sizes, and rows without images. Each row sees the latents
+  of its own scene only; in the official code all rows attend to the latents of the whole batch.
+- A scene can be encoded once with `encode_scene` and reused as `spatial_latents`.
+- A fresh adapter leaves the VLM's logits unchanged, also after `from_pretrained`. The official code's is random there.
 """
 
 from collections.abc import Sequence
@@ -23,10 +21,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple, logging
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
-from ..layers import MLP, attend
 from ..spa3r.modeling_spa3r import Spa3RModel
 from ..vggt.modeling_vggt import VGGTModel, check_pixel_range
-from .input_checks import check_inputs, check_latents, split_views
+from .fusion import FUSIONS
+from .input_checks import check_inputs, check_latents, is_given, split_views
+from .lockstep import dummy_fusion_pass, dummy_image_pass, needs_dummy_pass, unsplit_classes
 
 __all__ = ["Spa3VLMForConditionalGeneration", "Spa3VLMModel", "Spa3VLMPreTrainedModel"]
 
@@ -34,8 +33,10 @@ logger = logging.get_logger(__name__)
 
 
 class Spa3RSceneEncoder(Spa3RModel):
-    """Spa3R over all scenes of a batch in one call: processes that hold parts of it gather it once for a batch,
-    together, however many scenes each of them has."""
+    """Spa3R that encodes all scenes of a batch in one call.
+
+    Ranks that shard its weights gather them once per batch, however many scenes each rank has.
+    """
 
     def forward(self, scenes: Sequence[Tensor]) -> list[Tensor]:
         """
@@ -45,16 +46,16 @@ class Spa3RSceneEncoder(Spa3RModel):
         Returns:
             `list[torch.Tensor]` of shape `(num_latents, latent_size)`: Latents of each scene.
         """
-        # A scene by itself: the number and size of its views are its own, and it fills an accelerator alone.
+        # One scene at a time: scenes differ in number and size of views, and a single one fills an accelerator.
         encode = super().forward
         return [encode(scene[None]).latents.squeeze(0) for scene in scenes]
 
 
 class VGGTSceneEncoder(VGGTModel):
-    """VGGT's patch tokens in the place of Spa3R's latents (paper Tab. 3): of all views, of the last layer but one."""
+    """VGGT's patch tokens instead of Spa3R's latents (paper Tab. 3), from the layer before the last."""
 
     def forward(self, scenes: Sequence[Tensor]) -> list[Tensor]:
-        """See `Spa3RSceneEncoder.forward`; a scene has as many latents as patches in all its views."""
+        """See `Spa3RSceneEncoder.forward`. A scene has one latent per patch of all its views."""
         encode, layer = super().forward, self.config.num_hidden_layers - 2
         latents = []
         for scene in scenes:
@@ -65,99 +66,10 @@ class VGGTSceneEncoder(VGGTModel):
         return latents
 
 
-class SceneQuery(nn.Module):
-    """Image tokens attend to the latents of their own scene (paper Eq. 14).
-
-    Not named an attention, nor is what holds it: by that name the library finds classes that do not call its attention
-    interface in their own file, and would refuse to `set_attn_implementation`.
-    """
-
-    is_causal = False
-
-    def __init__(self, config: Spa3VLMConfig):
-        super().__init__()
-        text_config = config.get_text_config()
-        size = text_config.hidden_size
-        self.config = config
-        self.num_heads = text_config.num_attention_heads
-        self.head_dim = size // self.num_heads
-        self.scaling = self.head_dim**-0.5
-        self.q_proj = nn.Linear(size, size)
-        self.k_proj = nn.Linear(size, size)
-        self.v_proj = nn.Linear(size, size)
-        self.q_norm = nn.LayerNorm(self.head_dim)
-        self.k_norm = nn.LayerNorm(self.head_dim)
-        self.proj = nn.Linear(size, size)
-
-    def forward(self, image_tokens: Tensor, latents: Tensor, num_tokens: list[int], num_latents: list[int]) -> Tensor:
-        """
-        Args:
-            image_tokens (`torch.Tensor` of shape `(sum(num_tokens), hidden_size)`): Of all scenes, one after another.
-            latents (`torch.Tensor` of shape `(sum(num_latents), hidden_size)`): Likewise.
-            num_tokens, num_latents (`list[int]`): Of each scene.
-
-        Returns:
-            `torch.Tensor` of shape `(sum(num_tokens), hidden_size)`.
-        """
-        # Layers run once over all scenes, so that processes with other batches stay in step; only the product, which
-        # has no weights, is of each scene by itself: no padding, and no mask that could leak.
-        query, key, value = self.q_proj(image_tokens), self.k_proj(latents), self.v_proj(latents)
-        query, key, value = (states.unflatten(-1, (self.num_heads, -1)) for states in (query, key, value))
-        query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
-        scenes = zip(query.split(num_tokens), key.split(num_latents), value.split(num_latents), strict=True)
-        output = [attend(self, *(states.transpose(0, 1)[None] for states in scene))[0] for scene in scenes]
-        return self.proj(torch.cat(output).flatten(1))
-
-
-class QueryFusion(nn.Module):
-    """Adds to each image token what it finds in its scene's latents, through a gated adapter (paper Eq. 14-15)."""
-
-    def __init__(self, config: Spa3VLMConfig):
-        super().__init__()
-        size = config.get_text_config().hidden_size
-        self.projector = MLP(config.latent_size, size, size)
-        self.cross_attention = SceneQuery(config)
-        self.norm = nn.LayerNorm(size)
-        self.adapter = MLP(size, size // 4, size)
-        self.adapter.fc2.starts_at_zero = True
-        self.gate = nn.Linear(size, size)
-
-    def forward(self, image_tokens: list[Tensor], latents: list[Tensor]) -> list[Tensor]:
-        """
-        Args:
-            image_tokens (`list[torch.Tensor]` of shape `(num_tokens, hidden_size)`): Of each scene.
-            latents (`list[torch.Tensor]` of shape `(num_latents, latent_size)`): Of each scene.
-
-        Returns:
-            `list[torch.Tensor]` of shape `(num_tokens, hidden_size)`.
-        """
-        num_tokens, num_latents = [len(tokens) for tokens in image_tokens], [len(scene) for scene in latents]
-        residual, latents = torch.cat(image_tokens), torch.cat(latents)
-        queried = self.norm(self.cross_attention(residual, self.projector(latents), num_tokens, num_latents))
-        fused = residual + self.adapter(queried) * self.gate(queried).sigmoid()
-        return list(fused.to(residual.dtype).split(num_tokens))
-
-
-class AppendFusion(nn.Module):
-    """Lets the projected latents of a scene follow its image tokens (paper Tab. 5)."""
-
-    def __init__(self, config: Spa3VLMConfig):
-        super().__init__()
-        size = config.get_text_config().hidden_size
-        self.projector = MLP(config.latent_size, size, size)
-
-    def forward(self, image_tokens: list[Tensor], latents: list[Tensor]) -> list[Tensor]:
-        """See `QueryFusion.forward`; each scene gets longer by its number of latents."""
-        projected = self.projector(torch.cat(latents)).split([len(scene) for scene in latents])
-        pairs = zip(image_tokens, projected, strict=True)
-        return [torch.cat([tokens, scene.to(tokens.dtype)]) for tokens, scene in pairs]
-
-
 SPATIAL_ENCODERS = {
     "spa3r": lambda config: Spa3RSceneEncoder(config.spatial_config),
     "vggt": lambda config: VGGTSceneEncoder(config.spatial_config.vggt_config),
 }
-FUSIONS = {"cross_attention": QueryFusion, "append": AppendFusion}
 
 
 class Spa3VLMPreTrainedModel(PreTrainedModel):
@@ -166,7 +78,7 @@ class Spa3VLMPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    # Token-weighted losses under gradient accumulation.
+    # With gradient accumulation the Trainer weighs losses by their number of tokens.
     accepts_loss_kwargs = True
     _no_split_modules = ["QueryFusion", "AppendFusion", "Spa3RSceneEncoder", "VGGTSceneEncoder"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -176,28 +88,19 @@ class Spa3VLMPreTrainedModel(PreTrainedModel):
 
     def post_init(self):
         super().post_init()
-        # FSDP refuses classes that the model does not have. It takes the spatial encoder as a whole, as processes with
-        # other scenes would gather its layers another number of times.
-        modules = dict(self.named_modules())
-        inside = [name for name, module in modules.items() if isinstance(module, Spa3RSceneEncoder | VGGTSceneEncoder)]
-        self._no_split_modules &= {
-            type(module).__name__
-            for name, module in modules.items()
-            if not name.startswith(tuple(f"{encoder}." for encoder in inside))
-        }
+        self._no_split_modules = unsplit_classes(self, (Spa3RSceneEncoder, VGGTSceneEncoder))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        # Marked on the layer itself: a module without parameters of its own is never asked to initialise them.
-        if getattr(module, "starts_at_zero", False):
+        if getattr(module, "zero_init", False):
             init.zeros_(module.weight)
 
 
 class Spa3VLMModel(Spa3VLMPreTrainedModel):
-    """The VLM without its head, the spatial encoder, and where they meet."""
+    """The VLM without its language head, the spatial encoder, and the fusion of the two."""
 
-    # A checkpoint with the head is welcome.
+    # A checkpoint with a language head loads too.
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
 
     def __init__(self, config: Spa3VLMConfig):
@@ -210,7 +113,7 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
 
     @property
     def rope_deltas(self) -> Tensor | None:
-        """What the VLM adds to a text position in the last batch, whose images span fewer positions than tokens."""
+        """Offset from token index to text position in the last batch: an image spans fewer positions than tokens."""
         return self.vlm.rope_deltas
 
     @rope_deltas.setter
@@ -219,21 +122,21 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
 
     @property
     def language_model(self) -> nn.Module:
-        """The VLM's; by this name the library finds its embeddings and the decoder."""
+        """The VLM's language model. Transformers finds embeddings and decoder under this name."""
         return self.vlm.language_model
 
     def frozen_modules(self) -> dict[str, nn.Module]:
-        """What instruction tuning leaves as it is (paper 4.2), by its prefix in the state dict."""
+        """Modules that instruction tuning does not train (paper Sec. 4.2), by their prefix in the state dict."""
         modules = {"vlm.visual": self.vlm.visual}
         return modules if self.spatial_encoder is None else modules | {"spatial_encoder": self.spatial_encoder}
 
     def freeze_encoders(self):
-        """Turn off the gradients of `frozen_modules`; call it after loading, which turns all gradients on."""
+        """Turn off the gradients of `frozen_modules`. Call it after loading, which turns all gradients on."""
         for module in self.frozen_modules().values():
             module.requires_grad_(False)
 
     def train(self, mode: bool = True):
-        """Switch to training mode, except for the spatial encoder, which is never trained here."""
+        """Switch to training mode, except for the spatial encoder, which stays frozen in eval mode."""
         super().train(mode)
         if self.spatial_encoder is not None:
             self.spatial_encoder.eval()
@@ -245,73 +148,49 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         """Encode scenes once, for any number of questions about them.
 
         Args:
-            pixel_values_geometry, geometry_sizes, num_views: See `forward`; by default all views are of one scene.
+            pixel_values_geometry (`torch.FloatTensor` of shape `(num_pixels, 3)`): See `forward`.
+            geometry_sizes (`torch.LongTensor` of shape `(num_images, 2)`): See `forward`.
+            num_views (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Number of images of each scene. By default all images show one scene.
 
         Returns:
-            `torch.FloatTensor` of shape `(num_scenes, num_latents, latent_size)`: What to pass as `spatial_latents` in
-            the place of these inputs. Scenes without views are left out.
+            `torch.FloatTensor` of shape `(num_scenes, num_latents, latent_size)`: Pass it to `forward` as
+            `spatial_latents`. Scenes without views are left out.
+
+        Raises:
+            ValueError: If the model has no fusion, the inputs do not fit together, or the scenes have different
+                numbers of latents.
         """
         if self.spatial_encoder is None:
-            raise ValueError("This model has `fusion='none'` and encodes no scenes; load one with another `fusion`.")
+            raise ValueError("A model with `fusion='none'` encodes no scenes; load a model with another `fusion`.")
         latents = self._encode_scenes(pixel_values_geometry, geometry_sizes, num_views)
         if len({scene.shape for scene in latents}) != 1:
             raise ValueError(
-                f"These {len(latents)} scenes have different numbers of latents, {[len(scene) for scene in latents]}, "
-                "and cannot be one tensor; encode them one by one."
+                f"{len(latents)} scenes with different numbers of latents, {[len(scene) for scene in latents]}, do "
+                "not fit in one tensor; encode them one by one."
             )
         return torch.stack(latents)
 
     @torch.no_grad()
-    def see_images(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
-        """Look at images once, for training on many questions about them.
+    def encode_images(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """Run the frozen vision tower once, to train on many questions about the same images.
 
         Args:
-            pixel_values, image_grid_thw: See `forward`.
+            pixel_values (`torch.FloatTensor` of shape `(num_patches, patch_size)`): See `forward`.
+            image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`): See `forward`.
 
         Returns:
-            `torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`: What to pass as `vision_features` in the
-            place of `pixel_values`.
+            `torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`: Pass it to `forward` as `vision_features`.
         """
-        return torch.cat(
-            list(self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True).pooler_output)
-        )
+        features = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True).pooler_output
+        return torch.cat(list(features))
 
     @torch.no_grad()
     def _encode_scenes(
         self, pixel_values_geometry: Tensor, geometry_sizes: Tensor | None, num_views: Tensor | None
     ) -> list[Tensor]:
-        """Latents of each scene that has views, of shape `(num_latents, latent_size)`."""
+        """Latents of shape `(num_latents, latent_size)` of each scene that has views."""
         return self.spatial_encoder(split_views(pixel_values_geometry, geometry_sizes, num_views))
-
-    def _keeps_step(self, past_key_values: Cache | None = None) -> bool:
-        """Whether encoders and adapter run without images too, for the sake of other processes that have some: those
-        that train together reduce gradients of the same weights in the same order, and those that hold parts of the
-        weights (FSDP, ZeRO-3) gather them together."""
-        weight = next(self.parameters())
-        if hasattr(weight, "device_mesh") or hasattr(weight, "ds_id"):
-            return past_key_values is None or not past_key_values.get_seq_length()
-        return self.training and torch.is_grad_enabled()  # not while a model in training mode generates
-
-    def _encode_nothing(self, device: torch.device, is_encoded: bool, is_seen: bool) -> Tensor:
-        """Zero, by way of all that image features come from; other processes have given latents if `is_encoded`, and
-        features if `is_seen`."""
-        config = self.config.vlm_config.vision_config
-        if is_seen:
-            image_tokens = torch.zeros(1, self.config.get_text_config().hidden_size, device=device, dtype=self.dtype)
-        else:
-            side = config.spatial_merge_size
-            patch_size = config.in_channels * config.temporal_patch_size * config.patch_size**2
-            patches = torch.zeros(side**2, patch_size, device=device)
-            grid = torch.tensor([[1, side, side]], device=device)
-            (image_tokens,) = self.vlm.get_image_features(patches, grid, return_dict=True).pooler_output
-        return 0 * image_tokens.sum() if self.fusion is None else self._fuse_nothing(image_tokens, is_encoded)
-
-    def _fuse_nothing(self, image_tokens: Tensor, is_encoded: bool) -> Tensor:
-        """Zero, by way of the adapter, for image tokens without a scene."""
-        if not is_encoded:
-            self.spatial_encoder([])
-        latents = image_tokens.new_zeros(1, self.config.latent_size)
-        return 0 * self.fusion([image_tokens], [latents])[0].sum()
 
     @can_return_tuple
     def get_image_features(
@@ -325,27 +204,23 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         vision_features: Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """The VLM's image features, fused with their scenes; see `forward` for the arguments.
+        """Compute the VLM's image features and fuse them with their scenes. See `forward` for the arguments.
 
         Returns:
-            `BaseModelOutputWithPooling`: `pooler_output` is a list with the tokens of each image, of shape
-            `(num_tokens, hidden_size)`; with `fusion="append"` the latents follow the last image of each scene.
+            `BaseModelOutputWithPooling`: `pooler_output` is a list of the tokens of each image, each of shape
+            `(num_tokens, hidden_size)`. With `fusion="append"` the last image of each scene includes the latents.
         """
-        if vision_features is None:
-            output = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **kwargs)
-        else:
-            lengths = image_grid_thw.prod(-1) // self.config.vlm_config.vision_config.spatial_merge_size**2
-            output = BaseModelOutputWithPooling(pooler_output=vision_features.to(self.dtype).split(lengths.tolist()))
-        images = list(output.pooler_output)
+        output = self._vision_output(pixel_values, image_grid_thw, vision_features, **kwargs)
         if self.fusion is None:
             return output
+        images = list(output.pooler_output)
         if pixel_values_geometry is None and spatial_latents is None:
             logger.warning_once(
-                "There are images, but neither `pixel_values_geometry` nor `spatial_latents`: the model answers as "
-                "the plain vision-language model, without knowing the scene."
+                "Images came without `pixel_values_geometry` and `spatial_latents`, so the model answers as the plain "
+                "VLM, without the scene; pass one of them."
             )
-            if self._keeps_step():
-                images[0] = images[0] + self._fuse_nothing(images[0], is_encoded=False)
+            if needs_dummy_pass(self):
+                images[0] = images[0] + dummy_fusion_pass(self, images[0], has_latents=False)
                 output.pooler_output = images
             return output
         counts = [len(images)] if num_views is None else [count for count in num_views.tolist() if count]
@@ -356,12 +231,22 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         output.pooler_output = self._fuse(images, counts, spatial_latents)
         return output
 
+    def _vision_output(
+        self, pixel_values: Tensor | None, image_grid_thw: Tensor, vision_features: Tensor | None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """The VLM's own image features, computed or given."""
+        if not is_given(vision_features):
+            return self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **kwargs)
+        num_tokens = image_grid_thw.prod(-1) // self.config.vlm_config.vision_config.spatial_merge_size**2
+        features = vision_features.to(self.dtype).split(num_tokens.tolist())
+        return BaseModelOutputWithPooling(pooler_output=features)
+
     def _fuse(self, images: list[Tensor], counts: list[int], latents: Sequence[Tensor]) -> list[Tensor]:
-        """Fuse tokens of images, `counts` of them in a scene, with the latents of their scenes."""
+        """Fuse the tokens of images with the latents of their scenes; `counts` is the number of images per scene."""
         if sum(counts) != len(images):
             raise ValueError(
-                f"`num_views` counts {sum(counts)} images, but `image_grid_thw` {len(images)}; pass what the "
-                "processor returned, together."
+                f"`num_views` counts {sum(counts)} images, but `image_grid_thw` has {len(images)}; pass the inputs "
+                "that one call of the processor returned."
             )
         ends = list(accumulate(counts))
         scenes = [images[end - count : end] for count, end in zip(counts, ends, strict=True)]
@@ -374,18 +259,17 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             fused += scene_tokens.split(lengths)
         return fused
 
-    def _positions_after(
+    def _position_ids(
         self, past_key_values: Cache | None, num_tokens: int, attention_mask: Tensor | None, has_images: bool
     ) -> Tensor | None:
-        """Positions of new tokens, of shape `(batch_size, num_tokens)`, where the VLM's own forward has them wrong."""
+        """Positions of shape `(batch_size, num_tokens)` of new tokens, or `None` where the VLM's own are right."""
         if past_key_values is None or not past_key_values.get_seq_length():
             if not has_images:
-                # What an earlier batch left.
-                self.rope_deltas = None
+                self.rope_deltas = None  # of an earlier batch
             return None
         if attention_mask is None or attention_mask.ndim != 2:
             return None
-        # The VLM would give one to each place of the mask, also to what is in the cache.
+        # The VLM would return a position for every column of the mask, also for cached tokens.
         positions = (attention_mask.long().cumsum(-1) - 1)[:, -num_tokens:]
         return positions if self.rope_deltas is None else positions + self.rope_deltas
 
@@ -409,70 +293,67 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        r"""
-        All of this is what `Spa3VLMProcessor` returns; the rest is as in the VLM's own forward.
+        """Run the VLM on text whose image features are fused with their scenes.
 
-        pixel_values (`torch.FloatTensor` of shape `(num_patches, patch_size)`):
-            Patches of all images, one after another, as the VLM's vision tower takes them.
-        image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`):
-            Frames, rows and columns of each image's patches.
-        mm_token_type_ids (`torch.IntTensor` of shape `(batch_size, sequence_length)`):
-            1 where an image's placeholder stands, else 0.
-        pixel_values_geometry (`torch.FloatTensor` of shape `(num_pixels, 3)`, *optional*):
-            The same images for the spatial encoder, RGB in [0, 1], row by row. They are flat, as scenes have views of
-            different numbers and sizes, and so that whatever makes batches can put them one after another.
-        geometry_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
-            Height and width of each in pixels, one size within a scene.
-        num_views (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            How many of the images are each row's; they are one scene, the first its reference view. A batch of one
-            row can do without.
-        spatial_latents (`torch.FloatTensor` of shape `(num_scenes, num_latents, latent_size)`, *optional*):
-            What `encode_scene` returned, one for each row that has images; used in the place of
-            `pixel_values_geometry`, even if that is given too. Of no scene, it tells in training that no process
-            encodes any.
-        vision_features (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
-            What `see_images` returned, for training, in the place of `pixel_values`. Of no image, it tells in training
-            that no process looks at any.
-        mm_encoder_outputs (`dict`, *optional*):
-            `{"image": get_image_features(...)}`, in the place of `pixel_values` and of what belongs to the scene.
+        `Spa3VLMProcessor` returns the inputs below; the other arguments are those of the VLM's own forward.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(num_patches, patch_size)`, *optional*):
+                Normalised patches of all images for the vision tower, image after image.
+            image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`, *optional*):
+                Frames, rows and columns of patches of each image. Needed with images.
+            mm_token_type_ids (`torch.IntTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                1 for an image placeholder, 0 for text. Needed with images.
+            pixel_values_geometry (`torch.FloatTensor` of shape `(num_pixels, 3)`, *optional*):
+                The same images for the spatial encoder, RGB in [0, 1], row-major. They are flat because scenes differ
+                in number and size of views; a collator concatenates them.
+            geometry_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
+                Height and width in pixels of each image for the spatial encoder. Images of one scene have one size.
+            num_views (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Number of images in each row. They show one scene, and the first is its reference view. Optional for a
+                single row.
+            spatial_latents (`torch.FloatTensor` of shape `(num_scenes, num_latents, latent_size)`, *optional*):
+                Output of `encode_scene`, one entry for each row with images. Takes precedence over
+                `pixel_values_geometry`. In training, an empty tensor says that no rank runs the spatial encoder.
+            vision_features (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
+                Output of `encode_images`, instead of `pixel_values`. In training, an empty tensor says that no rank
+                runs the vision tower.
+            mm_encoder_outputs (`dict[str, BaseModelOutputWithPooling]`, *optional*):
+                `{"image": get_image_features(...)}`, instead of `pixel_values` and the inputs of the scene.
+
+        Returns:
+            `BaseModelOutputWithPast`: The VLM's output.
+
+        Raises:
+            ValueError: If images and text do not fit together; see `check_inputs`.
         """
-        nothing = None
-        has_features = vision_features is not None and len(vision_features) > 0
-        if pixel_values is not None or has_features or position_ids is None:
+        image_inputs = {
+            "pixel_values": pixel_values,
+            "image_grid_thw": image_grid_thw,
+            "pixel_values_geometry": pixel_values_geometry,
+            "geometry_sizes": geometry_sizes,
+            "num_views": num_views,
+            "spatial_latents": spatial_latents,
+            "vision_features": vision_features,
+        }
+        has_images = pixel_values is not None or is_given(vision_features)
+        if has_images or position_ids is None:
             check_inputs(
                 self.config,
                 input_ids,
                 past_key_values=past_key_values,
-                pixel_values=pixel_values,
-                image_grid_thw=image_grid_thw,
                 mm_token_type_ids=mm_token_type_ids,
-                pixel_values_geometry=pixel_values_geometry,
-                num_views=num_views,
-                spatial_latents=spatial_latents,
-                vision_features=vision_features,
                 mm_encoder_outputs=mm_encoder_outputs,
+                **image_inputs,
             )
         if position_ids is None:
             num_tokens = (inputs_embeds if input_ids is None else input_ids).shape[1]
-            position_ids = self._positions_after(
-                past_key_values, num_tokens, attention_mask, has_images=image_grid_thw is not None
-            )
-        if pixel_values is not None or has_features:
-            features = self.get_image_features(
-                pixel_values,
-                image_grid_thw,
-                pixel_values_geometry=pixel_values_geometry,
-                geometry_sizes=geometry_sizes,
-                num_views=num_views,
-                spatial_latents=spatial_latents,
-                vision_features=vision_features if has_features else None,
-                return_dict=True,
-            )
-            mm_encoder_outputs = {"image": features}
-        elif inputs_embeds is None and not mm_encoder_outputs and self._keeps_step(past_key_values):
-            nothing = self._encode_nothing(
-                input_ids.device, is_encoded=spatial_latents is not None, is_seen=vision_features is not None
-            )
+            position_ids = self._position_ids(past_key_values, num_tokens, attention_mask, image_grid_thw is not None)
+        zero = None
+        if has_images:
+            mm_encoder_outputs = {"image": self.get_image_features(**image_inputs, return_dict=True)}
+        elif inputs_embeds is None and not mm_encoder_outputs and needs_dummy_pass(self, past_key_values):
+            zero = dummy_image_pass(self, input_ids.device, spatial_latents is not None, vision_features is not None)
         outputs = self.vlm(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -485,14 +366,14 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        if nothing is not None:
-            # Before the text in the forward pass and after it in the backward pass, as with images.
-            outputs.last_hidden_state = outputs.last_hidden_state + nothing
+        if zero is not None:
+            # As with images, the image path runs before the text forward, and after it backward.
+            outputs.last_hidden_state = outputs.last_hidden_state + zero
         return outputs
 
 
 class Spa3VLMForConditionalGeneration(Spa3VLMPreTrainedModel, GenerationMixin):
-    """Spa3-VLM with its language head: photos and a question in, an answer out."""
+    """Spa3-VLM with its language head, which answers questions about photos of a place."""
 
     _tied_weights_keys = {"lm_head.weight": "model.vlm.language_model.embed_tokens.weight"}
 
@@ -538,13 +419,17 @@ class Spa3VLMForConditionalGeneration(Spa3VLMPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        r"""
-        See `Spa3VLMModel.forward`, and besides:
+        """Predict the next tokens. See `Spa3VLMModel.forward` for the arguments not listed here.
 
-        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Tokens to predict, -100 where none is.
-        logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
-            Compute the logits of so many last positions, or of these positions; 0 means of all.
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Tokens to predict; positions with -100 do not count in the loss.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
+                Number of last positions to compute logits for, or the positions themselves; 0 means all.
+
+        Returns:
+            `CausalLMOutputWithPast`: Logits of shape `(batch_size, num_kept, vocab_size)`, and the loss if there are
+            `labels`.
 
         Example:
 
@@ -597,25 +482,25 @@ class Spa3VLMForConditionalGeneration(Spa3VLMPreTrainedModel, GenerationMixin):
         )
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict) -> Tensor:
-        """Positions of shape `(4, batch_size, sequence_length)`: those in the text, then time, row and column."""
+        """Positions of shape `(4, batch_size, sequence_length)`: in the text, then frame, row and column."""
         text = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
         input_ids, cache = model_kwargs.get("input_ids", inputs_tensor), model_kwargs.get("past_key_values")
         if not input_ids.shape[1]:
             input_ids = None  # only `inputs_embeds`
-        is_whole = (inputs_tensor if input_ids is None else input_ids).shape[1] == text.shape[1]
-        num_cached = int(cache.get_seq_length()) if is_whole and cache is not None else 0
+        has_whole_sequence = (inputs_tensor if input_ids is None else input_ids).shape[1] == text.shape[1]
+        num_cached = int(cache.get_seq_length()) if has_whole_sequence and cache is not None else 0
         check_inputs(self.config, **{**model_kwargs, "input_ids": input_ids, "num_cached": num_cached})
         types, grids = model_kwargs.get("mm_token_type_ids"), model_kwargs.get("image_grid_thw")
-        if not is_whole:
-            # Only new tokens, after those of the last call.
-            grid = text if self.model.rope_deltas is None else text + self.model.rope_deltas
-            grid = grid.expand(3, -1, -1)
+        if not has_whole_sequence:
+            # `input_ids` holds only the tokens that follow the last call.
+            vision = text if self.model.rope_deltas is None else text + self.model.rope_deltas
+            vision = vision.expand(3, -1, -1)
         elif input_ids is not None and types is not None and grids is not None:
-            # The whole sequence is here, so nothing remembered of an earlier call is needed.
+            # The whole sequence is here, so the positions do not depend on an earlier call.
             mask = model_kwargs.get("attention_mask")
-            grid, self.model.rope_deltas = self.model.vlm.get_rope_index(
+            vision, self.model.rope_deltas = self.model.vlm.get_rope_index(
                 input_ids, types, image_grid_thw=grids, attention_mask=mask
             )
         else:
-            grid, self.model.rope_deltas = text.expand(3, -1, -1), None
-        return torch.cat([text[None], grid])
+            vision, self.model.rope_deltas = text.expand(3, -1, -1), None
+        return torch.cat([text[None], vision])

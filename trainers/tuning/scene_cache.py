@@ -238,7 +238,7 @@ def encode_scenes(
             inputs = processor.image_processor(dataset[row]["images"], return_tensors="pt").to(model.device)
             shard[key] = model.encode_scene(*(inputs[name] for name in GEOMETRY))[0].cpu()
             if vision_features:
-                seen = model.model.see_images(inputs["pixel_values"], inputs["image_grid_thw"])
+                seen = model.model.encode_images(inputs["pixel_values"], inputs["image_grid_thw"])
                 shard[key + OF_VISION] = seen.cpu()
             progress.update()
         # Named by what is in it, so that no two processes or runs write the same file.
