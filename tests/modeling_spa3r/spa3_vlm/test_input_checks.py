@@ -1,8 +1,12 @@
-"""What Spa3-VLM refuses: in one sentence, by `forward` and by `generate`."""
+"""Spa3-VLM refuses inputs that do not fit together, in `forward` and in `generate`."""
+
+import re
 
 import pytest
 import torch
 from tiny_spa3_vlm import CONVERSATIONS, GEOMETRY, batch_of, tiny_model, without
+
+PLACEHOLDER, LETTER = 261, 65
 
 
 @pytest.fixture(scope="module")
@@ -15,141 +19,101 @@ def batch(model):
     return batch_of(model, CONVERSATIONS)
 
 
-@pytest.fixture(scope="module")
-def scene(model):
-    return batch_of(model, CONVERSATIONS[0])
-
-
-def replaced(**changes):
-    return lambda inputs: {**inputs, **changes}
+def with_value(name, change):
+    """Replace an input by what `change` makes of it."""
+    return lambda inputs: {**inputs, name: change(inputs[name])}
 
 
 def dropped(*names):
     return lambda inputs: without(inputs, *names)
 
 
-def latents_of(*shape):
-    return lambda inputs: {**without(inputs, *GEOMETRY), "spatial_latents": torch.zeros(shape)}
+def views(*counts):
+    return lambda inputs: {**inputs, "num_views": torch.tensor(counts)}
 
 
-def one_placeholder_less(inputs):
+def latents(*shape, value=0.0):
+    return lambda inputs: {**without(inputs, *GEOMETRY), "spatial_latents": torch.full(shape, value)}
+
+
+def placeholder_removed(inputs):
     ids = inputs["input_ids"].clone()
-    ids[0, ids[0].eq(261).nonzero()[0]] = 65
+    ids[0, ids[0].eq(PLACEHOLDER).nonzero()[0]] = LETTER
     return {**inputs, "input_ids": ids}
 
 
-def one_placeholder_moved_to_another_row(inputs):
+def placeholder_moved_to_another_row(inputs):
     ids, types = inputs["input_ids"].clone(), inputs["mm_token_type_ids"].clone()
-    place = ids[0].eq(261).nonzero()[0]
-    ids[0, place], types[0, place], ids[1, -1], types[1, -1] = 65, 0, 261, 1
+    place = ids[0].eq(PLACEHOLDER).nonzero()[0]
+    ids[0, place], types[0, place], ids[1, -1], types[1, -1] = LETTER, 0, PLACEHOLDER, 1
     return {**inputs, "input_ids": ids, "mm_token_type_ids": types}
 
 
-def views_of_two_sizes(inputs):
-    sizes = inputs["geometry_sizes"].clone()
-    sizes[0] = torch.tensor([28, 112])  # as many pixels
-    return {**inputs, "geometry_sizes": sizes}
+def first_view_of_another_shape(sizes):
+    return torch.cat([torch.tensor([[28, 112]]), sizes[1:]])  # with as many pixels
 
 
-WRONG = {
-    "placeholders_less": (one_placeholder_less, "Row 0 has 7 image placeholders, but its 2 images make 8 features"),
-    "placeholders_of_another_row": (one_placeholder_moved_to_another_row, "Row 0 has 7 image placeholders"),
-    "no_types": (dropped("mm_token_type_ids"), "Images need `mm_token_type_ids`"),
-    "types_of_text": (
-        lambda inputs: {**inputs, "mm_token_type_ids": torch.zeros_like(inputs["input_ids"])},
-        "marks 0 tokens of row 0 as an image's",
-    ),
-    "types_moved": (
-        lambda inputs: {**inputs, "mm_token_type_ids": inputs["mm_token_type_ids"].roll(1, 1)},
-        "marks 8 tokens of row 0 as an image's, 2 of them no placeholders",
-    ),
-    "types_too_short": (
-        lambda inputs: {**inputs, "mm_token_type_ids": inputs["mm_token_type_ids"][:, 1:]},
-        "give each token one",
-    ),
-    "no_grid": (dropped("image_grid_thw"), "Images need `image_grid_thw`"),
-    "no_images": (
-        dropped("pixel_values", "image_grid_thw", "num_views", *GEOMETRY),
-        "image placeholders, but there are no images",
-    ),
-    "no_num_views": (dropped("num_views"), "A batch of 4 rows needs `num_views`"),
-    "num_views_of_too_few_rows": (
-        replaced(num_views=torch.tensor([2, 4])),
-        r"`num_views` \[2, 4\] must tell for each",
-    ),
-    "num_views_too_many": (replaced(num_views=torch.tensor([2, 1, 1, 3])), "how many of the 6 images"),
-    "num_views_of_others": (replaced(num_views=torch.tensor([3, 0, 1, 2])), "Row 0 has 8 image placeholders"),
-    "latents_too_wide": (latents_of(3, 8, 33), r"must be of shape \(num_latents, 32\) for each of the 3 scenes"),
-    "latents_of_too_few_scenes": (latents_of(2, 8, 32), r"for each of the 3 scenes that have images, got \[\(8, 32\)"),
-    "latents_without_any": (latents_of(3, 0, 32), r"got \[\(0, 32\)"),
-    "latents_not_numbers": (
-        lambda inputs: {**without(inputs, *GEOMETRY), "spatial_latents": torch.full((3, 8, 32), torch.nan)},
-        "`spatial_latents` holds values that are not finite",
-    ),
-    "views_of_two_sizes": (views_of_two_sizes, "views of one scene have different sizes"),
-    "geometry_alone": (dropped("pixel_values"), "pass their `pixel_values` too"),
-    "geometry_of_too_few_views": (
-        lambda inputs: {**inputs, "pixel_values_geometry": inputs["pixel_values_geometry"][1:]},
-        "do not fit `pixel_values_geometry` of",
-    ),
-    "geometry_without_sizes": (dropped("geometry_sizes"), "Views need `geometry_sizes`"),
-    "geometry_of_one_scene": (
-        lambda inputs: {**inputs, "pixel_values_geometry": inputs["pixel_values_geometry"][None]},
-        r"must have shape \(num_pixels of all views, 3\)",
-    ),
-    "geometry_in_bytes": (
-        lambda inputs: {**inputs, "pixel_values_geometry": inputs["pixel_values_geometry"] * 255},
-        r"must lie in \[0, 1\]",
-    ),
-    "geometry_without_views": (
-        lambda inputs: {**inputs, "pixel_values_geometry": inputs["pixel_values_geometry"][:0]},
-        "and hold a view",
-    ),
-    "patches_of_other_images": (
-        lambda inputs: {**inputs, "pixel_values": inputs["pixel_values"][4:]},
-        "but there are",
-    ),
+def text_as_embeddings(inputs):
+    vocabulary = torch.nn.functional.one_hot(inputs["input_ids"] % 32, 32)  # of the model's hidden size
+    return {**without(inputs, "input_ids"), "inputs_embeds": vocabulary.float()}
+
+
+def images_given_twice(inputs):
+    return {**inputs, "mm_encoder_outputs": {"image": [torch.zeros(4, 32)]}}
+
+
+# The wrong input, and what the message must name.
+REFUSED = {
+    "placeholder removed": (placeholder_removed, "Row 0 has 7"),
+    "placeholder moved": (placeholder_moved_to_another_row, "Row 0 has 7"),
+    "no token types": (dropped("mm_token_type_ids"), "`mm_token_type_ids`"),
+    "token types of text": (with_value("mm_token_type_ids", torch.zeros_like), "`mm_token_type_ids` marks 0"),
+    "token types shifted": (with_value("mm_token_type_ids", lambda types: types.roll(1, 1)), "row 0, 2 of them"),
+    "token types too short": (with_value("mm_token_type_ids", lambda types: types[:, 1:]), "`mm_token_type_ids`"),
+    "no grid": (dropped("image_grid_thw"), "`image_grid_thw`"),
+    "no images": (dropped("pixel_values", "image_grid_thw", "num_views", *GEOMETRY), "image placeholders"),
+    "no num_views": (dropped("num_views"), "`num_views`"),
+    "num_views of too few rows": (views(2, 4), "`num_views` is [2, 4], but there are 4 rows"),
+    "num_views too many": (views(2, 1, 1, 3), "6 images"),
+    "num_views of other rows": (views(3, 0, 1, 2), "Row 0 has 8"),
+    "latents too wide": (latents(3, 8, 33), "`spatial_latents`"),
+    "latents of too few scenes": (latents(2, 8, 32), "[(8, 32), (8, 32)]"),
+    "scenes without latents": (latents(3, 0, 32), "(0, 32)"),
+    "latents not finite": (latents(3, 8, 32, value=torch.nan), "`spatial_latents`"),
+    "views of two sizes": (with_value("geometry_sizes", first_view_of_another_shape), "(28, 112)"),
+    "geometry without images": (dropped("pixel_values"), "`pixel_values`"),
+    "geometry cut": (with_value("pixel_values_geometry", lambda pixels: pixels[1:]), "`pixel_values_geometry`"),
+    "geometry without sizes": (dropped("geometry_sizes"), "`geometry_sizes`"),
+    "geometry not flat": (with_value("pixel_values_geometry", lambda pixels: pixels[None]), "`pixel_values_geometry`"),
+    "geometry in bytes": (with_value("pixel_values_geometry", lambda pixels: pixels * 255), "[0, 1]"),
+    "geometry empty": (with_value("pixel_values_geometry", lambda pixels: pixels[:0]), "(0, 3)"),
+    "patches cut": (with_value("pixel_values", lambda patches: patches[4:]), "`image_grid_thw`"),
+    "images given twice": (images_given_twice, "`pixel_values` and `mm_encoder_outputs`"),
+    "text as embeddings": (text_as_embeddings, "`input_ids`"),
 }
 
 
 @pytest.mark.parametrize("method", ["forward", "generate"])
-@pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_input_is_refused_in_one_sentence(wrong, method, model, batch):
-    change, message = WRONG[wrong]
-    with pytest.raises(ValueError, match=message) as error:
+@pytest.mark.parametrize("wrong", REFUSED)
+def test_wrong_input_is_refused_in_one_line(wrong, method, model, batch):
+    change, named = REFUSED[wrong]
+    with pytest.raises(ValueError, match=re.escape(named)) as error:
         getattr(model, method)(**change(batch), **({} if method == "forward" else {"max_new_tokens": 1}))
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("method", ["forward", "generate"])
-def test_images_before_and_after_the_encoders_are_not_taken_together(method, model, scene):
-    features = model.get_image_features(**without(scene, "input_ids", "attention_mask", "mm_token_type_ids"))
-    with pytest.raises(
-        ValueError, match="Of `pixel_values`, `vision_features` and `mm_encoder_outputs`, .* more than one"
-    ):
-        getattr(model, method)(**scene, mm_encoder_outputs={"image": features})
-
-
-@pytest.mark.parametrize("method", ["forward", "generate"])
-def test_images_need_their_text(method, model, scene):
-    embeddings = model.get_input_embeddings()(scene["input_ids"])
-    with pytest.raises(ValueError, match="Images need `input_ids`"):
-        getattr(model, method)(**without(scene, "input_ids"), inputs_embeds=embeddings)
-
-
-def test_latents_of_another_number_cannot_be_appended(scene):
+def test_latents_of_another_number_cannot_be_appended():
     model = tiny_model(fusion="append")
     inputs = batch_of(model, CONVERSATIONS[0])
-    with pytest.raises(ValueError, match="`fusion='append'` needs 8 latents of each scene"):
+    with pytest.raises(ValueError, match="`fusion='append'` needs 8 latents"):
         model(**without(inputs, *GEOMETRY), spatial_latents=torch.zeros(1, 7, 32))
 
 
-def test_a_model_without_fusion_encodes_no_scene(scene):
-    with pytest.raises(ValueError, match="`fusion='none'` and encodes no scenes"):
-        tiny_model(fusion="none").encode_scene(*(scene[name] for name in GEOMETRY))
-
-
-def test_scenes_of_different_numbers_of_patches_are_not_one_tensor(batch):
-    model = tiny_model(spatial_representation="vggt")
-    with pytest.raises(ValueError, match="have different numbers of latents"):
-        model.encode_scene(batch["pixel_values_geometry"], batch["geometry_sizes"], batch["num_views"])
+@pytest.mark.parametrize(
+    "variant, named",
+    [({"fusion": "none"}, "`fusion='none'`"), ({"spatial_representation": "vggt"}, "3 scenes")],
+    ids=["a model without fusion", "scenes of different numbers of patches"],
+)
+def test_scenes_that_make_no_tensor_of_latents_are_refused(variant, named, batch):
+    with pytest.raises(ValueError, match=named):
+        tiny_model(**variant).encode_scene(batch["pixel_values_geometry"], batch["geometry_sizes"], batch["num_views"])
