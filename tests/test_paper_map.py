@@ -1,0 +1,78 @@
+"""Every place that docs/paper-map.md names exists, and every equation and table of the paper has a row."""
+
+import ast
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import spa3r
+from spa3r.trainers.runs.recipes import find_recipe, read_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "paper-map.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+# [`name`](../file), recipe `name`, `Class(field="value")`, `Class.field = value` and `recipe: option = value`.
+DEFINITIONS = sorted(set(re.findall(r"\[`([^`]+)`\]\(\.\./([^)]+)\)", TEXT)))
+RECIPES = sorted(set(re.findall(r"recipe\s`([\w-]+)`", TEXT)))
+VARIANTS = sorted(set(re.findall(r'`(\w+)\((\w+)="(\w+)"\)`', TEXT)))
+DEFAULTS = re.findall(r"`(\w+)\.(\w+) = ([^`]+)`", TEXT)
+OPTIONS = re.findall(r"`([\w-]+): (\w+) = ([^`]+)`", TEXT)
+
+
+@cache
+def names_in(file: Path) -> set[str]:
+    """Functions and classes of a module, and methods as `Class.method`."""
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    definitions = [node for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    classes = [node for node in definitions if isinstance(node, ast.ClassDef)]
+    methods = {f"{cls.name}.{node.name}" for cls in classes for node in cls.body if isinstance(node, ast.FunctionDef)}
+    return {node.name for node in definitions} | methods
+
+
+def numbers_in_first_column(heading: str) -> set[int]:
+    """Numbers of the rows of all tables below a heading of the page."""
+    section = TEXT.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    return {int(number) for cell in re.findall(r"^\| ([\d, ]+) \|", section, re.MULTILINE) for number in cell.split(",")}
+
+
+@pytest.mark.parametrize(("name", "file"), DEFINITIONS)
+def test_every_named_definition_is_in_its_file(name, file):
+    path = ROOT / file
+    assert path.is_file(), f"{PAGE.name} names the file `{file}`, which does not exist."
+    assert name == path.name or name in names_in(path), f"{PAGE.name} names `{name}`, which `{file}` does not define."
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_named_recipe_exists(name):
+    assert (ROOT / "configuration" / "recipes" / f"{name}.yaml").is_file()
+
+
+def test_every_recipe_of_the_paper_is_on_the_page():
+    recipes = {file.stem for file in (ROOT / "configuration" / "recipes").glob("*.yaml")}
+    assert {name for name in recipes if name.startswith("ablation-")} <= set(RECIPES)
+
+
+@pytest.mark.parametrize(("config", "field", "value"), VARIANTS)
+def test_every_named_variant_can_be_configured(config, field, value):
+    assert getattr(getattr(spa3r, config)(**{field: value}), field) == value
+
+
+@pytest.mark.parametrize(("config", "field", "value"), DEFAULTS)
+def test_stated_defaults_are_those_of_the_configuration(config, field, value):
+    default = getattr(getattr(spa3r, config)(), field)
+    assert (list(default) if isinstance(default, tuple) else default) == json.loads(value)
+
+
+@pytest.mark.parametrize(("recipe", "option", "value"), OPTIONS)
+def test_stated_options_are_those_of_the_recipe(recipe, option, value):
+    resolved = read_recipe(find_recipe(recipe, of_tuning=recipe.startswith("spa3-vlm")))
+    stated, given = json.loads(value), resolved[option]
+    assert float(given) == stated if isinstance(stated, float) else given == stated
+
+
+@pytest.mark.parametrize(("heading", "expected"), [("Equations", range(2, 16)), ("Tables", range(1, 8)), ("Figures", [2])])
+def test_every_number_of_the_paper_has_a_row(heading, expected):
+    assert set(expected) <= numbers_in_first_column(heading)
