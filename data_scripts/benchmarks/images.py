@@ -95,9 +95,9 @@ class ImageFiles:
 class EmbeddedImages:
     """Images in one column of Parquet files, a row's by a key that equal images share.
 
-    Rows are streamed, a few in memory at once. Reading rows in ascending order goes through the files once; a step back
-    restarts at the beginning of the row group. `datasets` does not replace this: `Dataset.from_parquet` copies every
-    image to its cache first, and took 895 MB of memory and 13 s for a file of 573 MB, where this takes 114 MB and 8 s.
+    Rows are streamed, a few in memory at once. Reading rows in ascending order goes through the files once; a step
+    back restarts at the beginning of the row group. `datasets` does not replace this: `Dataset.from_parquet` copies
+    every image to its cache first, and took 895 MB of memory and 13 s for 573 MB, where this takes 114 MB and 8 s.
 
     Args:
         files (`Sequence[Path]`): Parquet files, whose rows are counted through.

@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 from ..common.records import BadRecord, check_text, parse_record, read_records
-from ..instructions.exclusions import SCANNET_SCENE
+from ..common.scene_ids import SCANNET_SCAN
 from .images import (
     EmbeddedImages,
     FrameFolders,
@@ -275,7 +275,7 @@ def _check_path(path: Any, where: str) -> str:
 
 def _find_scene(paths: Sequence[str], otherwise: str) -> str:
     """The scene of ScanNet that a path names, if any does."""
-    return next((match[0] for path in paths if (match := SCANNET_SCENE.search(path))), otherwise)
+    return next((match[0] for path in paths if (match := SCANNET_SCAN.search(path))), otherwise)
 
 
 def _check_questions(questions: Sequence[BenchmarkQuestion], files: Sequence[Path]):

@@ -11,11 +11,9 @@ import pyarrow.parquet as pq
 from huggingface_hub import hf_hub_download
 
 from ..common.records import BadRecord, parse_record, read_records
+from ..common.scene_ids import SCANNET_SCAN, SCANNETPP_OR_ARKITSCENES_SCENE
 from ..scenes.index import VIDEO_SUFFIXES
 
-SCANNET_SCENE = re.compile(r"(scene\d{4})_\d{2}")
-# Ids of ScanNet++ and of ARKitScenes.
-OTHER_SCENE = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-f]{10}|\d{8})(?![0-9A-Za-z])")
 # Ids shorter than this are looked for as whole folder and file names only.
 MIN_WORD = 8
 COLUMN, PATHS_COLUMN = "scene_name", "image_path"
@@ -30,11 +28,11 @@ HOW_TO_EXCLUDE = (
 
 def find_scene(path: str, is_video: bool) -> str:
     """Scene that a path of an image or video names: a known kind of id in it, else a video, or an image's folder."""
-    if match := SCANNET_SCENE.search(path):
+    if match := SCANNET_SCAN.search(path):
         return match[0]
     stem, suffix = os.path.splitext(path)
     place = (stem if suffix.lower() in VIDEO_SUFFIXES else path) if is_video else os.path.dirname(path)
-    match = OTHER_SCENE.search(place)
+    match = SCANNETPP_OR_ARKITSCENES_SCENE.search(place)
     return match[0] if match else place or path
 
 
@@ -54,7 +52,7 @@ def find_excluded(paths: Sequence[str], excluded: frozenset[str]) -> str | None:
     for path in paths:
         if path in excluded:
             return path
-        for match in SCANNET_SCENE.finditer(path):
+        for match in SCANNET_SCAN.finditer(path):
             if match[1] in rooms:
                 return match[0]
         for part in path.split("/"):
@@ -94,7 +92,7 @@ def fetch_benchmark_scenes() -> frozenset[str]:
 
 @functools.lru_cache(1)
 def _rooms(scenes: frozenset[str]) -> frozenset[str]:
-    return frozenset(match[1] for scene in scenes if (match := SCANNET_SCENE.fullmatch(scene)))
+    return frozenset(match[1] for scene in scenes if (match := SCANNET_SCAN.fullmatch(scene)))
 
 
 def _read_scenes(file: str | os.PathLike) -> frozenset[str]:
@@ -140,7 +138,7 @@ def _json_column(file: str | os.PathLike) -> list[str]:
 def _scenes_of(paths: str | list[str]) -> list[str]:
     """Scenes of ScanNet that paths name; of photos there are none."""
     paths = [paths] if isinstance(paths, str) else paths
-    return [match[0] for path in paths for match in SCANNET_SCENE.finditer(str(path))]
+    return [match[0] for path in paths for match in SCANNET_SCAN.finditer(str(path))]
 
 
 def _lines(file: str | os.PathLike) -> list[str]:
