@@ -1,12 +1,24 @@
 """Small rendered rooms that tests of training, evaluation and data share."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 # Before torch is imported: more threads than this only slow tiny tensors down, and bits depend on their number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure():
+    """Keep pytest from importing the package twice.
+
+    The root of the checkout is the package `spa3r`, but pytest imports its `__init__.py` under the folder's name. That
+    copy would register its own classes with the Auto classes.
+    """
+    import spa3r
+
+    sys.modules.setdefault(Path(__file__).resolve().parents[1].name, spa3r)
 
 
 @pytest.fixture(scope="session")
