@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from ..common.files import natural_key
 from ..instructions.media import spread_evenly
-from ..scenes.index import IMAGE_SUFFIXES, natural_key
+from ..scenes.index import IMAGE_SUFFIXES
 from ..scenes.view_transforms import UnreadableFrame, open_image
 
 ReadVideo = Callable[[Path, int], list[Image.Image]]

@@ -36,6 +36,14 @@ from datasets import Features, Image, List, Value
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from ..common.files import (
+    claim_folder,
+    remove_unfinished,
+    replace_when_complete,
+    require_same_settings,
+    write_json,
+    write_text,
+)
 from ..common.processes import call_in_processes
 from ..common.records import BadRecord, check_text, parse_record, read_records
 from .exclusions import BENCHMARKS, fetch_benchmark_scenes, find_excluded, find_scene, read_excluded
@@ -210,11 +218,12 @@ def _convert(
     workers: int,
 ) -> dict[str, Any]:
     unfinished = output / UNFINISHED
-    _note_options(output, options)
+    claim_folder(unfinished / "options.json", json.dumps(options))
     scratch = unfinished / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     for folder in (scratch, unfinished / "data", unfinished / "blocks"):
         folder.mkdir(exist_ok=True)
+        remove_unfinished(folder)
     folders = MediaFolders(options["media_root"], str(output), str(scratch))
     job = Job(read_record, options["source"], folders, excluded)
     num_blocks = _convert_blocks(job, input_file, workers, options["max_records"])
@@ -222,9 +231,9 @@ def _convert(
     if not manifest["kept"]:
         raise ValueError(_nothing_kept(input_file, manifest, output))
     manifest = {"options": options, "input": os.path.basename(input_file), "listed_scenes": len(excluded)} | manifest
-    _write_atomically(output / "manifest.json", json.dumps(manifest, indent=2) + "\n", scratch)
-    _write_atomically(output / "README.md", CARD, scratch)
-    (unfinished / "data").rename(output / "data")
+    write_json(output / "manifest.json", manifest, sort_keys=False)
+    write_text(output / "README.md", CARD)
+    os.replace(unfinished / "data", output / "data")
     shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
 
@@ -247,7 +256,7 @@ def _finished(output: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         made_with = manifest["options"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         raise ValueError(_foreign(output, "data")) from None
-    _compare(made_with, options, output)
+    require_same_settings(output, made_with, options)
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)
     logger.warning(f"{output} is complete. To convert again, as after adding media, delete it or choose another.")
     return manifest
@@ -263,25 +272,6 @@ def _claim(output: Path) -> None:
 
 def _foreign(output: Path, name: str) -> str:
     return f"{output} holds `{name}`, which no conversion has left there: choose an empty or new output folder."
-
-
-def _note_options(output: Path, options: Mapping[str, Any]) -> None:
-    """Note what the output is made of, or compare with an earlier note."""
-    note = output / UNFINISHED / "options.json"
-    if note.exists():
-        _compare(json.loads(note.read_text(encoding="utf-8")), options, output)
-    else:
-        _write_atomically(note, json.dumps(options), note.parent)
-
-
-def _compare(made_with: Mapping[str, Any], options: Mapping[str, Any], output: Path) -> None:
-    changed = [name for name in options if made_with.get(name) != options[name]]
-    if changed:
-        name = changed[0]
-        raise ValueError(
-            f"{output} was made with {name}={made_with.get(name)!r}, but now it is {options[name]!r}: choose another "
-            "output folder, or the same input and options."
-        )
 
 
 def _nothing_kept(input_file: str | os.PathLike, manifest: Mapping[str, Any], output: Path) -> str:
@@ -349,16 +339,14 @@ def _convert_block(job: Job, index: int, records: Sequence[tuple[int, bytes | Ba
             continue
         if row is not None:
             rows.append(row)
-    scratch = Path(job.folders.scratch)
     table = Path(job.folders.output) / UNFINISHED / "data" / f"train-{index:06d}.parquet"
     if rows:
-        temporary = scratch / f"{index}.parquet"
-        pq.write_table(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema), temporary, compression="zstd")
-        temporary.rename(table)
+        with replace_when_complete(table) as temporary:
+            pq.write_table(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema), temporary, compression="zstd")
     else:  # there may be one of an earlier attempt, when media were there
         table.unlink(missing_ok=True)
     outcome = {"counts": block.counts, "tables": block.tables, "rejected": block.rejected}
-    _write_atomically(_block_file(job, index), json.dumps(outcome), scratch)
+    write_text(_block_file(job, index), json.dumps(outcome))
     return _num_bytes(records), block.counts
 
 
@@ -504,8 +492,8 @@ def _rejection(record: Mapping[str, Any], line: int, error: BadRecord) -> dict[s
 def _merge(unfinished: Path, num_blocks: int, output: Path) -> dict[str, Any]:
     """Write the rejected records of all blocks, and add up their counts."""
     counts, tables = Counter(), {name: Counter() for name in TABLES}
-    temporary = unfinished / "scratch" / "rejected.jsonl"
-    with open(temporary, "w", encoding="utf-8") as file:
+    rejected = output / "rejected.jsonl"
+    with replace_when_complete(rejected) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for index in range(num_blocks):
             outcome = json.loads((unfinished / "blocks" / f"{index:06d}.json").read_text(encoding="utf-8"))
             counts.update(outcome["counts"])
@@ -514,7 +502,6 @@ def _merge(unfinished: Path, num_blocks: int, output: Path) -> dict[str, Any]:
                     known = value in tables[name] or len(tables[name]) < MAX_COUNTED
                     tables[name][value if known else OTHERS] += number
             file.writelines(json.dumps(rejection) + "\n" for rejection in outcome["rejected"])
-    temporary.rename(output / "rejected.jsonl")
     names = ("records", "kept", "excluded", "rejected", "images", "leading_turns_dropped")
     totals = {name: counts[name] for name in (*names, "video_placeholders_rewritten")}
     totals |= {name: dict(sorted(tables[name].items())) for name in ("rejected_by_reason", "excluded_by_scene")}
@@ -544,12 +531,6 @@ def _block_file(job: Job, index: int) -> Path:
 def _num_bytes(records: Sequence[tuple[int, bytes | BadRecord]]) -> int:
     """Bytes of the input that records take, with the line break or comma after each."""
     return sum(len(raw) + 1 for _, raw in records if not isinstance(raw, BadRecord))
-
-
-def _write_atomically(path: Path, text: str, scratch: Path) -> None:
-    temporary = scratch / f"{path.name}.{os.getpid()}"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
 
 
 def _file_sha256(path: str | os.PathLike) -> str:

@@ -13,7 +13,6 @@ import hashlib
 import importlib.util
 import itertools
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..common.files import natural_key, replace_when_complete
 from ..common.records import BadRecord
-from ..scenes.index import IMAGE_SUFFIXES, VIDEO_SUFFIXES, natural_key
+from ..scenes.index import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from ..scenes.view_transforms import UnreadableFrame, open_image
 from .spar_markers import draw_markers, place_markers
 
@@ -230,21 +230,18 @@ def _extract_frames(video: str, folder: str, scratch: str) -> None:
     timestamps, key_frames = index_video(video)
     indices = video_indices(len(timestamps), _frame_rate(video))
     wanted = {timestamps[index]: index for index in indices}
-    temporary = _scratch_path(scratch)
-    os.mkdir(temporary)
-    for timestamp, pixels in read_video_frames(video, list(wanted), key_frames):
-        Image.fromarray(pixels).save(os.path.join(temporary, f"{wanted.pop(timestamp)}.jpg"), quality=JPEG_QUALITY)
-    if wanted:
-        shutil.rmtree(temporary)
-        raise UnreadableFrame(f"{video}: frames {sorted(wanted.values())} cannot be decoded")
-    os.makedirs(os.path.dirname(folder), exist_ok=True)
     try:
-        os.rename(temporary, folder)
+        with replace_when_complete(folder, _scratch_path(scratch)) as temporary:
+            temporary.mkdir()
+            for timestamp, pixels in read_video_frames(video, list(wanted), key_frames):
+                Image.fromarray(pixels).save(temporary / f"{wanted.pop(timestamp)}.jpg", quality=JPEG_QUALITY)
+            if wanted:
+                raise UnreadableFrame(f"{video}: frames {sorted(wanted.values())} cannot be decoded")
+            os.makedirs(os.path.dirname(folder), exist_ok=True)
     except OSError:
         # Another process was faster.
         if not os.path.isdir(folder):
             raise
-        shutil.rmtree(temporary)
 
 
 def _frame_rate(video: str) -> float:
@@ -262,11 +259,10 @@ def _marked_copy(folders: MediaFolders, source: str, location: str, markers: Seq
     fingerprint = hashlib.sha256(description.encode()).hexdigest()[:16]
     path = os.path.join(folders.output, "marked", location, f"{fingerprint}.jpg")
     if not os.path.exists(path):
-        temporary = _scratch_path(folders.scratch)
         upright = ImageOps.exif_transpose(open_image(source))
-        draw_markers(upright, markers).save(temporary, "JPEG", quality=JPEG_QUALITY)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        os.replace(temporary, path)
+        with replace_when_complete(path, _scratch_path(folders.scratch)) as temporary:
+            draw_markers(upright, markers).save(temporary, "JPEG", quality=JPEG_QUALITY)
     return path
 
 

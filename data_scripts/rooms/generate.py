@@ -25,7 +25,6 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -35,6 +34,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..benchmarks.rooms import OPTIONS_FILE
+from ..common.files import claim_folder, replace_when_complete
 from ..common.processes import call_in_processes
 from .camera_walk import draw_walk
 from .layout import ROOM_KINDS, Piece, Room, WallObject, draw_room
@@ -64,9 +64,7 @@ def render_rooms(
     """
     _check_options(num_scenes, num_views, size, seed, workers)
     output = Path(output)
-    _claim_folder(output, {"seed": seed, "views": num_views, "size": list(size)})
-    for leftover in sorted(output.glob(".room_*.partial")):
-        shutil.rmtree(leftover)
+    claim_folder(output / OPTIONS_FILE, json.dumps({"seed": seed, "views": num_views, "size": list(size)}))
     scenes = [output / f"room_{index:06d}" for index in range(num_scenes)]
     missing = [index for index, scene in enumerate(scenes) if not scene.exists()]
     render = partial(_write_scene, output=output, num_views=num_views, size=tuple(size), seed=seed)
@@ -89,23 +87,6 @@ def _check_options(num_scenes: int, num_views: int, size: tuple[int, int], seed:
         raise ValueError(f"The seed must not be negative, got {seed}.")
 
 
-def _claim_folder(output: Path, options: dict) -> None:
-    """Create `output` and note the options that its scenes share, or check them against an earlier note."""
-    output.mkdir(parents=True, exist_ok=True)
-    note = output / OPTIONS_FILE
-    if note.exists():
-        made_with = json.loads(note.read_text())
-        if made_with != options:
-            raise ValueError(
-                f"{output} holds rooms made with {made_with}, but {options} was asked for: "
-                "choose another output folder or the same options."
-            )
-        return
-    temporary = output / f".{OPTIONS_FILE}.{os.getpid()}"
-    temporary.write_text(json.dumps(options))
-    temporary.replace(note)
-
-
 def draw_scene(
     index: int, num_views: int, size: tuple[int, int], seed: int
 ) -> tuple[Room, np.ndarray, float, RoomRenderer]:
@@ -123,15 +104,21 @@ def draw_scene(
 
 
 def _write_scene(index: int, output: Path, num_views: int, size: tuple[int, int], seed: int) -> None:
-    """Render scene `index` into a temporary folder and rename it when it is complete."""
-    room, poses, focal_length, renderer = draw_scene(index, num_views, size, seed)
-    name = f"room_{index:06d}"
-    folder = output / f".{name}.{os.getpid()}.partial"
+    """Render scene `index`; its folder appears when it is complete."""
+    scene = draw_scene(index, num_views, size, seed)
+    with replace_when_complete(output / f"room_{index:06d}") as folder:
+        _write_files(folder, *scene, {"scene": f"room_{index:06d}", "seed": seed, "index": index, "size": list(size)})
+
+
+def _write_files(
+    folder: Path, room: Room, poses: np.ndarray, focal_length: float, renderer: RoomRenderer, identity: dict
+) -> None:
     for part in ("color", "depth", "pose", "intrinsic"):
         (folder / part).mkdir(parents=True)
+    width, height = identity["size"]
     intrinsics = np.eye(4)
     intrinsics[0, 0] = intrinsics[1, 1] = focal_length
-    intrinsics[:2, 2] = size[0] / 2, size[1] / 2
+    intrinsics[:2, 2] = width / 2, height / 2
     for camera in ("color", "depth"):
         _write_matrix(folder / "intrinsic" / f"intrinsic_{camera}.txt", intrinsics)
         _write_matrix(folder / "intrinsic" / f"extrinsic_{camera}.txt", np.eye(4))
@@ -145,16 +132,8 @@ def _write_scene(index: int, output: Path, num_views: int, size: tuple[int, int]
         pixels = np.bincount(instances.ravel())
         visible = {str(instance): int(pixels[instance]) for instance in np.flatnonzero(pixels) if instance}
         frames.append({"frame": frame, "visible_pixels": visible})
-    description = {
-        "scene": name,
-        "seed": seed,
-        "index": index,
-        "size": list(size),
-        **_describe(room),
-        "frames": frames,
-    }
+    description = {**identity, **_describe(room), "frames": frames}
     (folder / "scene.json").write_text(json.dumps(description, indent=1) + "\n")
-    folder.rename(output / name)
 
 
 def _write_matrix(path: Path, matrix: np.ndarray) -> None:

@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from ..benchmarks.rooms import OPTIONS_FILE
 from ..benchmarks.vsi_bench import parse_prompt
-from ..scenes.index import natural_key
+from ..common.files import claim_folder, natural_key, remove_unfinished, replace_when_complete, write_json, write_text
 from .ground_truth import read_description, read_facts
 from .question_types import QUESTION_TYPES, Question, ask_question
 from .text_baselines import blind_bound, frequency_baseline
@@ -101,11 +101,11 @@ def write_questions(
         "num_rooms": len(folders),
         "rooms": room_options,
     }
-    _claim_folder(output, options)
+    claim_folder(output / NOTE_FILE, json.dumps(options) + "\n")
     write = _write_shards if format == "train" else _write_benchmark
     write(folders, output, seed, questions_per_room)
     manifest = options | {"source": SOURCE} | _summarize(folders, output, options, learnt)
-    _write_atomically(output / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    write_json(output / "manifest.json", manifest, indent=1, sort_keys=False)
     return manifest
 
 
@@ -120,7 +120,7 @@ def _summarize(folders: Sequence[Path], output: Path, options: dict, learnt: lis
             sample.append(question)
     reason = "no question with a certain answer"
     lines = [json.dumps({"scene_name": name, "reason": reason}) + "\n" for name in rejected]
-    _write_atomically(output / "rejected.jsonl", "".join(lines))
+    write_text(output / "rejected.jsonl", "".join(lines))
     half = len(sample) // 2
     scored = (sample[:half], sample[half:]) if learnt is None else (learnt, sample)
     frequency, blind = frequency_baseline(*scored), blind_bound(*scored)
@@ -195,23 +195,9 @@ def _find_rooms(rooms: Path) -> tuple[list[Path], dict]:
     return folders, options
 
 
-def _claim_folder(output: Path, options: dict) -> None:
-    """Note in `output` what its questions are about, or check it against an earlier note."""
-    output.mkdir(parents=True, exist_ok=True)
-    for leftover in (*output.glob(".*.partial"), *output.glob("data/.*.partial")):
-        leftover.unlink()
-    note = output / NOTE_FILE
-    if not note.exists():
-        _write_atomically(note, json.dumps(options) + "\n")
-    elif (made_with := json.loads(note.read_text())) != options:
-        raise ValueError(
-            f"{output} holds questions made with {made_with}, but {options} was asked for: "
-            "choose another output folder or the same options."
-        )
-
-
 def _write_shards(folders: Sequence[Path], output: Path, seed: int, questions_per_room: int) -> None:
     (output / "data").mkdir(exist_ok=True)
+    remove_unfinished(output / "data")
     with tqdm(total=len(folders), desc="Asking about rooms", unit="room") as progress:
         for start in range(0, len(folders), ROOMS_PER_SHARD):
             shard = output / "data" / f"{start // ROOMS_PER_SHARD:05d}.parquet"
@@ -224,9 +210,8 @@ def _write_shards(folders: Sequence[Path], output: Path, seed: int, questions_pe
                 records += _train_records(folder, seed, questions_per_room)
                 progress.update()
             table = pa.Table.from_pylist(records, schema=FEATURES.arrow_schema)
-            temporary = shard.with_name(f".{shard.name}.{os.getpid()}.partial")
-            pq.write_table(table, temporary)
-            temporary.replace(shard)
+            with replace_when_complete(shard) as temporary:
+                pq.write_table(table, temporary)
 
 
 def _train_records(folder: Path, seed: int, questions_per_room: int) -> list[dict]:
@@ -256,8 +241,7 @@ def _train_records(folder: Path, seed: int, questions_per_room: int) -> list[dic
 def _write_benchmark(folders: Sequence[Path], output: Path, seed: int, questions_per_room: int) -> None:
     if (output / "test.jsonl").exists():
         return
-    temporary = output / f".test.jsonl.{os.getpid()}.partial"
-    with temporary.open("w") as file:
+    with replace_when_complete(output / "test.jsonl") as temporary, temporary.open("w") as file:
         for folder in tqdm(folders, desc="Asking about rooms", unit="room"):
             for number, _, question in ask_room(folder, None, seed, questions_per_room):
                 record = {
@@ -270,7 +254,6 @@ def _write_benchmark(folders: Sequence[Path], output: Path, seed: int, questions
                     "options": question.options,
                 }
                 file.write(json.dumps(record) + "\n")
-    temporary.replace(output / "test.jsonl")
 
 
 def _read_shards(folder: Path) -> Iterator[tuple[str, Question]]:
@@ -304,12 +287,6 @@ def _read_train(folder: Path, test_seed: int) -> list[Question]:
             "are the same rooms: render the benchmark's with another --seed."
         )
     return [question for _, question in itertools.islice(_read_shards(folder), MAX_SCORED)]
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def format_table(manifest: dict) -> str:

@@ -26,6 +26,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from PIL import Image
 from torch import Tensor
 
+from ..common.files import natural_key
 from .view_transforms import UnreadableFrame, load_depth, open_image
 
 # `videos` is imported where it is used: PyAV is installed only by those who read videos.
@@ -311,11 +312,6 @@ def read_camera(scene: Mapping[str, Any], frame: int, size: tuple[int, int]) -> 
 def read_depth(scene: Mapping[str, Any], frame: int) -> Tensor:
     """Depth map of a frame in meters, at its own resolution; 0 means unknown."""
     return load_depth(_beside(scene, "depths", frame))
-
-
-def natural_key(name: str) -> list:
-    """Sorts names by the numbers in them: `2.jpg` before `10.jpg`."""
-    return [(int(part), part) if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _scene_folders(kind: str, root: Path) -> dict[str, Path]:

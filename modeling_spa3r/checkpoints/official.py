@@ -49,6 +49,7 @@ from ...configuration import load_preset
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ...configuration.configuration_spa3r import Spa3RConfig
 from ...configuration.configuration_vggt import VGGTConfig
+from ...data_scripts.common.files import new_folder, require_empty_folder
 from ..spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
 from ..spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ..spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
@@ -64,7 +65,7 @@ from .names import (
     convert_vggt_state_dict,
     listed,
 )
-from .self_contained import PARTS, check_output, new_folder, parts_of, save_self_contained, spa3_vlm_card
+from .self_contained import PARTS, parts_of, save_self_contained, spa3_vlm_card
 
 __all__ = [
     "assemble_spa3_vlm",
@@ -558,7 +559,7 @@ def main(arguments: Sequence[str] | None = None):
     """Command line of `spa3r convert`."""
     options = _parser().parse_args(arguments)
     try:
-        check_output(options.output)
+        require_empty_folder(options.output)
         options.run(options)
     except (ValueError, OSError) as error:
         sys.exit(f"spa3r convert: {error}")

@@ -5,14 +5,11 @@ A self-contained checkpoint holds, flat beside the weights, the source files tha
 classes are used.
 """
 
-import contextlib
 import inspect
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +17,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
+from ...data_scripts.common.files import new_folder, write_json, write_text
 from ..spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
 from ..spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration, Spa3VLMModel
 from ..spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
@@ -28,8 +26,6 @@ __all__ = [
     "PUBLISHED",
     "Score",
     "add_code",
-    "check_output",
-    "new_folder",
     "origin",
     "published",
     "push_self_contained",
@@ -86,35 +82,6 @@ def origin(checkpoint: str) -> str:
 # Checkpoints that carry their code.
 
 
-def check_output(output: str | os.PathLike):
-    """Refuse a place that holds something already, by a `FileExistsError`."""
-    output = Path(output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise FileExistsError(f"`{output}` exists and is not an empty folder; name another place for the result.")
-
-
-@contextlib.contextmanager
-def new_folder(output: str | os.PathLike) -> Iterator[Path]:
-    """Give a folder to write into, which becomes `output` at the end; if anything fails, there is none.
-
-    Args:
-        output (`str` or `os.PathLike`): A folder, new or empty.
-
-    Raises:
-        FileExistsError: If it holds something already.
-    """
-    check_output(output)
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        yield unfinished
-        unfinished.chmod(0o755)  # temporary folders are private
-        os.replace(unfinished, output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
 def add_code(folder: str | os.PathLike):
     """Put the source files that a saved Spa3-VLM needs beside it, and name its classes in its configurations.
 
@@ -139,7 +106,7 @@ def add_code(folder: str | os.PathLike):
             "there first."
         )
     for name, source in _flat_sources().items():
-        _write(folder / name, source)
+        write_text(folder / name, source)
     if config:
         _name_classes(config, MODEL_CLASSES)
     if processor:
@@ -147,7 +114,7 @@ def add_code(folder: str | os.PathLike):
         _name_classes(processor["image_processor"], IMAGE_PROCESSOR_CLASSES)
     for name, content in files.items():
         if content:
-            _write(folder / name, json.dumps(content, indent=2, sort_keys=True) + "\n")
+            write_json(folder / name, content)
 
 
 def _flat_sources() -> dict[str, str]:
@@ -178,13 +145,6 @@ def _name_classes(settings: dict, classes: Mapping[str, type]):
 
 def _read_json(file: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def _write(file: Path, content: str):
-    """Write a file whole or not at all."""
-    temporary = file.with_name(f".{file.name}")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, file)
 
 
 def save_self_contained(

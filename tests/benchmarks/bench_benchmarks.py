@@ -30,11 +30,11 @@ from bench_spa3r import print_table, timed
 from spa3r import Spa3VLMForConditionalGeneration, Spa3VLMImageProcessor, Spa3VLMProcessor
 from spa3r.data_scripts.benchmarks import BENCHMARKS
 from spa3r.data_scripts.benchmarks.reader import Benchmark, read_benchmark
+from spa3r.data_scripts.common.files import write_json
 from spa3r.data_scripts.common.video_frames import read_frames
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 from spa3r.trainers.benchmark.report import write_report
 from spa3r.trainers.benchmark.runner import Answers, ask_all
-from spa3r.trainers.runs.resume import write_json
 
 PROTOCOL = BENCHMARKS["vsi-bench"]["official"]
 QUESTIONS_PER_SCENE = 18  # of VSI-Bench: 5130 questions of 288 videos

@@ -28,8 +28,8 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
 from spa3r import Spa3VLMImageProcessor, Spa3VLMProcessor
+from spa3r.data_scripts.common.files import write_json
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
-from spa3r.trainers.runs.resume import write_json
 from spa3r.trainers.tuning.instruction_data import load_instructions
 from spa3r.trainers.tuning.scene_cache import encode_scenes
 from spa3r.trainers.tuning.sft import build_trainer, parse_arguments

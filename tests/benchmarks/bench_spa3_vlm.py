@@ -29,8 +29,8 @@ from spa3r import (
     Spa3VLMProcessor,
 )
 from spa3r.configuration import Spa3VLMConfig
+from spa3r.data_scripts.common.files import write_json
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
-from spa3r.trainers.runs.resume import write_json
 
 # Channels and layers of the language model (a vision tower of the same size), and of VGGT.
 PRESETS = {"small": (512, 8, 256, 8), "base": (2048, 36, 1024, 24)}

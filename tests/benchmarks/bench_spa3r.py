@@ -27,11 +27,11 @@ from transformers import AttentionInterface
 
 from spa3r import Spa3RForPreTraining, Spa3RModel, VGGTModel
 from spa3r.configuration import Spa3RConfig
+from spa3r.data_scripts.common.files import write_json
 from spa3r.data_scripts.rooms.generate import render_rooms
 from spa3r.data_scripts.scenes.index import load_scenes
 from spa3r.data_scripts.scenes.views import SceneViews, collate_views
 from spa3r.modeling_spa3r.layers import LayerScale
-from spa3r.trainers.runs.resume import write_json
 
 PRESETS = {
     "small": {"hidden_size": 256, "layers": 8, "image_size": 168},

@@ -15,6 +15,7 @@ report.png, answers.jsonl (each answer with its score) and predictions.jsonl.
 import argparse
 import hashlib
 import importlib.metadata
+import json
 import platform
 import subprocess
 import sys
@@ -30,9 +31,10 @@ from transformers.utils import logging
 from ...data_scripts.benchmarks import BENCHMARKS
 from ...data_scripts.benchmarks.protocol import Protocol, score_answer
 from ...data_scripts.benchmarks.reader import Benchmark, BenchmarkQuestion, read_benchmark, read_room_baselines
+from ...data_scripts.common.files import claim_folder, write_json, write_text
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ..runs.distributed import join_processes
-from ..runs.resume import NO_ROOM, check_same_settings, flatten, write_json, write_text
+from ..runs.resume import NO_ROOM, flatten
 from .comparison import compare_runs, format_comparison
 from .models import fingerprint_checkpoint, load_benchmark_model
 from .paper_results import reference_rows
@@ -328,13 +330,9 @@ def _device_name(device: torch.device) -> str:
 
 def _claim(output: Path, settings: dict[str, Any]):
     """Note what is asked, or compare it with what was asked before."""
-    output.mkdir(parents=True, exist_ok=True)
     # More videos may be there than before; answers to questions about others do not depend on it.
     settings = {name: value for name, value in settings.items() if name not in ("label", "num_questions")}
-    if (file := output / SETTINGS).is_file():
-        check_same_settings(file, settings)
-    else:
-        write_json(file, settings)
+    claim_folder(output / SETTINGS, json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _beside(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[list, dict]:

@@ -20,7 +20,7 @@ from ...data_scripts.benchmarks.reader import BenchmarkQuestion
 from ...data_scripts.benchmarks.spar_bench import TASKS
 from ...data_scripts.benchmarks.viewspatial_bench import TYPES
 from ...data_scripts.benchmarks.vsi_bench import QUESTION_TYPES
-from ..runs.resume import write_text
+from ...data_scripts.common.files import write_bytes, write_json, write_text
 from .statistics import LEVEL, NUM_RESAMPLES, SceneScores, bootstrap_intervals, silence
 
 __all__ = ["ReferenceRow", "format_table", "read_predictions", "read_report", "write_report"]
@@ -205,16 +205,9 @@ def write_report(
         lines.append(json.dumps(answer | {"prediction": predictions[question.id], "score": score}) + "\n")
     write_text(folder / ANSWERS, "".join(lines))
     write_text(folder / PAGE, format_report(report))
-    _write_bytes(folder / CHART, draw_report(report))
-    write_text(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_bytes(folder / CHART, draw_report(report))
+    write_json(folder / REPORT, report, sort_keys=False, ensure_ascii=False, allow_nan=False)
     return report
-
-
-def _write_bytes(path: Path, content: bytes):
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _summarize(

@@ -19,10 +19,10 @@ from transformers import ProcessorMixin
 
 from ...data_scripts.benchmarks.protocol import Protocol
 from ...data_scripts.benchmarks.reader import Benchmark, BenchmarkQuestion
+from ...data_scripts.common.files import write_text
 from ...data_scripts.common.video_frames import read_frames
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ...modeling_spa3r.spa3_vlm.scene_session import SceneSession
-from ..runs.resume import write_text
 
 __all__ = ["Answers", "Scene", "ask_all", "plan_scenes"]
 

@@ -1,6 +1,5 @@
 """Figures of what Spa3R has learnt, as the paper's Fig. 2: features and depth of target views, true and predicted."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 
+from ...data_scripts.common.files import replace_when_complete
 from ...data_scripts.scenes.views import SceneViews, collate_views
 from ...modeling_spa3r.geometry import relative_cameras
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
@@ -197,9 +197,8 @@ def _draw_depth(figure: Figure, axes: np.ndarray, scene: PredictedScene):
 def save_figure(figure: Figure, path: Path):
     """Write a figure as PNG, whole or not at all; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    figure.savefig(partial, dpi=DPI, format="png")
-    os.replace(partial, path)
+    with replace_when_complete(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png")
 
 
 class PSFMFigureCallback(TrainerCallback):

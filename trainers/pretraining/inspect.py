@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from ...data_scripts.common.files import write_text
 from ...data_scripts.common.videos import index_video, read_video_frames
 from ...data_scripts.scenes.index import load_scene_sources, parse_source, split_scenes
 from ...data_scripts.scenes.view_transforms import crop_to_common, load_frame
@@ -169,8 +170,8 @@ def load_model(args: argparse.Namespace) -> Spa3RForPreTraining:
 def inspect(args: argparse.Namespace, views: Dataset, model: Spa3RForPreTraining, report: PSFMReport) -> int:
     """Write and print the report and the figures; return the exit status."""
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "report.json").write_text(report.to_json(), encoding="utf-8")
-    (args.output / "report.md").write_text(report.to_table() + "\n", encoding="utf-8")
+    write_text(args.output / "report.json", report.to_json())
+    write_text(args.output / "report.md", report.to_table() + "\n")
     for scene in tqdm(range(min(args.num_figures, args.num_scenes, len(views))), desc="Drawing", unit="scene"):
         item = views[0, scene, args.num_views]
         if item["dropped_scenes"]:

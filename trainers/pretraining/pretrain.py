@@ -23,11 +23,12 @@ from transformers import HfArgumentParser, PreTrainedConfig, set_seed
 from transformers.utils import logging
 
 from ...configuration import Spa3RConfig, VGGTConfig, load_preset
+from ...data_scripts.common.files import write_text
 from ...data_scripts.scenes.index import load_scene_sources, parse_source, split_scenes
 from ...data_scripts.scenes.views import SceneViews
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from ..runs.recipes import find_recipe, hide_rare_options, read_recipe, set_recipe, split_config
-from ..runs.resume import check_same_run, checkpoint_to_resume, first_line, flatten, train, write_text
+from ..runs.resume import check_same_run, checkpoint_to_resume, first_line, flatten, train
 from .figures import PSFMFigureCallback
 from .model_card import pretraining_card
 from .trainer import Spa3RTrainer, Spa3RTrainingArguments, teacher_checkpoints

@@ -15,11 +15,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from ...data_scripts.common.files import require_same_settings, unfinished_path, write_json
+
 __all__ = [
     "MarkCompleteCheckpoints",
     "UnwrittenError",
     "check_same_run",
-    "check_same_settings",
     "checkpoint_to_resume",
     "first_line",
     "flatten",
@@ -29,8 +30,6 @@ __all__ = [
     "say_what_was_not_written",
     "say_where_to_go_on",
     "train",
-    "write_json",
-    "write_text",
     "write_whole",
 ]
 
@@ -41,18 +40,6 @@ SETTINGS = "run.json"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_text(path: Path, content: str):
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, content: dict[str, Any]):
-    """Write a JSON file whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
 def write_whole(trainer: Trainer, folder: Path, write: Callable[[str], None]):
     """Write a folder whole or not at all, in the place of another, if there is one; every process must call it.
 
@@ -61,7 +48,7 @@ def write_whole(trainer: Trainer, folder: Path, write: Callable[[str], None]):
         folder (`Path`): The folder.
         write (`Callable`): Writes to the folder that it is given, in every process.
     """
-    temporary = folder.with_name(f".{folder.name}")
+    temporary = unfinished_path(folder)
     if trainer.args.should_save:
         shutil.rmtree(temporary, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
@@ -243,18 +230,7 @@ def check_same_run(output_dir: str | Path, settings: dict[str, Any], is_main_pro
     """
     file = Path(output_dir) / SETTINGS
     if file.is_file() and last_complete_checkpoint(output_dir) is not None:
-        check_same_settings(file, settings)
+        require_same_settings(file.parent, json.loads(file.read_text()), json.loads(json.dumps(settings)))
     elif is_main_process:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         write_json(file, settings)
-
-
-def check_same_settings(file: Path, settings: dict[str, Any]):
-    """Compare flat settings with those that a file holds; raises a `ValueError` that names the first that differ."""
-    before, settings = json.loads(file.read_text()), json.loads(json.dumps(settings))
-    if different := sorted(key for key in before | settings if before.get(key) != settings.get(key)):
-        shown = "; ".join(f"`{key}` was {before.get(key)}, is {settings.get(key)}" for key in different[:3])
-        raise ValueError(
-            f"{file.parent} holds a run with other settings ({shown}): go on with the same ones, or choose another "
-            "folder for the output."
-        )

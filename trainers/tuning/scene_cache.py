@@ -33,11 +33,11 @@ from tqdm import tqdm
 from transformers import AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from ...data_scripts.common.files import remove_unfinished, replace_when_complete, write_json
 from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..runs.distributed import join_processes
-from ..runs.resume import write_json
 from .instruction_data import load_instructions
 
 __all__ = ["CachedLatentsCollator", "SceneLatents", "encoder_fingerprint", "main", "with_scene_keys"]
@@ -221,9 +221,11 @@ def encode_scenes(
     """
     folder, state = Path(folder), PartialState()
     fingerprint = encoder_fingerprint(model, processor, vision_features)
-    if state.is_main_process and not (folder / FINGERPRINT).is_file():
+    if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / FINGERPRINT, fingerprint)
+        remove_unfinished(folder)
+        if not (folder / FINGERPRINT).is_file():
+            write_json(folder / FINGERPRINT, fingerprint)
     state.wait_for_everyone()
     check_fingerprint(folder, fingerprint)
     done = find_latents(folder)
@@ -243,9 +245,8 @@ def encode_scenes(
             progress.update()
         # Named by what is in it, so that no two processes or runs write the same file.
         name = hashlib.sha256("".join(shard).encode()).hexdigest()[:16]
-        temporary = folder / f".{name}.safetensors"
-        save_file(shard, temporary)
-        os.replace(temporary, folder / f"latents-{name}.safetensors")
+        with replace_when_complete(folder / f"latents-{name}.safetensors") as temporary:
+            save_file(shard, temporary)
     state.wait_for_everyone()
 
 

@@ -320,7 +320,7 @@ def test_a_conversion_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, wo
 def test_a_conversion_stopped_at_any_move_into_place_ends_with_the_same_bytes(run, tmp_path, monkeypatch):
     records = [question(f"<image>{i}", video="scannet/scene0000_00.mp4") for i in range(7)] + ["{"]
     run(records)
-    expected, move = fingerprint(tmp_path / "set"), os.rename
+    expected, move = fingerprint(tmp_path / "set"), os.replace
     (tmp_path / "set").rename(tmp_path / "uninterrupted")
     for allowed in range(20):
         moves = iter(range(allowed))
@@ -331,7 +331,7 @@ def test_a_conversion_stopped_at_any_move_into_place_ends_with_the_same_bytes(ru
             move(*paths)
 
         with monkeypatch.context() as patch:
-            patch.setattr(os, "rename", stop_after)
+            patch.setattr(os, "replace", stop_after)
             try:
                 run(records)
                 break

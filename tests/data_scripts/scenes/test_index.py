@@ -11,7 +11,6 @@ from PIL import Image
 from spa3r.data_scripts.scenes.index import (
     load_scene_sources,
     load_scenes,
-    natural_key,
     parse_source,
     read_camera,
     read_depth,
@@ -70,11 +69,6 @@ def decode_in_sequence(path):
 
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-
-
-def test_numbers_in_names_sort_by_value():
-    names = ["b1", "frame10.jpg", "frame2.jpg", "10.jpg", "2.jpg", "02.jpg"]
-    assert sorted(names, key=natural_key) == ["02.jpg", "2.jpg", "10.jpg", "b1", "frame2.jpg", "frame10.jpg"]
 
 
 def test_scannet_frames_are_in_natural_order(tmp_path):

@@ -30,7 +30,6 @@ from spa3r.configuration import Spa3RConfig, load_preset
 from spa3r.modeling_spa3r.checkpoints.self_contained import (
     Score,
     add_code,
-    new_folder,
     push_self_contained,
     save_self_contained,
     spa3_vlm_card,
@@ -322,20 +321,6 @@ def test_a_save_that_fails_leaves_no_folder(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_self_contained(checkpoint.model, checkpoint.processor, tmp_path / "toy", card)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_that_holds_something_is_not_overwritten(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is not an empty folder; name another place"), new_folder(tmp_path):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_an_empty_folder_is_taken(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with new_folder(tmp_path / "empty") as folder:
-        (folder / "file").write_text("content")
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["empty", "empty/file"]
 
 
 # Where the package is not.

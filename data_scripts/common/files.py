@@ -1,0 +1,161 @@
+"""Write files and folders completely or not at all, claim output folders, and sort file names."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "claim_folder",
+    "natural_key",
+    "new_folder",
+    "remove_unfinished",
+    "replace_when_complete",
+    "require_empty_folder",
+    "require_same_settings",
+    "unfinished_path",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+MAX_NAMED = 3
+
+
+def unfinished_path(path: str | os.PathLike) -> Path:
+    """Where a file or folder is written until it is complete: hidden, beside its final place."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def replace_when_complete(path: str | os.PathLike, temporary: str | os.PathLike | None = None) -> Iterator[Path]:
+    """Give a place to write a file or folder to, and move it to `path` when the block ends without an error.
+
+    If the block fails, what it wrote is removed and `path` stays as it was. What a killed process left is removed
+    first.
+
+    Args:
+        path (`str` or `os.PathLike`): The final place; an earlier file, or an empty folder, is replaced.
+        temporary (`str` or `os.PathLike`, *optional*):
+            The place to write to, on the same file system. The default, beside `path`, suits one process at a time;
+            where several may write the same `path` at once, each needs a place of its own.
+    """
+    temporary = unfinished_path(path) if temporary is None else Path(temporary)
+    _remove(temporary)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file in UTF-8, complete or not at all."""
+    with replace_when_complete(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Write a binary file, complete or not at all."""
+    with replace_when_complete(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: str | os.PathLike, content: Any, **options: Any) -> None:
+    """Write a JSON file, complete or not at all.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        content (`Any`): JSON types.
+        options: For `json.dumps`; by default keys are sorted and the indent is 2.
+    """
+    write_text(path, json.dumps(content, **{"indent": 2, "sort_keys": True} | options) + "\n")
+
+
+@contextmanager
+def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Give a folder to write into, which becomes `folder` when the block ends without an error.
+
+    Raises:
+        FileExistsError: If `folder` exists and is not an empty folder.
+    """
+    require_empty_folder(folder)
+    Path(folder).parent.mkdir(parents=True, exist_ok=True)
+    with replace_when_complete(folder) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+def require_empty_folder(folder: str | os.PathLike) -> None:
+    """Refuse an output folder that holds something.
+
+    Raises:
+        FileExistsError: If `folder` exists and is not an empty folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"`{folder}` exists and is not an empty folder; choose another output folder.")
+
+
+def claim_folder(note: Path, settings: str) -> None:
+    """Start a run in the folder of `note`, or continue the run there if it has the same settings.
+
+    What interrupted runs left directly in the folder is removed.
+
+    Args:
+        note (`Path`): The file in the folder that keeps the settings of its first run.
+        settings (`str`): Whatever decides the result, as a JSON object.
+
+    Raises:
+        ValueError: If the folder holds a run with other settings; names those that differ.
+    """
+    note.parent.mkdir(parents=True, exist_ok=True)
+    if note.is_file():
+        require_same_settings(note.parent, json.loads(note.read_text(encoding="utf-8")), json.loads(settings))
+    remove_unfinished(note.parent)
+    if not note.is_file():
+        write_text(note, settings)
+
+
+def require_same_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to continue a run with other settings.
+
+    Args:
+        folder (`Path`): What the run writes; named in the error.
+        before (`Mapping[str, Any]`): The settings of the run that is there, as JSON types.
+        now (`Mapping[str, Any]`): The settings of the run to start, as JSON types.
+
+    Raises:
+        ValueError: If they differ; names the first settings that do.
+    """
+    changed = sorted(name for name in {**before, **now} if before.get(name) != now.get(name))
+    if changed:
+        shown = "; ".join(f"`{name}` was {before.get(name)}, is {now.get(name)}" for name in changed[:MAX_NAMED])
+        raise ValueError(
+            f"{folder} holds a run with other settings ({shown}): use the same settings, or choose another output "
+            "folder."
+        )
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what interrupted runs left in a folder; subfolders are not searched."""
+    for leftover in folder.glob(".*.partial"):
+        _remove(leftover)
+
+
+def natural_key(name: str) -> list:
+    """Sort key by the numbers in a name: `2.jpg` before `10.jpg`."""
+    return [(int(part), part) if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
