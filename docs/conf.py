@@ -7,11 +7,11 @@ import re
 
 os.environ.setdefault("COLUMNS", "100")  # width of the commands' help
 
-from docutils import nodes  # noqa: E402
-from sphinx.util.docutils import SphinxDirective  # noqa: E402
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
 
-from spa3r import __version__  # noqa: E402
-from spa3r.trainers.integrations.cli import main  # noqa: E402
+from spa3r import __version__
+from spa3r.trainers.integrations.cli import main
 
 project = "Spa3R"
 author = "The Spa3R authors"

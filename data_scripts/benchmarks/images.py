@@ -15,13 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from ..common.files import natural_key
-from ..instructions.media import spread_evenly
-from ..scenes.index import IMAGE_SUFFIXES
-from ..scenes.view_transforms import UnreadableFrame, open_image
+from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image, turn_upright
+from ..common.videos import spread_evenly
 
 ReadVideo = Callable[[Path, int], list[Image.Image]]
 
@@ -217,9 +216,4 @@ def _images_of(value: pa.Scalar) -> list[tuple[pa.Buffer | None, str | None]]:
 
 def _decode(source: Path | io.BytesIO, name: str) -> Image.Image:
     """An image in RGB, upright; raises `UnreadableFrame` with its name, and the same words in every process."""
-    try:
-        return ImageOps.exif_transpose(open_image(source)).convert("RGB")
-    except UnreadableFrame as error:
-        is_unknown = isinstance(error.__cause__, UnidentifiedImageError)
-        reason = "its format is not known" if is_unknown else str(error).removeprefix(f"{source}: ")
-        raise UnreadableFrame(f"{name} cannot be decoded ({reason})") from error
+    return turn_upright(open_image(source, name)).convert("RGB")

@@ -1,38 +1,43 @@
-"""Calls spread over processes, which end when the main process does, or wants them to."""
+"""Spread calls over worker processes, and load what comes next in a thread."""
 
 import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection
 from typing import Any
 
+__all__ = ["call_in_processes", "load_ahead"]
+
 
 def call_in_processes(function: Callable[..., Any], calls: Iterable[tuple], workers: int) -> Iterator[Any]:
-    """Call a function of a module again and again, in this process or in several.
+    """Call a function again and again, in this process or in several.
 
-    Calls are taken from `calls` as they are needed, and no more than two for each process are held. Where a call fails
-    or the caller stops early, other calls end at once, unfinished: whatever they write must be moved into place when
-    it is complete.
+    At most two calls per process are taken from `calls` in advance. When a call fails, the caller stops early or this
+    process dies, the workers end at once, in the middle of their calls: whatever they write must be moved into place
+    when it is complete.
 
     Args:
-        function (`Callable`): What to call; it is handed to the processes, as are its arguments and results.
+        function (`Callable`): A function of a module, or a `functools.partial` of one.
         calls (`Iterable[tuple]`): Arguments of each call.
         workers (`int`): Number of processes; 1 calls in this one.
 
     Yields:
-        `Any`: Results, in the order in which they are there.
+        `Any`: Results, in the order in which calls end.
     """
     if workers == 1:
         for arguments in calls:
             yield function(*arguments)
         return
-    # A forked child of a process that runs threads, as PyTorch's, may hang; a spawned one does not.
-    context = multiprocessing.get_context("spawn")
+    # Forking a process that has threads, as PyTorch starts, can deadlock. The fork server has none, and imports what
+    # the function needs once for all workers.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", getattr(function, "func", function).__module__])
     leash, end_of_leash = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow, initargs=(leash,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_main_process, initargs=(leash,))
     pending = set()
     try:
         for arguments in calls:
@@ -51,13 +56,32 @@ def call_in_processes(function: Callable[..., Any], calls: Iterable[tuple], work
         leash.close()
 
 
-def _follow(leash: Connection) -> None:
-    """End this worker when the main process lets go of its end, as it also does when it is killed."""
+def load_ahead(load: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Future]]:
+    """Load each item in a thread while the caller uses the one before it.
+
+    Args:
+        load (`Callable`): Called with each item, one at a time.
+        items (`Iterable`): What to load.
+
+    Yields:
+        `tuple[Any, Future]`: An item, and the future of what was loaded or of the error that was raised.
+    """
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        loading = deque()
+        for item in items:
+            loading.append((item, executor.submit(load, item)))
+            if len(loading) > 1:
+                yield loading.popleft()
+        yield from loading
+
+
+def _end_with_main_process(leash: Connection) -> None:
+    """End this worker when the main process closes its end of the pipe; the system closes it when that dies."""
 
     def watch() -> None:
         leash.poll(None)
         os._exit(1)
 
-    # Ctrl-C reaches all processes of a terminal; the main one decides.
+    # Ctrl-C reaches every process of a terminal; the main one decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()

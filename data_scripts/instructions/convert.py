@@ -46,6 +46,7 @@ from ..common.files import (
 )
 from ..common.processes import call_in_processes
 from ..common.records import BadRecord, check_text, parse_record, read_records
+from ..common.videos import spread_evenly
 from .exclusions import BENCHMARKS, fetch_benchmark_scenes, find_excluded, find_scene, read_excluded
 from .media import (
     MAX_VIDEO_FRAMES,
@@ -54,7 +55,6 @@ from .media import (
     find_video,
     forget_media,
     mark_images,
-    spread_evenly,
 )
 
 logger = logging.getLogger(__name__)
@@ -374,7 +374,7 @@ def _convert_record(job: Job, record: dict[str, Any], line: int, block: Block) -
     needed = _count_placeholders(sample, turns)
     images = _find_media(job.folders, sample)
     if needed == "<video>" and sample.video is None:
-        images = [images[index] for index in spread_evenly(len(images), min(len(images), MAX_VIDEO_FRAMES))]
+        images = [images[index] for index in spread_evenly(len(images), MAX_VIDEO_FRAMES)]
     row = {
         "images": [{"bytes": None, "path": path} for path in images],
         "messages": compose_messages(turns, len(images)),

@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 
 from ..common.records import BadRecord, parse_record, read_records
 from ..common.scene_ids import SCANNET_SCAN, SCANNETPP_OR_ARKITSCENES_SCENE
-from ..scenes.index import VIDEO_SUFFIXES
+from ..common.videos import VIDEO_SUFFIXES
 
 # Ids shorter than this are looked for as whole folder and file names only.
 MIN_WORD = 8

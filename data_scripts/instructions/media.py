@@ -10,20 +10,18 @@ each made once and moved into place when complete, so that several processes may
 
 import functools
 import hashlib
-import importlib.util
 import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..common.files import natural_key, replace_when_complete
+from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image, turn_upright
 from ..common.records import BadRecord
-from ..scenes.index import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from ..scenes.view_transforms import UnreadableFrame, open_image
+from ..common.videos import VIDEO_SUFFIXES, frame_rate, index_video, read_frames_at, spread_evenly
 from .spar_markers import draw_markers, place_markers
 
 JPEG_QUALITY = 95
@@ -74,11 +72,6 @@ def video_indices(
     """
     wanted = round(num_frames / frames_per_second / seconds_per_frame)
     return spread_evenly(num_frames, min(max(wanted, min_frames), max_frames))
-
-
-def spread_evenly(num_frames: int, num_wanted: int) -> list[int]:
-    """Indices from the first to the last of `num_frames`, rounded down, each once."""
-    return np.unique(np.linspace(0, num_frames - 1, num_wanted).astype(int)).tolist()
 
 
 def find_image(folders: MediaFolders, path: str) -> str:
@@ -175,7 +168,7 @@ def _checked_image(root: str, path: str) -> tuple[str, tuple[int, int]]:
 def _upright_size(path: str) -> tuple[tuple[int, int], tuple[str, str] | None]:
     """Size of an image, which takes decoding it: a truncated file has a perfect header."""
     try:
-        image = ImageOps.exif_transpose(open_image(path))
+        image = turn_upright(open_image(path))
     except UnreadableFrame as error:
         return (0, 0), ("unreadable image", str(error))
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -223,17 +216,13 @@ def _frames_of_video(folders: MediaFolders, location: str) -> tuple[tuple[str, .
 
 
 def _extract_frames(video: str, folder: str, scratch: str) -> None:
-    if importlib.util.find_spec("av") is None:
-        raise ImportError("Reading videos takes PyAV: `pip install av`.")
-    from ..common.videos import index_video, read_video_frames
-
     timestamps, key_frames = index_video(video)
-    indices = video_indices(len(timestamps), _frame_rate(video))
+    indices = video_indices(len(timestamps), frame_rate(video))
     wanted = {timestamps[index]: index for index in indices}
     try:
         with replace_when_complete(folder, _scratch_path(scratch)) as temporary:
             temporary.mkdir()
-            for timestamp, pixels in read_video_frames(video, list(wanted), key_frames):
+            for timestamp, pixels in read_frames_at(video, list(wanted), key_frames):
                 Image.fromarray(pixels).save(temporary / f"{wanted.pop(timestamp)}.jpg", quality=JPEG_QUALITY)
             if wanted:
                 raise UnreadableFrame(f"{video}: frames {sorted(wanted.values())} cannot be decoded")
@@ -244,22 +233,12 @@ def _extract_frames(video: str, folder: str, scratch: str) -> None:
             raise
 
 
-def _frame_rate(video: str) -> float:
-    import av
-
-    with av.open(video) as container:
-        rate = container.streams.video[0].average_rate
-    if not rate:
-        raise UnreadableFrame(f"{video}: does not say how many frames a second it has; re-encode it")
-    return float(rate)
-
-
 def _marked_copy(folders: MediaFolders, source: str, location: str, markers: Sequence) -> str:
     description = repr([(marker.shape, marker.box, marker.color) for marker in markers])
     fingerprint = hashlib.sha256(description.encode()).hexdigest()[:16]
     path = os.path.join(folders.output, "marked", location, f"{fingerprint}.jpg")
     if not os.path.exists(path):
-        upright = ImageOps.exif_transpose(open_image(source))
+        upright = turn_upright(open_image(source))
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with replace_when_complete(path, _scratch_path(folders.scratch)) as temporary:
             draw_markers(upright, markers).save(temporary, "JPEG", quality=JPEG_QUALITY)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from ..benchmarks.protocol import TOLERANCES
+from ..common.videos import spread_evenly
 from .question_types import Question
 
 
@@ -75,7 +76,7 @@ def _keys(question: Question) -> tuple[tuple[str, str], tuple[str, str]]:
 def _best_constant(answers: np.ndarray) -> float:
     candidates = np.unique(answers)
     # Of many answers some suffice as candidates.
-    candidates = candidates[np.linspace(0, len(candidates) - 1, min(len(candidates), 200)).astype(int)]
+    candidates = candidates[spread_evenly(len(candidates), 200)]
     scores = [float(mean_relative_accuracy(candidate, answers).mean()) for candidate in candidates]
     return float(candidates[int(np.argmax(scores))])
 

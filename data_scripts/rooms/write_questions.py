@@ -38,6 +38,7 @@ from tqdm import tqdm
 from ..benchmarks.rooms import OPTIONS_FILE
 from ..benchmarks.vsi_bench import parse_prompt
 from ..common.files import claim_folder, natural_key, remove_unfinished, replace_when_complete, write_json, write_text
+from ..common.videos import spread_evenly
 from .ground_truth import read_description, read_facts
 from .question_types import QUESTION_TYPES, Question, ask_question
 from .text_baselines import blind_bound, frequency_baseline
@@ -141,7 +142,7 @@ def given_views(num_frames: int) -> list[int]:
     One of two, but 4 to 8 where there are as many, spread evenly from the first to the last.
     """
     num_views = min(max(round(num_frames / 2), 4), 8)
-    return sorted(set(np.linspace(0, num_frames - 1, num_views).astype(int).tolist()))
+    return spread_evenly(num_frames, num_views)
 
 
 def ask_room(

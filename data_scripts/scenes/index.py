@@ -11,7 +11,6 @@ A row names files and opens none, so that a data set of a million frames takes s
 
 import functools
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -27,14 +26,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..common.files import natural_key
-from .view_transforms import UnreadableFrame, load_depth, open_image
-
-# `videos` is imported where it is used: PyAV is installed only by those who read videos.
+from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image
+from ..common.videos import VIDEO_SUFFIXES, import_av, index_video, read_frames_at
+from .view_transforms import load_depth
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
 PATTERNS = {
     "scannet": "scene*/color/*.jpg",
     "scannetpp": "data/<scene>/dslr/undistorted_images/*.JPG",
@@ -249,13 +246,11 @@ def read_images(
 
 
 def _read_video(scene: Mapping[str, Any], frames: Sequence[int]) -> Iterator[tuple[int, np.ndarray | UnreadableFrame]]:
-    from ..common.videos import read_video_frames
-
     missing = {scene["timestamps"][frame]: frame for frame in frames}
     reason = "cannot be decoded"
     try:
         path = os.path.join(scene["directory"], scene["video"])
-        for timestamp, image in read_video_frames(path, list(missing), scene["key_frames"]):
+        for timestamp, image in read_frames_at(path, list(missing), scene["key_frames"]):
             yield missing.pop(timestamp), image
     except UnreadableFrame as error:
         reason = str(error)
@@ -381,16 +376,13 @@ def _image_row(scene_id: str, directory: Path, kind: str) -> dict[str, Any]:
 
 def _index_videos(videos: Mapping[str, Path]) -> Dataset:
     """Decode each video once; the index stays in the cache of `datasets` until a file changes."""
-    if importlib.util.find_spec("av") is None:
-        raise ImportError("Reading videos takes PyAV: `pip install av`.")
+    import_av()  # `datasets` would wrap the error of its generator
     stats = {scene_id: path.stat() for scene_id, path in videos.items()}
     files = [(scene_id, str(videos[scene_id]), stat.st_size, stat.st_mtime_ns) for scene_id, stat in stats.items()]
     return Dataset.from_generator(_video_rows, gen_kwargs={"files": files}, features=FEATURES)
 
 
 def _video_rows(files: Sequence[tuple[str, str, int, int]]) -> Iterator[dict[str, Any]]:
-    from ..common.videos import index_video
-
     for scene_id, path, _size, _modified in files:
         try:
             timestamps, key_frames = index_video(path)

@@ -12,14 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from ..common.images import UnreadableFrame, open_image, turn_upright
+
 MILLIMETERS_PER_METER = 1000
-
-
-class UnreadableFrame(ValueError):
-    """A frame that cannot be used; the message names it and says why."""
 
 
 class FrameSize(NamedTuple):
@@ -88,17 +86,6 @@ def pretrain_image_size(
     return resized, cropped
 
 
-def open_image(path: str | os.PathLike) -> Image.Image:
-    """Decode an image file; raises `UnreadableFrame`, which says why, where it is missing or broken."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    # Pillow's decoders report broken files by any of these.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UnreadableFrame(f"{path}: {_reason(error)}") from error
-
-
 def load_frame(
     image: str | os.PathLike | Image.Image | np.ndarray, width: int = 518, patch_size: int = 14
 ) -> tuple[Tensor, FrameSize]:
@@ -117,7 +104,7 @@ def load_frame(
     if isinstance(image, (str, os.PathLike)):
         image = open_image(image)
     if isinstance(image, Image.Image):
-        image = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        image = np.array(turn_upright(image).convert("RGB"))
     height, original_width = image.shape[:2]
     size = FrameSize((height, original_width), *pretrain_image_size((original_width, height), width, patch_size))
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
@@ -170,7 +157,3 @@ def _center_crop(tensor: Tensor, cropped: Sequence[int]) -> Tensor:
     """Crop the last dimensions."""
     starts = _crop_start(tensor.shape[-len(cropped) :], cropped)
     return tensor[(..., *(slice(start, start + side) for start, side in zip(starts, cropped, strict=True)))]
-
-
-def _reason(error: Exception) -> str:
-    return "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__

@@ -17,8 +17,9 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from ..common.images import UnreadableFrame
 from .index import frame_path, read_camera, read_depth, read_images
-from .view_transforms import UnreadableFrame, crop_to_common, fit_depth, fit_intrinsics, load_frame, sample_frames
+from .view_transforms import crop_to_common, fit_depth, fit_intrinsics, load_frame, sample_frames
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,9 @@ import binascii
 import os
 from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
-import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 import torch
 from huggingface_hub.utils import httpx
 from transformers import BatchFeature
@@ -26,6 +23,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
 )
 
+from ...data_scripts.common.images import BROKEN, UnreadableFrame, open_image, turn_upright, why_unreadable
+
 __all__ = ["Spa3VLMImageProcessor", "list_scenes"]
 
 # Views of a scene that are smaller than the largest are framed in it, as VGGT's own loader does.
@@ -33,8 +32,6 @@ WHITE = 255
 # What is higher than so many times its width is no photo, and would take gigabytes until it is cropped; as in Qwen.
 MAX_ASPECT_RATIO = 200
 DOWNLOAD_TIMEOUT = 60  # seconds
-# Pillow reports broken files by any of these.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError)
 
 
 class Spa3VLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
@@ -195,36 +192,35 @@ def _open_image(source: str | os.PathLike) -> PIL.Image.Image:
     """Decode an image named by path, URL, data URL or base64 string, with its alpha channel."""
     name = os.fspath(source)
     is_url = name.startswith(("http://", "https://"))
-    is_file = isinstance(source, os.PathLike) or os.path.exists(name)
+    if not is_url and (isinstance(source, os.PathLike) or os.path.exists(name)):
+        return open_image(name)
     try:
-        if is_url:
-            response = httpx.get(name, follow_redirects=True, timeout=DOWNLOAD_TIMEOUT)
-            if response.is_error:
-                raise OSError(f"the server answers {response.status_code} {response.reason_phrase}")
-            content = response.content
-        elif is_file:
-            content = Path(name).read_bytes()
-        else:
-            content = base64.b64decode(name.partition(",")[2] if name.startswith("data:") else name)
-        image = PIL.Image.open(BytesIO(content))
-        image.load()
-    except (PIL.UnidentifiedImageError, binascii.Error) as error:
-        reason = "it is of no image format that Pillow knows"
-        if not (is_url or is_file):
-            reason = "there is no such file, and it is no image in base64 either"
-        raise ValueError(f"The image `{name[:200]}` cannot be read: {reason}.") from error
+        encoded = name.partition(",")[2] if name.startswith("data:") else name
+        content = _download(name) if is_url else base64.b64decode(encoded)
+        return open_image(BytesIO(content), name[:200])
     except (*BROKEN, httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ValueError(f"The image `{name[:200]}` cannot be read: {_reason(error)}.") from error
-    return image
+        is_unknown = isinstance(error, binascii.Error) or isinstance(error.__cause__, PIL.UnidentifiedImageError)
+        if isinstance(error, UnreadableFrame) and (is_url or not is_unknown):
+            raise
+        reason = why_unreadable(error)
+        if is_unknown:
+            reason = "there is no such file, and it is no image in base64 either"
+        raise UnreadableFrame(f"The image `{name[:200]}` cannot be read: {reason}.") from error
+
+
+def _download(url: str) -> bytes:
+    response = httpx.get(url, follow_redirects=True, timeout=DOWNLOAD_TIMEOUT)
+    if response.is_error:
+        raise OSError(f"the server answers {response.status_code} {response.reason_phrase}")
+    return response.content
 
 
 def _upright(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
     try:
         image.load()
-        orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
-        image = image if orientation == 1 else PIL.ImageOps.exif_transpose(image)
+        image = turn_upright(image)
     except BROKEN as error:
-        raise ValueError(f"{name} cannot be read: {_reason(error)}.") from error
+        raise UnreadableFrame(f"{name} cannot be read: {why_unreadable(error)}.") from error
     if 0 in image.size:
         raise ValueError(f"{name} is {image.width} x {image.height} pixels: it has none; leave it out.")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -252,11 +248,6 @@ def _to_bytes(image, name: str) -> np.ndarray:
             "[0, 1], or bytes (`uint8`) from 0 to 255."
         )
     return (image * 255).round().astype(np.uint8)
-
-
-def _reason(error: Exception) -> str:
-    """Without the number that the system gives an error."""
-    return str(isinstance(error, OSError) and error.strerror or error)
 
 
 def _frame_on_white(views: Sequence[np.ndarray]) -> list[np.ndarray]:

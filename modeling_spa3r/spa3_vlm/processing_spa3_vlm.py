@@ -11,7 +11,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.image_utils import is_valid_image
 from transformers.processing_utils import ProcessingKwargs, TextKwargs
 
-from ...data_scripts.common.video_frames import read_frames, spread_evenly
+from ...data_scripts.common.videos import read_frames, spread_evenly
 from .image_processing_spa3_vlm import list_scenes
 
 __all__ = ["CHAT_TEMPLATE", "Spa3VLMProcessor"]

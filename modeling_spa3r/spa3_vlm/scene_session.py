@@ -10,7 +10,7 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.generation import GenerationMode
 from transformers.utils import logging
 
-from ...data_scripts.common.video_frames import read_frames
+from ...data_scripts.common.videos import read_frames
 from .modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from .processing_spa3_vlm import Spa3VLMProcessor
 

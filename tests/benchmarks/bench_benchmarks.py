@@ -31,7 +31,7 @@ from spa3r import Spa3VLMForConditionalGeneration, Spa3VLMImageProcessor, Spa3VL
 from spa3r.data_scripts.benchmarks import BENCHMARKS
 from spa3r.data_scripts.benchmarks.reader import Benchmark, read_benchmark
 from spa3r.data_scripts.common.files import write_json
-from spa3r.data_scripts.common.video_frames import read_frames
+from spa3r.data_scripts.common.videos import read_frames
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 from spa3r.trainers.benchmark.report import write_report
 from spa3r.trainers.benchmark.runner import Answers, ask_all

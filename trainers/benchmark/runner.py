@@ -7,7 +7,6 @@ often, the run was killed: a batch of which an answer is missing is asked again 
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,8 @@ from transformers import ProcessorMixin
 from ...data_scripts.benchmarks.protocol import Protocol
 from ...data_scripts.benchmarks.reader import Benchmark, BenchmarkQuestion
 from ...data_scripts.common.files import write_text
-from ...data_scripts.common.video_frames import read_frames
+from ...data_scripts.common.processes import load_ahead
+from ...data_scripts.common.videos import read_frames
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ...modeling_spa3r.spa3_vlm.scene_session import SceneSession
 
@@ -173,17 +173,9 @@ def _with_images(
     scenes: Sequence[Scene], load: Callable[[str], list[PIL.Image.Image]]
 ) -> Iterator[tuple[Scene, list[PIL.Image.Image] | ValueError]]:
     """Scenes with their images, or why these cannot be read; the next ones are decoded meanwhile."""
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        following = executor.submit(load, scenes[0].media) if scenes else None
-        for index, scene in enumerate(scenes):
-            current = following
-            if index + 1 < len(scenes):
-                following = executor.submit(load, scenes[index + 1].media)
-            try:
-                images = current.result()
-            except ValueError as error:
-                images = error
-            yield scene, images
+    for scene, loading in load_ahead(lambda scene: load(scene.media), scenes):
+        error = loading.exception()
+        yield scene, error if isinstance(error, ValueError) else loading.result()
 
 
 def _answer_scene(

@@ -12,7 +12,6 @@ import hashlib
 import os
 import pickle
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging
 
-from ...data_scripts.common.video_frames import read_frames
-from ...data_scripts.scenes.index import VIDEO_SUFFIXES
+from ...data_scripts.common.processes import load_ahead
+from ...data_scripts.common.videos import VIDEO_SUFFIXES, read_frames
 from ...modeling_spa3r.spa3_vlm.scene_session import SceneSession
 from ..benchmark.models import load_benchmark_model
 from ..runs.distributed import PATIENCE
@@ -149,13 +148,8 @@ class Spa3VLM(lmms):
 
     def _with_images(self, scenes: Sequence[Scene]) -> Iterator[tuple[Scene, list]]:
         """Scenes with their images; those of the next one are decoded meanwhile."""
-        with ThreadPoolExecutor(max_workers=1) as executor:
-            following = executor.submit(self._load, scenes[0]) if scenes else None
-            for index, scene in enumerate(scenes):
-                current = following
-                if index + 1 < len(scenes):
-                    following = executor.submit(self._load, scenes[index + 1])
-                yield scene, current.result()
+        for scene, loading in load_ahead(self._load, scenes):
+            yield scene, loading.result()
 
     def _load(self, scene: Scene) -> list:
         images = []

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ...data_scripts.common.files import write_text
-from ...data_scripts.common.videos import index_video, read_video_frames
+from ...data_scripts.common.videos import index_video, read_frames_at, spread_evenly
 from ...data_scripts.scenes.index import load_scene_sources, parse_source, split_scenes
 from ...data_scripts.scenes.view_transforms import crop_to_common, load_frame
 from ...data_scripts.scenes.views import SceneViews
@@ -72,8 +72,8 @@ def read_photos(args: argparse.Namespace) -> PhotoScene:
 def read_video(args: argparse.Namespace) -> PhotoScene:
     """The scene of `--video`: frames at even distances, with target views between the context views."""
     timestamps, key_frames = index_video(args.video)
-    wanted = {timestamps[i]: i for i in np.linspace(0, len(timestamps) - 1, args.num_views).astype(int).tolist()}
-    images = dict(read_video_frames(args.video, list(wanted), key_frames))
+    wanted = {timestamps[i]: i for i in spread_evenly(len(timestamps), args.num_views)}
+    images = dict(read_frames_at(args.video, list(wanted), key_frames))
     if len(images) < 2:
         raise ValueError(f"`{args.video}` has {len(images)} readable frames; a scene takes at least 2 views.")
     times = sorted(images)

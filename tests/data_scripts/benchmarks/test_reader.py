@@ -17,7 +17,7 @@ from tiny_videos import numbers_of, write_video
 
 from spa3r.data_scripts.benchmarks.images import BATCH_ROWS, EmbeddedImages
 from spa3r.data_scripts.benchmarks.reader import read_benchmark, read_room_baselines
-from spa3r.data_scripts.common.video_frames import read_frames
+from spa3r.data_scripts.common.videos import read_frames
 from spa3r.data_scripts.rooms.write_questions import write_questions
 
 FRAME_CASES = CASES.parent / "vsibench_cases.json"
@@ -306,12 +306,12 @@ def test_images_come_in_rgb_and_upright(tmp_path):
     assert colors(images) == [(80, 80, 80), (9, 9, 9)]
 
 
-@pytest.mark.parametrize("content, reason", [(b"no image", "its format is not known"), (RED[:45], "truncated")])
+@pytest.mark.parametrize("content, reason", [(b"no image", "Pillow"), (RED[:45], "truncated")])
 def test_an_embedded_image_that_cannot_be_decoded_is_told_with_the_question(tmp_path, content, reason):
     benchmark = read_benchmark(
         "spar-bench", write_spar(tmp_path, [[spar_record(5, RED, content), spar_record(6, RED)]])
     )
-    with pytest.raises(ValueError, match=f"Question 5 of spar-bench .* image 2 of 2 cannot be decoded .*({reason})"):
+    with pytest.raises(ValueError, match=f"Question 5 of spar-bench .* image 2 of 2.*{reason}"):
         load(benchmark, benchmark.questions[0])
 
 
@@ -375,7 +375,7 @@ def test_an_image_file_that_cannot_be_decoded_is_told_with_the_question(tmp_path
     folder = write_viewspatial(tmp_path)
     (folder / "val2017/000000380711.jpg").write_bytes(b"no image")
     benchmark = read_benchmark("viewspatial-bench", folder)
-    with pytest.raises(ValueError, match="Question 1 of viewspatial-bench .*380711.jpg cannot be decoded"):
+    with pytest.raises(ValueError, match="Question 1 of viewspatial-bench .*380711.jpg"):
         load(benchmark, benchmark.questions[1])
 
 

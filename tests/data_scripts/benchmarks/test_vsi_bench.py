@@ -50,7 +50,7 @@ def run(implementation, docs):
 
 @needs
 def test_every_kind_of_cases_is_compared():
-    # Indices of frames are compared in test_video_frames.py.
+    # Indices of frames are compared in test_videos.py.
     assert recorded_scores("vsibench").keys() == {"meta", "cases", "aggregates", "prompts", "frame_indices"}
 
 

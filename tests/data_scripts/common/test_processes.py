@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from spa3r.data_scripts.common.processes import call_in_processes
+from spa3r.data_scripts.common.processes import call_in_processes, load_ahead
 
 # Two calls that take a minute; the ids of the processes that run them are said when both are running.
 PROGRAM = """
@@ -85,3 +86,19 @@ def test_workers_end_with_the_main_process_and_leave_the_last_word_to_it(tmp_pat
     while any(is_running(int(path.suffix[1:])) for path in running) and time.monotonic() < limit:
         time.sleep(0.01)
     assert not any(is_running(int(path.suffix[1:])) for path in running)
+
+
+def test_the_next_item_is_loaded_while_the_caller_uses_one():
+    started = [threading.Event() for _ in range(3)]
+    results = load_ahead(lambda index: started[index].set() or 10 * index, range(3))
+    for index in range(3):
+        item, loading = next(results)
+        assert (item, loading.result()) == (index, 10 * index)
+        assert all(event.wait(20) for event in started[: index + 2])
+        assert not any(event.is_set() for event in started[index + 2 :])
+    assert not list(results)
+
+
+def test_an_item_that_cannot_be_loaded_does_not_stop_the_others():
+    errors = [loading.exception() for _, loading in load_ahead(lambda number: 1 / number, [1, 0, 2])]
+    assert [type(error) for error in errors] == [type(None), ZeroDivisionError, type(None)]

@@ -230,7 +230,7 @@ def test_an_unreadable_frame_is_replaced_by_another_of_its_scene_and_named(scrat
         views = views_of(scratch)
     item = views[0, 0, 6]
     (report,) = item["replaced_frames"]
-    assert report.startswith(f"{file}: ")
+    assert str(file) in report
     assert len(set(item["frame_indices"])) == 6 and frames[2] not in item["frame_indices"]
     assert item["pixel_values"][:, 0, 0, 0].tolist() == item["frame_indices"]
 
@@ -277,7 +277,7 @@ def test_no_readable_scene_at_all_is_an_error(scratch):
     views = views_of(scratch)
     for scene in scratch.glob("room*"):
         shutil.rmtree(scene / "color")
-    with pytest.raises(ValueError, match="None of the 5 scenes has a readable frame.*no such file"):
+    with pytest.raises(ValueError, match="None of the 5 scenes has a readable frame.*No such file"):
         views[0, 0, 4]
 
 

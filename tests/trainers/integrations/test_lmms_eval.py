@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Image, List, Value
 from tiny_spa3_vlm import conversation, photo, prepare, tiny_config, tiny_model, tiny_processor
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
-from spa3r.data_scripts.common.video_frames import read_frames
+from spa3r.data_scripts.common.videos import read_frames
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")

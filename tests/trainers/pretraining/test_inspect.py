@@ -113,7 +113,7 @@ def test_the_requirement_takes_two_scenes(checkpoint, photos, tmp_path, capsys):
     [
         (["--model", "{model}"], "one of the arguments --scenes --images --video is required"),
         (["--model", "{model}", "--images", "{photo}"], "at least 2 photos"),
-        (["--model", "{model}", "--images", "{photo}", "missing.jpg"], "missing.jpg: no such file"),
+        (["--model", "{model}", "--images", "{photo}", "missing.jpg"], "missing.jpg"),
         (
             ["--model", "missing", "--images", "{photo}", "{photo2}", "--image-width", "56"],
             "no checkpoint at `missing`",

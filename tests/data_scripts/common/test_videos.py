@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny_videos import TURNED, numbers_of, write_video
 
-from spa3r.data_scripts.common.video_frames import read_frames, spread_evenly
+from spa3r.data_scripts.common.videos import read_frames, spread_evenly
 
 CASES = Path(os.environ.get("SPA3R_CASES_DIR") or Path(__file__).resolve().parents[4] / "shared" / "cases")
 VSIBENCH = CASES / "vsibench_cases.json"
