@@ -154,7 +154,7 @@ class EmbeddedImages:
             raise UnreadableFrame(f"there is {media}")
         images = self._read(self._rows[media])
         return [
-            _decode(io.BytesIO(content), f"image {number} of {len(images)}")
+            _decode(io.BytesIO(content), f"{number} of {len(images)}")
             for number, (content, _) in enumerate(images, start=1)
         ]
 

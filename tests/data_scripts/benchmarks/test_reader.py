@@ -311,7 +311,7 @@ def test_an_embedded_image_that_cannot_be_decoded_is_told_with_the_question(tmp_
     benchmark = read_benchmark(
         "spar-bench", write_spar(tmp_path, [[spar_record(5, RED, content), spar_record(6, RED)]])
     )
-    with pytest.raises(ValueError, match=f"Question 5 of spar-bench .* image 2 of 2.*{reason}"):
+    with pytest.raises(ValueError, match=f"Question 5 of spar-bench .*2 of 2.*{reason}"):
         load(benchmark, benchmark.questions[0])
 
 
