@@ -1,4 +1,4 @@
-"""Text and images of scenes, in one call, as tensors for `Spa3VLMForConditionalGeneration`."""
+"""Prepares text, images and videos of scenes for `Spa3VLMForConditionalGeneration`."""
 
 import os
 import re
@@ -25,7 +25,7 @@ CONTENT = (
     " ~ '`.') }}{% endif %}"
     "{% endfor %}{% endif %}"
 )
-# Qwen's format; `generation` marks what an answer's loss is taken of, as in the official training.
+# Qwen's format. `generation` marks the answers, whose tokens count in the loss as in the official training.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message.role != 'system' %}"
@@ -43,17 +43,19 @@ SPECIAL_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|visio
 
 
 class Spa3VLMProcessor(ProcessorMixin):
-    r"""Prepares text and images of scenes: all images of a row are views of one scene, the first its reference.
+    r"""Prepares text and images of scenes.
 
-    A video is a list of images: `num_frames` of it, spread evenly, each an image of its own in the text.
+    All images of a row show one scene, and the first is its reference view. A video becomes `num_frames` images that
+    are spread evenly over it.
 
     Args:
         image_processor (`Spa3VLMImageProcessor`): Prepares the images.
         tokenizer (`PreTrainedTokenizerBase`): Qwen's, or one with its special tokens.
-        chat_template (`str`, *optional*): Jinja template of a conversation; `CHAT_TEMPLATE` by default.
-        num_frames (`int`, *optional*, defaults to 32): Frames taken of a video file; all of those given as images.
+        chat_template (`str`, *optional*): Jinja template of a conversation. Defaults to `CHAT_TEMPLATE`.
+        num_frames (`int`, *optional*, defaults to 32):
+            Number of frames to take from a video file. A video given as images keeps all of them.
         num_appended_tokens (`int`, *optional*, defaults to 0):
-            Placeholders for the latents of a scene after its last image; `Spa3VLMConfig.num_appended_tokens`.
+            Number of placeholders for a scene's latents after its last image; `Spa3VLMConfig.num_appended_tokens`.
 
     Example:
 
@@ -88,20 +90,23 @@ class Spa3VLMProcessor(ProcessorMixin):
         missing = [token for token, index in token_ids.items() if index in (None, tokenizer.unk_token_id)]
         if missing:
             raise ValueError(
-                f"The tokenizer has no token {missing}; use that of a Qwen2.5-VL checkpoint, or add the special "
-                "tokens of Qwen2.5-VL."
+                f"`tokenizer` lacks the tokens {missing}; use the tokenizer of a Qwen2.5-VL checkpoint, or add these "
+                "special tokens."
             )
         self.image_token, self.video_token = SPECIAL_TOKENS[:2]
         self.image_token_id, self.video_token_id = token_ids[self.image_token], token_ids[self.video_token]
 
     @property
     def model_input_names(self) -> list[str]:
-        """What the model takes of all that is returned."""
+        """Names of the outputs that the model takes."""
         return [*super().model_input_names, "mm_token_type_ids"]
 
     def to_dict(self) -> dict[str, Any]:
-        """As the library's; names the class for a process that has not imported this package, which the library would
-        give a bare tokenizer without a word."""
+        """Add this class to the saved settings.
+
+        Without `auto_map`, a process that has not imported this package gets a bare tokenizer from `AutoProcessor`,
+        and no error.
+        """
         return super().to_dict() | {"auto_map": {"AutoProcessor": "processing_spa3_vlm.Spa3VLMProcessor"}}
 
     def apply_chat_template(
@@ -113,15 +118,17 @@ class Spa3VLMProcessor(ProcessorMixin):
         processor_kwargs: dict | None = None,
         **kwargs,
     ):
-        """See `ProcessorMixin.apply_chat_template`; `processor_kwargs` are those of `__call__`.
+        """Render a conversation, and tokenize it if asked; see `ProcessorMixin.apply_chat_template`.
 
-        A part of a message is `{"type": "text", "text": ...}`, an image with `image`, `path`, `url` or `base64`, or a
-        video with `video`, `path` or `url`, which becomes images where it stands."""
+        A message holds parts: text as `{"type": "text", "text": ...}`, an image as `{"type": "image", ...}` with
+        `image`, `path`, `url` or `base64`, and a video as `{"type": "video", ...}` with `video`, `path` or `url`. The
+        frames of a video replace it as images. `processor_kwargs` are those of `__call__`.
+        """
         if len(conversation) == 0:
-            raise ValueError("The conversation has no message; give at least one.")
+            raise ValueError(f"`conversation` is {conversation!r}, without a message; give at least one.")
         processor_kwargs = dict(processor_kwargs or {})
         if tokenize:
-            # Before the template is rendered, so that the places of answers in the text are those after expansion.
+            # Before rendering, so that the answers are marked where they stand once the frames are inserted.
             num_frames = processor_kwargs.pop("num_frames", kwargs.pop("num_frames", None))
             is_batch = isinstance(conversation[0], (list, tuple))
             conversation = [
@@ -136,23 +143,24 @@ class Spa3VLMProcessor(ProcessorMixin):
     def __call__(
         self, images=None, text=None, videos=None, audio=None, num_frames: int | None = None, **kwargs
     ) -> BatchFeature:
-        """Prepare a batch.
+        """Prepare a batch of texts with their images and videos.
 
         Args:
             images (*optional*):
-                Images of all rows in the order of their placeholders, or a list of them for each row; see
-                `Spa3VLMImageProcessor` for what an image can be.
-            text (`str` or `list[str]`, *optional*): One for each row, with a `<|image_pad|>` for each image.
+                A list of images for each row, or one list of the images of all rows in the order of their
+                placeholders. See `Spa3VLMImageProcessor` for the kinds of images.
+            text (`str` or `list[str]`, *optional*): Text of each row, with one `<|image_pad|>` per image.
             videos (*optional*):
-                One for each `<|video_pad|>` in the text, in order: a file, a URL, an array of frames, or a list of
+                One video per `<|video_pad|>` in the text, in order: a path, a URL, an array of frames or a list of
                 frames.
             num_frames (`int`, *optional*):
-                Frames to take of each video; by default `self.num_frames` of a file, and all that are given as images.
-            kwargs (*optional*): Options of the tokenizer and of the image processor, as the library calls them.
+                Number of frames to take from each video. Defaults to `self.num_frames` for a file, and to all frames
+                of a video given as images.
+            kwargs (*optional*): Options of the tokenizer and of the image processor.
 
         Returns:
             `BatchFeature`: `input_ids`, `attention_mask` and `mm_token_type_ids` of shape
-            `(batch_size, sequence_length)`, and what `Spa3VLMImageProcessor` returns, with `num_views` of each row.
+            `(batch_size, sequence_length)`, and the outputs of `Spa3VLMImageProcessor`, with one scene per row.
 
         Raises:
             ValueError: If placeholders and images differ in number, an image or video cannot be read, or an option is
@@ -160,38 +168,43 @@ class Spa3VLMProcessor(ProcessorMixin):
         """
         self._refuse_unknown(kwargs)
         if audio is not None:
-            raise ValueError("`audio` is given, but this model takes text, images and videos only.")
+            raise ValueError("This model takes no `audio`; pass text, images and videos only.")
         if text is None:
             if videos is not None:
-                raise ValueError(f"`videos` need a `text` with a `{self.video_token}` for each of them.")
+                raise ValueError(
+                    f"`videos` need `text`, got `None`; pass text with one `{self.video_token}` per video."
+                )
             return super().__call__(images=images, **kwargs)
         text = [text] if isinstance(text, str) else text
         if not (isinstance(text, (list, tuple)) and text and all(isinstance(sample, str) for sample in text)):
-            raise ValueError(f"`text` must be a string or a list of strings, got {str(text)[:200]}.")
+            raise ValueError(f"`text` must be a string or a non-empty list of strings, got {str(text)[:200]}.")
         rows = self._group_by_rows(text, images)
         if videos is not None:
             text, rows = self._insert_frames(text, rows, _list_videos(videos), num_frames)
         return super().__call__(images=rows if any(rows) else None, text=list(text), **kwargs)
 
     def validate_inputs(self, images=None, text=None, **kwargs):
-        """As the library's, and that each row has its own images. `text` is without what was marked as plain text."""
+        """Check that each row has as many images as placeholders; transformers calls this hook.
+
+        `text` comes without the control tokens that `sanitize_control_tokens` made plain text.
+        """
         if text is not None:
             self._check_counts(text, images or [[] for _ in text])
         super().validate_inputs(images=images, text=text, **kwargs)
 
     def _refuse_unknown(self, options: dict):
-        """The library goes on with a warning."""
+        """Refuse unknown options, which transformers ignores with a warning."""
         known = {*ProcessingKwargs.__annotations__, *TextKwargs.__annotations__}
         known = known.union(self.image_processor.valid_kwargs.__annotations__) - {"videos_kwargs", "audio_kwargs"}
         given = {*options, *options.get("text_kwargs", {}), *options.get("images_kwargs", {})}
         if unknown := sorted(given - known):
             raise ValueError(
-                f"The processor has no options {unknown}; it takes `num_frames`, those of the tokenizer (`padding`, "
-                "`max_length`, ...) and those of the image processor (`image_width`, ...)."
+                f"The processor has no options {unknown}; use `num_frames`, options of the tokenizer (`padding`, "
+                "`max_length`, ...) or options of the image processor (`image_width`, ...)."
             )
 
     def _group_by_rows(self, text: list[str], images) -> list[list]:
-        """Images of each row of text."""
+        """Assign the images to the rows of text."""
         if images is None:
             return [[] for _ in text]
         scenes, is_nested = list_scenes(self.image_processor.fetch_images(images))
@@ -201,8 +214,8 @@ class Spa3VLMProcessor(ProcessorMixin):
         counts = [sample.count(self.image_token) for sample in text]
         if sum(counts) != len(images):
             raise ValueError(
-                f"There are {len(images)} images, but the {len(text)} texts have {sum(counts)} `{self.image_token}`; "
-                "give one for each image."
+                f"`images` holds {len(images)}, but the {len(text)} texts have {sum(counts)} `{self.image_token}`; "
+                "put one in the text for each image."
             )
         rest = iter(images)
         return [list(islice(rest, count)) for count in counts]
@@ -210,31 +223,32 @@ class Spa3VLMProcessor(ProcessorMixin):
     def _check_counts(self, text: list[str], rows: list[list]):
         if len(rows) != len(text):
             raise ValueError(
-                f"`images` has {len(rows)} rows, but `text` {len(text)}; give a list of images for each "
-                "text, or all in one list."
+                f"`images` has {len(rows)} rows, but `text` has {len(text)}; give a list of images per text, or the "
+                "images of all texts in one list."
             )
         for index, (sample, row) in enumerate(zip(text, rows, strict=True)):
             count = sample.count(self.image_token)
             if count != len(row):
                 raise ValueError(
-                    f"Row {index} has {len(row)} images, but its text {count} `{self.image_token}`; give one for each "
-                    "image, and no other."
+                    f"Row {index} has {len(row)} images, but its text has {count} `{self.image_token}`; put exactly "
+                    "one in the text for each image."
                 )
             if self.image_token * 2 in sample:
                 raise ValueError(
-                    f"Row {index} has two `{self.image_token}` side by side, and the features of both would count as "
-                    "one image's; put each between `<|vision_start|>` and `<|vision_end|>`."
+                    f"Row {index} has two adjacent `{self.image_token}`, which would count as one image; put each "
+                    "between `<|vision_start|>` and `<|vision_end|>`."
                 )
 
     def _insert_frames(
         self, text: list[str], rows: list[list], videos: list, num_frames: int | None
     ) -> tuple[list[str], list[list]]:
-        """Put the frames of videos among the images of each row, and placeholders for them in its text."""
+        """Insert the frames of videos into the images of each row, and their placeholders into its text."""
         self._check_counts(text, rows)
         number = sum(sample.count(self.video_token) for sample in text)
         if number != len(videos):
             raise ValueError(
-                f"There are {len(videos)} videos, but {number} `{self.video_token}` in the text; give one for each."
+                f"`videos` holds {len(videos)}, but the text has {number} `{self.video_token}`; put one in the text "
+                "for each video."
             )
         placeholder = re.compile(f"({re.escape(self.image_token)}|{re.escape(self.video_token)})")
         rest = iter(videos)
@@ -254,7 +268,7 @@ class Spa3VLMProcessor(ProcessorMixin):
         return samples, images_and_frames
 
     def _with_frames(self, message: dict, num_frames: int | None) -> dict:
-        """A message whose videos are images."""
+        """Replace the videos of a message with their frames."""
         if not isinstance(message.get("content"), (list, tuple)):
             return message
         content = []
@@ -263,7 +277,7 @@ class Spa3VLMProcessor(ProcessorMixin):
                 source = next((part[key] for key in ("video", "path", "url") if part.get(key) is not None), None)
                 if source is None:
                     raise ValueError(
-                        f"A video needs a `path`, a `url`, or frames as `video`; got the keys {sorted(part)}."
+                        f"A video part has the keys {sorted(part)}; give a `path`, a `url`, or frames as `video`."
                     )
                 content += [{"type": "image", "image": frame} for frame in self._frames(source, num_frames)]
             else:
@@ -271,20 +285,20 @@ class Spa3VLMProcessor(ProcessorMixin):
         return {**message, "content": content}
 
     def _frames(self, video, num_frames: int | None) -> list:
-        """Images of a video."""
+        """The frames of a video as images."""
         if isinstance(video, (str, os.PathLike)):
             return read_frames(video, self.num_frames if num_frames is None else num_frames)
         if not (isinstance(video, (list, tuple)) or _is_array(video, 4)):
             raise ValueError(
-                "A video must be a path, a URL, a list of frames or an array of 4 dimensions, got "
-                f"{type(video).__name__}."
+                f"`videos` holds a {type(video).__name__}; give each video as path, URL, list of frames, or array of "
+                "4 dimensions."
             )
         if len(video) == 0:
-            raise ValueError("A video is given as a list without frames; give at least one.")
+            raise ValueError("`videos` holds a video of 0 frames; give at least one frame.")
         return list(video) if num_frames is None else [video[index] for index in spread_evenly(len(video), num_frames)]
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """As many placeholders as an image has features, and after a scene's last image those of its latents."""
+        """Repeat the placeholder for each feature of an image, and add those of the latents after a scene's last."""
         num_patches = int(image_inputs["image_grid_thw"][image_idx].prod())
         placeholders = self.image_token * (num_patches // self.image_processor.merge_size**2)
         if self.num_appended_tokens and image_idx + 1 in image_inputs["num_views"].cumsum(0).tolist():
@@ -292,7 +306,7 @@ class Spa3VLMProcessor(ProcessorMixin):
         return placeholders
 
     def create_mm_token_type_ids(self, input_ids: list) -> list[list[int]]:
-        """1 where an image's placeholder stands, else 0: latents have positions like text, as they have no place."""
+        """Mark image placeholders with 1. Appended latents count as text (0): they have no place in an image."""
         token_types = super().create_mm_token_type_ids(input_ids)
         if self.num_appended_tokens:
             for row in token_types:
@@ -302,7 +316,7 @@ class Spa3VLMProcessor(ProcessorMixin):
 
 
 def _list_videos(videos) -> list:
-    """Videos one by one; a list of images is one video."""
+    """List the videos; a list of images is one video."""
     if not isinstance(videos, (list, tuple)):
         return [videos]
     is_frame = [isinstance(each, PIL.Image.Image) or _is_array(each, 3) for each in videos]

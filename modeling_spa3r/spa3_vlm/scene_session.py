@@ -1,4 +1,4 @@
-"""Many questions about one scene: its photos are seen once."""
+"""Answers many questions about one scene, whose photos are encoded once."""
 
 import copy
 import os
@@ -22,27 +22,29 @@ END_OF_IMAGE = "<|vision_end|>"
 
 
 class SceneSession:
-    """Sees a scene once, and answers each question from what it keeps: the keys and values of all that comes before.
+    """Encodes a scene once and answers each question from the cached keys and values of its prefix.
 
-    A question is answered by itself, as if it were the first; its tokens are those of a call of `generate` with photos
-    and question together, but for rounding where weights are not in float32, which depends on the size of a batch. The
-    model is not changed, and may serve several sessions.
+    The prefix is the text up to the last image. Each question is answered on its own, with the tokens of a call of
+    `generate` with photos and question together. Weights in half precision may round differently, depending on the
+    batch size. The session does not change the model, so several sessions can share one.
 
     Args:
         model (`Spa3VLMForConditionalGeneration`): The model, on any device.
         processor (`Spa3VLMProcessor`): Its processor.
-        images (`Sequence`, *optional*): Views of the scene, the first its reference; see `Spa3VLMImageProcessor`.
-        video (`str` or `os.PathLike`, *optional*): A video of the scene, in their place.
-        num_frames (`int`, *optional*): Frames to take of the video; the processor's number by default.
+        images (`Sequence`, *optional*):
+            Views of the scene; the first is its reference view. See `Spa3VLMImageProcessor` for the kinds of images.
+        video (`str` or `os.PathLike`, *optional*): A video of the scene, instead of `images`.
+        num_frames (`int`, *optional*): Number of frames to take from the video. Defaults to the processor's.
         spatial_latents (`torch.Tensor` of shape `(1, num_latents, latent_size)`, *optional*):
-            What `model.encode_scene` returned for the same images, so that the scene is not encoded again.
+            Output of `model.encode_scene` for the same images, so that the scene is not encoded again.
 
     Attributes:
         spatial_latents (`torch.Tensor` of shape `(1, num_latents, latent_size)`, *optional*):
-            The scene, for another session; `None` where the model has no fusion.
+            Latents of the scene, for another session; `None` if the model has no fusion.
 
     Raises:
-        ValueError: If an image or the video cannot be read, or there is none.
+        ValueError: If there is no image, an image or the video cannot be read, or the chat template does not begin
+            with the images.
 
     Example:
 
@@ -65,19 +67,21 @@ class SceneSession:
         spatial_latents: Tensor | None = None,
     ):
         if (images is None) == (video is None):
-            raise ValueError("A session is of one scene: give either its `images` or a `video` of it.")
+            raise ValueError(
+                f"A session needs either `images` or `video`, got {'neither' if images is None else 'both'}; pass one."
+            )
         if video is None:
             images = processor.image_processor.fetch_images(images)
             images = images if isinstance(images, list) else [images]
         else:
             images = read_frames(video, processor.num_frames if num_frames is None else num_frames)
         if not images:
-            raise ValueError("A session needs at least one image of the scene, got none.")
+            raise ValueError(f"A session needs at least one image of the scene, got `images` {images}; pass some.")
         self.model, self.processor = model, processor
         self.num_images = len(images)
         rendered = self._render("")
         self.prefix = rendered[: rendered.rindex(END_OF_IMAGE) + len(END_OF_IMAGE)]
-        self._tokenize("?")  # refuses a template that does not begin with the images, before any work
+        self._tokenize_after_prefix("?")  # refuses an unusable chat template before any image is encoded
         inputs = processor(text=[self.prefix], images=[images], return_tensors="pt").to(model.device)
         geometry = {name: inputs.pop(name) for name in ("pixel_values_geometry", "geometry_sizes")}
         if spatial_latents is None and model.config.fusion != "none":
@@ -86,18 +90,19 @@ class SceneSession:
         self.cache = DynamicCache(config=model.config.get_text_config())
         with torch.no_grad():
             model.model(**inputs, spatial_latents=spatial_latents, past_key_values=self.cache, use_cache=True)
-        self.beginning = {name: inputs[name] for name in ("input_ids", "mm_token_type_ids")}
+        self.prefix_inputs = {name: inputs[name] for name in ("input_ids", "mm_token_type_ids")}
         self.image_grid_thw = inputs["image_grid_thw"]
 
     def ask(self, questions: str | Sequence[str], **kwargs) -> str | list[str]:
         """Answer a question, or several in one batch.
 
         Args:
-            questions (`str` or `Sequence[str]`): Each is answered by itself.
-            kwargs (*optional*): As `generate` takes them, `max_new_tokens` and the like.
+            questions (`str` or `Sequence[str]`): One question, or several that are answered independently.
+            kwargs (*optional*): Arguments of the model's `generate`, such as `max_new_tokens`.
 
         Returns:
-            `str` or `list[str]`: The answers; with `num_return_sequences=n`, n for each question in turn, as a list.
+            `str` or `list[str]`: The answer to each question. With `num_return_sequences=n`, a list with n answers per
+            question.
         """
         tokens = self.generate([questions] if isinstance(questions, str) else questions, **kwargs)
         answers = [answer.strip() for answer in self.processor.batch_decode(tokens, skip_special_tokens=True)]
@@ -106,61 +111,66 @@ class SceneSession:
     def generate(
         self, questions: Sequence[str], generation_config: GenerationConfig | None = None, **kwargs
     ) -> Tensor:
-        """As `ask`, but the new tokens.
+        """Like `ask`, but return the new tokens.
 
         Returns:
             `torch.LongTensor` of shape `(num_answers, num_new_tokens)`.
         """
         if not questions:
-            raise ValueError("There is no question; give at least one.")
-        tails = [self._tokenize(question) for question in questions]
-        longest = max(map(len, tails))
-        # [beginning][padding][question]: what is kept stays in place, and all questions end together. Padding is never
-        # seen; it is of a token of the beginning, or a penalty of repetition would be of another token in padded rows.
-        pad_token_id = int(self.beginning["input_ids"][0, -1])
-        padded = torch.tensor([[pad_token_id] * (longest - len(tail)) + tail for tail in tails])
-        is_padding = torch.tensor([[1] * (longest - len(tail)) + [0] * len(tail) for tail in tails])
-        number, device = len(tails), self.model.device
-        beginning = {name: rows.expand(number, -1) for name, rows in self.beginning.items()}
-        padded, is_padding = padded.to(device), is_padding.to(device)
-        input_ids = torch.cat([beginning["input_ids"], padded], dim=1)
+            raise ValueError(f"`questions` is {questions!r}; give at least one question.")
         config, _ = self.model._prepare_generation_config(generation_config, **kwargs)
         if config.get_generation_mode(kwargs.get("assistant_model")) == GenerationMode.ASSISTED_GENERATION:
             raise ValueError(
-                "A session cannot have tokens guessed in advance: the library then overlooks what is kept, and "
-                "answers are wrong; leave out `prompt_lookup_num_tokens` and `assistant_model`."
+                "A session cannot use assisted generation, in which transformers ignores the cached scene and answers "
+                "are wrong; leave out `prompt_lookup_num_tokens` and `assistant_model`."
             )
+        inputs = self._batch_of([self._tokenize_after_prefix(question) for question in questions])
         cache = copy.deepcopy(self.cache)
-        cache.batch_repeat_interleave(number * max(config.num_beams, config.num_return_sequences))
+        cache.batch_repeat_interleave(len(questions) * max(config.num_beams, config.num_return_sequences))
         output = self.model.generate(
-            input_ids=input_ids,
-            attention_mask=torch.cat([torch.ones_like(beginning["input_ids"]), 1 - is_padding], dim=1),
-            mm_token_type_ids=torch.cat([beginning["mm_token_type_ids"], torch.zeros_like(padded)], dim=1),
-            image_grid_thw=self.image_grid_thw.repeat(number, 1),
+            **inputs,
+            image_grid_thw=self.image_grid_thw.repeat(len(questions), 1),
             past_key_values=cache,
             generation_config=generation_config,
-            # Without a cache the library would not know the scene either.
+            # The cache holds the scene, so it must be used.
             **(kwargs | {"use_cache": True, "return_dict_in_generate": False}),
         )
-        return output[:, input_ids.shape[1] :]
+        return output[:, inputs["input_ids"].shape[1] :]
+
+    def _batch_of(self, questions: list[list[int]]) -> dict[str, Tensor]:
+        """Put tokenized questions behind the prefix, one per row, as `[prefix][padding][question]`.
+
+        The prefix keeps the positions it has in the cache, and all questions end together. Padding is masked out. It
+        repeats a token of the prefix, because a repetition penalty would count any other token as seen.
+        """
+        longest, device = max(map(len, questions)), self.model.device
+        prefix = {name: row.expand(len(questions), -1) for name, row in self.prefix_inputs.items()}
+        pad_token_id = int(self.prefix_inputs["input_ids"][0, -1])
+        tokens = [[pad_token_id] * (longest - len(question)) + question for question in questions]
+        mask = [[0] * (longest - len(question)) + [1] * len(question) for question in questions]
+        tokens, mask = torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
+        return {
+            "input_ids": torch.cat([prefix["input_ids"], tokens], dim=1),
+            "attention_mask": torch.cat([torch.ones_like(prefix["input_ids"]), mask], dim=1),
+            "mm_token_type_ids": torch.cat([prefix["mm_token_type_ids"], torch.zeros_like(tokens)], dim=1),
+        }
 
     def _render(self, question: str) -> str:
         content = [{"type": "image"} for _ in range(self.num_images)] + [{"type": "text", "text": question}]
         conversation = [{"role": "user", "content": content}]
         return self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
 
-    def _tokenize(self, question: str) -> list[int]:
-        """What follows the last image. It begins behind a special token, so it is tokenized as in the whole text."""
+    def _tokenize_after_prefix(self, question: str) -> list[int]:
+        """Tokenize the text after the last image. It follows a special token, so its tokens are those of the whole."""
         rendered = self._render(question)
         if not rendered.startswith(self.prefix):
             raise ValueError(
-                "The chat template puts something of the question before the images, so nothing of them can be kept; "
-                "use one that begins with the images, such as `CHAT_TEMPLATE`."
+                "`chat_template` puts part of the question before the images, so they cannot be cached; use one that "
+                "begins with the images, such as `CHAT_TEMPLATE`."
             )
         tokens = self.processor.tokenizer(rendered[len(self.prefix) :], add_special_tokens=False)["input_ids"]
         if self.processor.image_token_id in tokens:
             raise ValueError(
-                f"The question contains `{self.processor.image_token}`, which stands for an image: {question!r}; ask "
-                "without it."
+                f"Question {question!r} contains the image placeholder `{self.processor.image_token}`; leave it out."
             )
         return tokens

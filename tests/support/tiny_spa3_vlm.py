@@ -1,4 +1,4 @@
-"""A tiny Spa3-VLM, its processor, and conversations about random photos, for all tests that need one."""
+"""A tiny Spa3-VLM, its processor, and conversations about random photos."""
 
 import numpy as np
 import PIL.Image
@@ -9,7 +9,7 @@ from spa3r import Spa3VLMForConditionalGeneration, Spa3VLMImageProcessor, Spa3VL
 from spa3r.configuration import Spa3VLMConfig, load_preset
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 
-# Fields of the configuration that make another model (paper Tab. 3 and 5).
+# Configuration fields of each variant of the model (paper Tab. 3 and 5).
 VARIANTS = {
     "paper": {},
     "append": {"fusion": "append"},
@@ -19,12 +19,12 @@ VARIANTS = {
 
 
 def tiny_config(**changes) -> Spa3VLMConfig:
-    """The preset `spa3-vlm-tiny` with some fields changed."""
+    """The preset `spa3-vlm-tiny`, with these fields changed."""
     return Spa3VLMConfig(**(load_preset("spa3-vlm-tiny") | changes))
 
 
 def tiny_model(seed: int = 0, **changes) -> Spa3VLMForConditionalGeneration:
-    """A model in eval mode with weights of a size that shows differences: what it says depends on the scene."""
+    """A model in eval mode whose random weights are large enough for its tokens to depend on the scene."""
     torch.manual_seed(seed)
     model = Spa3VLMForConditionalGeneration(tiny_config(**changes))
     with torch.no_grad():
@@ -35,23 +35,23 @@ def tiny_model(seed: int = 0, **changes) -> Spa3VLMForConditionalGeneration:
 
 
 def tiny_processor(**changes) -> Spa3VLMProcessor:
-    """A processor of images 56 pixels wide, with a tokenizer of bytes."""
+    """A processor with images of 56 pixels width and a byte tokenizer."""
     return Spa3VLMProcessor(Spa3VLMImageProcessor(image_width=56), byte_tokenizer(), **changes)
 
 
 def photo(seed: int, width: int = 64, height: int = 48) -> PIL.Image.Image:
-    """Noise."""
+    """A photo of random noise."""
     return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def conversation(images, question: str) -> list[dict]:
-    """One user's turn: images, then a question."""
+    """A conversation of one turn: images, then a question."""
     content = [{"type": "image", "image": image} for image in images]
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
 
 def prepare(processor: Spa3VLMProcessor, conversations, **kwargs) -> BatchFeature:
-    """Tensors of one conversation or of a padded batch of them, up to where the answer begins."""
+    """Model inputs of one conversation, or of a padded batch of them, up to the start of the answer."""
     return processor.apply_chat_template(
         conversations,
         tokenize=True,
@@ -62,9 +62,9 @@ def prepare(processor: Spa3VLMProcessor, conversations, **kwargs) -> BatchFeatur
     )
 
 
-# What of a batch is the scene's alone.
+# Inputs of the spatial encoder.
 GEOMETRY = ("pixel_values_geometry", "geometry_sizes")
-# Scenes of several numbers and sizes of views, some of which span fewer positions than tokens; and a text alone.
+# Scenes that differ in number and size of views, and a text alone. Some images span fewer positions than tokens.
 CONVERSATIONS = [
     conversation([photo(0, 48, 64), photo(1, 48, 64)], "How many?"),
     conversation([], "Hello."),
@@ -74,7 +74,7 @@ CONVERSATIONS = [
 
 
 def batch_of(model: Spa3VLMForConditionalGeneration, conversations=CONVERSATIONS, **kwargs) -> BatchFeature:
-    """Tensors as a model needs them; see `prepare`."""
+    """Model inputs of these conversations; see `prepare`."""
     return prepare(tiny_processor(num_appended_tokens=model.config.num_appended_tokens), conversations, **kwargs)
 
 
@@ -90,11 +90,18 @@ def views_of(inputs) -> list[torch.Tensor]:
 
 
 def geometry_of(views: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a processor makes of views of shape `(num_views, 3, height, width)`: the other way round."""
+    """The inverse of `views_of`, for views of shape `(num_views, 3, height, width)`."""
     sizes = torch.tensor([view.shape[1:] for view in views])
     return {"pixel_values_geometry": views.permute(0, 2, 3, 1).reshape(-1, 3), "geometry_sizes": sizes}
 
 
 def without(inputs, *names) -> dict[str, torch.Tensor]:
-    """The other inputs."""
+    """The inputs except these."""
     return {name: tensor for name, tensor in inputs.items() if name not in names}
+
+
+def assert_same_tensors(given, expected):
+    """Compare names, their order, and bits."""
+    assert list(given) == list(expected)
+    for name, tensor in given.items():
+        assert torch.equal(tensor, expected[name]), name

@@ -1,9 +1,10 @@
-"""Generation with Spa3-VLM, in all its ways: what it gives, and how often it looks at the images."""
+"""Generation with Spa3-VLM: its tokens in every decoding mode, and how often images are encoded."""
 
 import threading
 
 import pytest
 import torch
+from refusals import refused
 from tiny_spa3_vlm import (
     CONVERSATIONS,
     GEOMETRY,
@@ -18,44 +19,52 @@ from transformers import DynamicCache, StaticCache, TextIteratorStreamer, TextSt
 
 from spa3r import Spa3VLMForConditionalGeneration
 
-WAYS = {
+MODES = {
     "greedy": {},
     "no_cache": {"use_cache": False},
     "static_cache": {"cache_implementation": "static", "disable_compile": True},
     "chunked_prefill": {"prefill_chunk_size": 7},
-    "lookup": {"prompt_lookup_num_tokens": 2},
+    "prompt_lookup": {"prompt_lookup_num_tokens": 2},
 }
 NUM_TOKENS = 8
 
 
 def make_model(**changes) -> Spa3VLMForConditionalGeneration:
-    """A tiny model that does not stop before `NUM_TOKENS`, so that rows are of one length."""
+    """A tiny model that never stops before `NUM_TOKENS`, so all rows have one length."""
     model = tiny_model(**changes)
     model.generation_config.eos_token_id = None
     return model
 
 
 def generate(model, inputs, **kwargs) -> torch.Tensor:
-    """The new tokens, greedily unless told otherwise."""
+    """New tokens, greedy by default."""
     kwargs = {"max_new_tokens": NUM_TOKENS, "do_sample": False} | kwargs
     return model.generate(**inputs, **kwargs)[:, inputs["input_ids"].shape[1] :]
 
 
+def appended(inputs, tokens) -> dict[str, torch.Tensor]:
+    """The inputs with these tokens of text at their end."""
+    padding = (0, tokens.shape[1])
+    return {
+        **inputs,
+        "input_ids": torch.cat([inputs["input_ids"], tokens], dim=1),
+        "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], padding, value=1),
+        "mm_token_type_ids": torch.nn.functional.pad(inputs["mm_token_type_ids"], padding),
+    }
+
+
 @torch.no_grad()
 def append_greedily(model, inputs, number=NUM_TOKENS) -> torch.Tensor:
-    """New tokens without the library's loop and without a cache: one whole forward pass for each."""
+    """New tokens from one whole forward pass each, without `generate` and without a cache."""
     inputs = dict(inputs)
     for _ in range(number):
-        token = model(**inputs, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], token], dim=1)
-        for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
-            inputs[name] = torch.nn.functional.pad(inputs[name], (0, 1), value=value)
+        inputs = appended(inputs, model(**inputs, use_cache=False).logits[:, -1].argmax(-1, keepdim=True))
     return inputs["input_ids"][:, -number:]
 
 
 @pytest.fixture
 def calls(model, monkeypatch):
-    """How many images, and scenes, the encoders have seen."""
+    """Number of images of each call of the vision tower, and of views of each encoded scene."""
     seen = {"visual": [], "spatial_encoder": []}
     hooks = [
         model.model.vlm.visual.register_forward_hook(
@@ -75,18 +84,8 @@ def model():
     return make_model()
 
 
-@pytest.fixture(scope="module")
-def batch(model):
-    return batch_of(model)
-
-
-@pytest.fixture(scope="module")
-def scene(model):
-    return batch_of(model, CONVERSATIONS[0])
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_greedy_tokens_are_those_of_whole_forward_passes(variant):
+def test_greedy_tokens_equal_those_of_whole_forward_passes(variant):
     model = make_model(**VARIANTS[variant])
     inputs = batch_of(model)
     assert generate(model, inputs).tolist() == append_greedily(model, inputs).tolist()
@@ -97,18 +96,15 @@ def test_tokens_depend_on_the_geometry(model, scene):
     assert generate(model, scene).tolist() != generate(model, other).tolist()
 
 
-@pytest.mark.parametrize("way", ["greedy", "no_cache", "static_cache", "chunked_prefill"])
-def test_each_way_gives_the_greedy_tokens(way, model, batch):
-    assert generate(model, batch, **WAYS[way]).tolist() == append_greedily(model, batch).tolist()
-
-
-def test_prompt_lookup_gives_the_greedy_tokens(model, scene):
-    assert generate(model, scene, **WAYS["lookup"]).tolist() == append_greedily(model, scene).tolist()
+@pytest.mark.parametrize("mode", MODES)
+def test_every_decoding_mode_gives_the_greedy_tokens(mode, model, batch, scene):
+    inputs = scene if mode == "prompt_lookup" else batch  # which takes one row only
+    assert generate(model, inputs, **MODES[mode]).tolist() == append_greedily(model, inputs).tolist()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("num_return_sequences", [1, 3])
-def test_beams_of_a_batch_are_those_of_each_row(variant, num_return_sequences):
+def test_beams_of_a_batch_equal_those_of_its_rows(variant, num_return_sequences):
     model = make_model(**VARIANTS[variant])
     kwargs = {"num_beams": 3, "num_return_sequences": num_return_sequences}
     alone = [generate(model, batch_of(model, row), **kwargs).tolist() for row in CONVERSATIONS]
@@ -117,14 +113,11 @@ def test_beams_of_a_batch_are_those_of_each_row(variant, num_return_sequences):
 
 def test_the_best_beam_is_at_least_as_likely_as_the_greedy_tokens(model, scene):
     def score(tokens):
-        whole = torch.cat([scene["input_ids"], tokens], dim=1)
-        inputs = {**scene, "input_ids": whole, "attention_mask": torch.ones_like(whole)}
-        inputs["mm_token_type_ids"] = torch.nn.functional.pad(scene["mm_token_type_ids"], (0, tokens.shape[1]))
         with torch.no_grad():
-            predicted = model(**inputs).logits[:, -tokens.shape[1] - 1 : -1].log_softmax(-1)
+            predicted = model(**appended(scene, tokens)).logits[:, -tokens.shape[1] - 1 : -1].log_softmax(-1)
         return predicted.gather(2, tokens[..., None]).sum()
 
-    # With as many beams as this, the search is exhaustive.
+    # With one beam per word of the vocabulary, the search for two tokens is exhaustive.
     kwargs = {"max_new_tokens": 2}
     beams, greedy = generate(model, scene, num_beams=263, **kwargs), generate(model, scene, **kwargs)
     assert score(beams) >= score(greedy) - 1e-4
@@ -139,12 +132,10 @@ def test_sampled_tokens_are_drawn_from_the_logits(model, scene):
         with torch.no_grad():
             probabilities = model(**inputs).logits[:, -1].softmax(-1)
         assert torch.multinomial(probabilities, 1).item() == token
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], token[None, None]], dim=1)
-        for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
-            inputs[name] = torch.nn.functional.pad(inputs[name], (0, 1), value=value)
+        inputs = appended(inputs, token[None, None])
 
 
-def test_several_samples_of_a_batch_are_of_their_own_rows(model, batch):
+def test_samples_of_a_batch_come_from_the_logits_of_their_own_row(model, batch):
     kwargs = {"do_sample": True, "num_return_sequences": 3, "top_k": 0, "max_new_tokens": 2}
     output = model.generate(**batch, **kwargs, output_logits=True, return_dict_in_generate=True)
     with torch.no_grad():
@@ -154,17 +145,17 @@ def test_several_samples_of_a_batch_are_of_their_own_rows(model, batch):
 
 @pytest.mark.parametrize(
     "kwargs",
-    [*WAYS.values(), {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}],
-    ids=[*WAYS, "beams", "samples"],
+    [*MODES.values(), {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}],
+    ids=[*MODES, "beams", "samples"],
 )
-def test_images_are_seen_once_and_each_scene_by_itself(kwargs, model, calls):
+def test_every_image_and_scene_is_encoded_once(kwargs, model, calls):
     inputs = batch_of(model, CONVERSATIONS[0] if "prompt_lookup_num_tokens" in kwargs else CONVERSATIONS)
     generate(model, inputs, **kwargs)
     scenes = [2] if "prompt_lookup_num_tokens" in kwargs else [2, 1, 3]
     assert calls == {"visual": [sum(scenes)], "spatial_encoder": scenes}
 
 
-def test_a_model_in_training_mode_fuses_once_too():
+def test_generate_in_training_mode_fuses_once():
     model, fused = make_model().train(), []
     model.model.fusion.register_forward_hook(lambda *_: fused.append(1))
     generate(model, batch_of(model))
@@ -172,7 +163,7 @@ def test_a_model_in_training_mode_fuses_once_too():
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
-def test_latents_in_place_of_geometry_give_the_tokens_and_encode_nothing(kwargs, model, batch, calls):
+def test_latents_instead_of_geometry_give_the_same_tokens_and_encode_no_scene(kwargs, model, batch, calls):
     expected = generate(model, batch, **kwargs)
     latents = model.encode_scene(batch["pixel_values_geometry"], batch["geometry_sizes"], batch["num_views"])
     calls["spatial_encoder"].clear()
@@ -180,7 +171,7 @@ def test_latents_in_place_of_geometry_give_the_tokens_and_encode_nothing(kwargs,
     assert not calls["spatial_encoder"]
 
 
-def test_features_in_place_of_images_give_the_tokens_and_encode_nothing(model, batch, calls):
+def test_features_instead_of_images_give_the_same_tokens_and_encode_no_image(model, batch, calls):
     expected = generate(model, batch)
     text = ("input_ids", "attention_mask", "mm_token_type_ids")
     features = model.get_image_features(**without(batch, *text))
@@ -190,21 +181,19 @@ def test_features_in_place_of_images_give_the_tokens_and_encode_nothing(model, b
     assert not calls["visual"]
 
 
-# Going on from what a cache holds.
+# Conversations that continue from a cache.
 
 
 def longer(inputs, tokens, question):
-    """A conversation with its answer and another question: of the whole text, but without the images."""
-    added = torch.cat([tokens, torch.tensor([tiny_processor().tokenizer(question)["input_ids"]])], dim=1)
-    names = {"input_ids": 0, "attention_mask": 1, "mm_token_type_ids": 0}
-    padded = {n: torch.nn.functional.pad(inputs[n], (0, added.shape[1]), value=v) for n, v in names.items()}
-    padded["input_ids"][:, -added.shape[1] :] = added
-    return padded
+    """The whole text of a conversation with its answer and another question, without the images."""
+    text = {name: inputs[name] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    question = torch.tensor([tiny_processor().tokenizer(question)["input_ids"]])
+    return appended(appended(text, tokens), question)
 
 
 @pytest.mark.parametrize("between", ["nothing", "text", "another_scene"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_conversation_goes_on_from_its_cache(variant, between):
+def test_a_conversation_continues_from_its_cache(variant, between):
     model = make_model(**VARIANTS[variant])
     scene = batch_of(model, CONVERSATIONS[0])
     cache = DynamicCache(config=model.config.get_text_config())
@@ -217,7 +206,7 @@ def test_a_conversation_goes_on_from_its_cache(variant, between):
 
 
 @pytest.mark.parametrize("row", [0, 1], ids=["scene", "text"])
-def test_new_tokens_alone_go_on_from_the_cache_of_the_last_call(row, model, batch):
+def test_new_tokens_alone_continue_from_the_cache_of_the_last_call(row, model, batch):
     inputs = batch_of(model, CONVERSATIONS[row])
     generate(model, batch)
     cache = DynamicCache(config=model.config.get_text_config())
@@ -231,7 +220,7 @@ def test_new_tokens_alone_go_on_from_the_cache_of_the_last_call(row, model, batc
 
 
 @pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
-def test_a_text_with_a_cache_of_its_own_knows_nothing_of_images_before(cache_class, model, batch):
+def test_a_text_with_its_own_cache_ignores_earlier_images(cache_class, model, batch):
     text = batch_of(model, CONVERSATIONS[1])
     generate(model, batch)
     config = model.config.get_text_config()
@@ -239,7 +228,7 @@ def test_a_text_with_a_cache_of_its_own_knows_nothing_of_images_before(cache_cla
     assert generate(model, text, past_key_values=cache).equal(append_greedily(model, text))
 
 
-def test_a_text_can_be_given_as_embeddings(model, batch):
+def test_text_can_be_given_as_embeddings(model, batch):
     text = batch_of(model, CONVERSATIONS[1])
     generate(model, batch)
     inputs = {"inputs_embeds": model.get_input_embeddings()(text["input_ids"])}
@@ -260,10 +249,10 @@ def test_a_text_can_be_given_as_embeddings(model, batch):
     ],
     ids=["scene", "scene_without_mask", "text", "text_without_mask", "batch"],
 )
-def test_a_loop_by_hand_with_a_cache_gives_the_greedy_tokens(conversations, has_mask, model, batch):
+def test_a_hand_written_loop_with_a_cache_gives_the_greedy_tokens(conversations, has_mask, model, batch):
     inputs = batch_of(model, conversations)
     expected = append_greedily(model, inputs)
-    generate(model, batch)  # whatever this leaves behind
+    generate(model, batch)  # must leave nothing behind
     tokens, mask = [], inputs["attention_mask"]
     with torch.no_grad():
         output = model(**inputs, use_cache=True)
@@ -279,27 +268,32 @@ def test_a_loop_by_hand_with_a_cache_gives_the_greedy_tokens(conversations, has_
     assert torch.cat(tokens, dim=1).equal(expected)
 
 
-def test_images_are_not_added_to_a_cache_that_is_filled(model, scene):
+def with_images(inputs, scene):
+    return {**scene, **inputs}
+
+
+def without_token_types(inputs, scene):
+    return without(inputs, "mm_token_type_ids")
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [(with_images, ["`past_key_values`", "`pixel_values`", " 85 "]), (without_token_types, ["`mm_token_type_ids`"])],
+    ids=["the same images again", "no token types"],
+)
+def test_a_conversation_that_cannot_continue_its_cache_is_refused(change, named, model, scene):
     cache = DynamicCache(config=model.config.get_text_config())
     tokens = generate(model, scene, past_key_values=cache)
-    with pytest.raises(ValueError, match="Images cannot be added to `past_key_values` that hold 85 tokens"):
-        generate(model, {**scene, **longer(scene, tokens, " And?")}, past_key_values=cache)
+    with refused(*named):
+        generate(model, change(longer(scene, tokens, " And?"), scene), past_key_values=cache)
 
 
-def test_images_in_a_cache_need_their_positions_too(model, scene):
-    cache = DynamicCache(config=model.config.get_text_config())
-    tokens = generate(model, scene, past_key_values=cache)
-    whole = without(longer(scene, tokens, " And?"), "mm_token_type_ids")
-    with pytest.raises(ValueError, match="Images need `mm_token_type_ids`"):
-        generate(model, whole, past_key_values=cache)
-
-
-def test_new_images_behind_a_cache_of_text_are_refused(model, scene):
+def test_new_images_after_a_cached_text_are_refused(model, scene):
     cache = DynamicCache(config=model.config.get_text_config())
     text = batch_of(model, CONVERSATIONS[1])
     generate(model, text, past_key_values=cache)
     whole = {n: torch.cat([text[n], scene[n]], dim=1) for n in ("input_ids", "attention_mask", "mm_token_type_ids")}
-    with pytest.raises(ValueError, match="image placeholders, but there are no images"):
+    with refused("`input_ids`", "placeholders"):
         generate(model, {**whole, "image_grid_thw": scene["image_grid_thw"]}, past_key_values=cache)
 
 
@@ -312,7 +306,7 @@ def test_a_streamer_prints_the_answer(model, scene, capsys):
     assert capsys.readouterr().out.strip("\n") == tokenizer.decode(tokens[0]).strip("\n")
 
 
-def test_a_streamer_gives_the_answer_piece_by_piece(model, scene):
+def test_an_iterating_streamer_yields_the_answer(model, scene):
     tokenizer = tiny_processor().tokenizer
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
     thread = threading.Thread(target=generate, args=(model, scene), kwargs={"streamer": streamer})

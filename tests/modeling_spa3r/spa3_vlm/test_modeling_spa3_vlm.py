@@ -1,7 +1,8 @@
-"""Spa3-VLM: what its answers depend on, what trains, how it is saved and loaded, what it refuses."""
+"""The model: equality with the base VLM, batches, latents, checkpoints, training, attention and devices."""
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from tiny_spa3_vlm import (
     CONVERSATIONS,
@@ -18,11 +19,7 @@ from tiny_spa3_vlm import (
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
 from transformers.cache_utils import StaticCache
 
-from spa3r import (
-    Spa3RForPreTraining,
-    Spa3VLMForConditionalGeneration,
-    Spa3VLMModel,
-)
+from spa3r import Spa3RForPreTraining, Spa3VLMForConditionalGeneration, Spa3VLMModel
 from spa3r.configuration import Spa3VLMConfig
 
 
@@ -32,7 +29,7 @@ def logits(model, **inputs):
 
 
 def rows(inputs, tensor):
-    """What belongs to each row's tokens, without the padding."""
+    """The entries of each row's tokens, without padding."""
     return [row[mask.bool()] for row, mask in zip(tensor, inputs["attention_mask"], strict=True)]
 
 
@@ -43,29 +40,14 @@ def gradients(model, **inputs):
 
 
 def qwen_of(model):
-    """The vision-language model by itself, with the same weights."""
+    """The base VLM with the same weights."""
     qwen = Qwen2_5_VLForConditionalGeneration._from_config(model.config.vlm_config, dtype=model.dtype).eval()
     qwen.model.load_state_dict(model.model.vlm.state_dict())
     qwen.lm_head.load_state_dict(model.lm_head.state_dict())
     return qwen
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def batch(model):
-    return batch_of(model)
-
-
-@pytest.fixture(scope="module")
-def scene(model):
-    return batch_of(model, CONVERSATIONS[0])
-
-
-# A fresh adapter is silent.
+# The base VLM.
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +58,7 @@ def fresh():
 
 @pytest.fixture(scope="module")
 def without_adapter(fresh, tmp_path_factory):
-    """A checkpoint of everything but the adapter."""
+    """A checkpoint without the weights of the adapter."""
     folder = tmp_path_factory.mktemp("without_adapter")
     fresh.save_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
@@ -87,13 +69,13 @@ def without_adapter(fresh, tmp_path_factory):
 
 
 @torch.no_grad()
-def assert_silent(model, batch):
+def assert_logits_of_base_vlm(model, batch):
     expected = qwen_of(model)(**without(batch, *GEOMETRY, "num_views")).logits
     assert torch.equal(model(**batch).logits, expected)
 
 
-def test_a_fresh_adapter_leaves_the_logits_of_the_base_model(fresh, batch):
-    assert_silent(fresh, batch)
+def test_a_fresh_adapter_leaves_the_logits_of_the_base_vlm(fresh, batch):
+    assert_logits_of_base_vlm(fresh, batch)
 
 
 @pytest.mark.parametrize(
@@ -101,13 +83,13 @@ def test_a_fresh_adapter_leaves_the_logits_of_the_base_model(fresh, batch):
     [{}, {"device_map": {"": "cpu"}}, {"dtype": torch.bfloat16}, {"dtype": "auto", "device_map": "auto"}],
     ids=["plain", "device_map", "bfloat16", "auto"],
 )
-def test_an_adapter_missing_in_a_checkpoint_is_silent(without_adapter, batch, kwargs):
+def test_an_adapter_missing_from_a_checkpoint_leaves_the_logits_of_the_base_vlm(without_adapter, batch, kwargs):
     model, info = Spa3VLMForConditionalGeneration.from_pretrained(without_adapter, output_loading_info=True, **kwargs)
     assert {name.split(".")[1] for name in info["missing_keys"]} == {"fusion"}
-    assert_silent(model, batch)
+    assert_logits_of_base_vlm(model, batch)
 
 
-def test_an_adapter_built_on_the_meta_device_is_silent(fresh, batch):
+def test_an_adapter_built_on_the_meta_device_leaves_the_logits_of_the_base_vlm(fresh, batch):
     with torch.device("meta"):
         model = Spa3VLMForConditionalGeneration(fresh.config)
     model.to_empty(device="cpu")
@@ -115,33 +97,33 @@ def test_an_adapter_built_on_the_meta_device_is_silent(fresh, batch):
     assert model.model.fusion.adapter.fc2.weight.eq(0).all()
     weights = {name: tensor for name, tensor in fresh.state_dict().items() if ".fusion." not in name}
     model.load_state_dict(weights, strict=False)
-    assert_silent(model.eval(), batch)
+    assert_logits_of_base_vlm(model.eval(), batch)
 
 
-def test_an_adapter_with_weights_changes_the_logits(model, batch):
-    silent = qwen_of(model)(**without(batch, *GEOMETRY, "num_views")).logits
-    for row, expected in zip(rows(batch, logits(model, **batch)), rows(batch, silent), strict=True):
-        has_images = len(row) != len(rows(batch, silent)[1])
-        assert (row - expected).abs().max() > 0.1 if has_images else torch.equal(row, expected)
+def test_a_trained_adapter_changes_the_logits_of_rows_with_images(model, batch):
+    base = logits(qwen_of(model), **without(batch, *GEOMETRY, "num_views"))
+    pairs = zip(batch["num_views"], rows(batch, logits(model, **batch)), rows(batch, base), strict=True)
+    for num_views, row, expected in pairs:
+        assert (row - expected).abs().max() > 0.1 if num_views else torch.equal(row, expected)
 
 
-def test_without_fusion_the_model_is_the_base_model(batch):
+def test_without_fusion_the_logits_are_those_of_the_base_vlm(batch):
     model = tiny_model(fusion="none")
     assert model.model.spatial_encoder is None
-    assert_silent(model, batch)
+    assert_logits_of_base_vlm(model, batch)
 
 
-def test_without_geometry_the_model_is_the_base_model(model, batch):
+def test_without_geometry_the_logits_are_those_of_the_base_vlm(model, batch):
     plain = without(batch, *GEOMETRY, "num_views")
     assert torch.equal(logits(model, **plain), logits(qwen_of(model), **plain))
 
 
-# A row of a batch is the row alone.
+# Batches and fusion.
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_each_row_of_a_batch_is_the_row_alone(variant, padding_side):
+def test_each_row_of_a_batch_equals_the_row_alone(variant, padding_side):
     model = tiny_model(**VARIANTS[variant])
     batch = batch_of(model, padding_side=padding_side)
     for row, alone in zip(rows(batch, logits(model, **batch)), CONVERSATIONS, strict=True):
@@ -149,7 +131,7 @@ def test_each_row_of_a_batch_is_the_row_alone(variant, padding_side):
 
 
 @pytest.mark.parametrize("variant", ["paper", "append", "vggt"])
-def test_a_scene_sees_nothing_of_the_others(variant):
+def test_a_row_does_not_depend_on_the_images_of_other_rows(variant):
     model = tiny_model(**VARIANTS[variant])
     others = [conversation([photo(7, 90, 40)] * 3, "Where?")]
     batch, changed = batch_of(model), batch_of(model, [*CONVERSATIONS[:3], *others])
@@ -159,7 +141,7 @@ def test_a_scene_sees_nothing_of_the_others(variant):
 
 
 @pytest.mark.parametrize("variant", ["paper", "append", "vggt"])
-def test_the_geometry_of_a_scene_changes_its_own_row_only(variant):
+def test_the_geometry_of_a_scene_changes_only_its_own_row(variant):
     model = tiny_model(**VARIANTS[variant])
     batch = batch_of(model)
     geometry = batch["pixel_values_geometry"].clone()
@@ -170,7 +152,7 @@ def test_the_geometry_of_a_scene_changes_its_own_row_only(variant):
     assert difference[0] > 0.1 and difference[1:].max() < 1e-6
 
 
-def test_latents_are_queried_by_image_tokens_as_the_paper_says(model):
+def test_cross_attention_fusion_computes_the_equations_of_the_paper(model):
     fusion, size = model.model.fusion, model.config.get_text_config().hidden_size
     generator = torch.Generator().manual_seed(0)
     tokens, latents = torch.randn(6, size, generator=generator), torch.randn(8, 32, generator=generator)
@@ -190,7 +172,7 @@ def test_latents_are_queried_by_image_tokens_as_the_paper_says(model):
     torch.testing.assert_close(fusion([tokens], [latents])[0], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_appended_latents_stand_where_their_placeholders_are():
+def test_appended_latents_follow_the_last_image():
     model = tiny_model(fusion="append")
     scene = batch_of(model, CONVERSATIONS[0])
     features = model.get_image_features(**without(scene, "input_ids", "attention_mask", "mm_token_type_ids"))
@@ -199,7 +181,7 @@ def test_appended_latents_stand_where_their_placeholders_are():
     torch.testing.assert_close(features.pooler_output[1][4:], model.model.fusion.projector(latents))
 
 
-def test_vggt_in_the_place_of_spa3r_gives_the_tokens_of_all_views_before_the_last_layer(scene):
+def test_vggt_latents_are_the_tokens_of_all_views_before_the_last_layer(scene):
     model = tiny_model(spatial_representation="vggt")
     height, width = scene["geometry_sizes"][0].tolist()
     expected = []
@@ -216,17 +198,17 @@ def test_vggt_in_the_place_of_spa3r_gives_the_tokens_of_all_views_before_the_las
     assert latents.shape[1] == 2 * (height // 14) * (width // 14)
 
 
-# A scene can be encoded once.
+# Scenes that are encoded once.
 
 
-def test_an_encoded_scene_is_what_the_model_itself_uses(model, scene):
+def test_encoded_latents_give_the_logits_of_the_geometry(model, scene):
     latents = model.encode_scene(*(scene[name] for name in GEOMETRY))
     assert latents.shape == (1, 8, 32)
     expected = logits(model, **scene)
     assert torch.equal(logits(model, **without(scene, *GEOMETRY), spatial_latents=latents), expected)
 
 
-def test_encoded_scenes_come_back_from_a_file_the_same(model, batch, tmp_path):
+def test_latents_saved_to_a_file_give_the_same_logits(model, batch, tmp_path):
     latents = model.encode_scene(batch["pixel_values_geometry"], batch["geometry_sizes"], batch["num_views"])
     assert latents.shape == (3, 8, 32)  # none of the row without images
     save_file({"spatial_latents": latents}, tmp_path / "scenes.safetensors")
@@ -234,20 +216,20 @@ def test_encoded_scenes_come_back_from_a_file_the_same(model, batch, tmp_path):
     assert torch.equal(logits(model, **without(batch, *GEOMETRY), **loaded), logits(model, **batch))
 
 
-def test_latents_in_another_precision_are_taken_as_the_model_is(batch):
+def test_latents_are_cast_to_the_dtype_of_the_model(batch):
     model = tiny_model().bfloat16()
     latents = model.encode_scene(batch["pixel_values_geometry"], batch["geometry_sizes"], batch["num_views"])
     expected = logits(model, **batch)
     assert torch.equal(logits(model, **without(batch, *GEOMETRY), spatial_latents=latents.float()), expected)
 
 
-def test_given_latents_win_over_the_geometry_that_a_processor_returns(model, scene):
+def test_given_latents_take_precedence_over_geometry(model, scene):
     latents = model.encode_scene(1 - scene["pixel_values_geometry"], scene["geometry_sizes"])
     expected = logits(model, **without(scene, *GEOMETRY), spatial_latents=latents)
     assert torch.equal(logits(model, **scene, spatial_latents=latents), expected)
 
 
-# Saved and loaded.
+# Checkpoints.
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +250,7 @@ def test_auto_classes_load_a_folder_exactly(model, checkpoint):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
 
 
-def test_auto_model_loads_all_but_the_head(model, checkpoint):
+def test_auto_model_loads_a_checkpoint_with_a_head(model, checkpoint):
     loaded, info = AutoModel.from_pretrained(checkpoint, output_loading_info=True)
     assert type(loaded) is Spa3VLMModel
     assert not any(info.values())
@@ -276,14 +258,14 @@ def test_auto_model_loads_all_but_the_head(model, checkpoint):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
 
 
-def test_a_checkpoint_of_the_base_goes_into_the_model_with_a_head(model, tmp_path):
+def test_a_checkpoint_without_a_head_loads_into_the_model_with_a_head(model, tmp_path):
     model.model.save_pretrained(tmp_path)
     loaded, info = Spa3VLMForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert info["missing_keys"] == {"lm_head.weight"} and not info["unexpected_keys"]
     assert torch.equal(loaded.model.fusion.gate.weight, model.model.fusion.gate.weight)
 
 
-def test_names_in_a_checkpoint_are_those_of_the_modules(model, checkpoint):
+def test_a_checkpoint_has_the_names_of_the_modules(model, checkpoint):
     names = set(load_file(checkpoint / "model.safetensors"))
     assert names == set(model.state_dict())
     parts = {".".join(name.split(".")[: 3 if "vlm" in name else 2]) for name in names}
@@ -329,7 +311,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(auto_class, other, mode
         Spa3RForPreTraining(model.config.spatial_config).save_pretrained(tmp_path)
     else:
         qwen_of(model).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"holds a `{other}` model, not `spa3_vlm`"):
+    with refused(f"`{other}`", "`spa3_vlm`"):
         auto_class.from_pretrained(tmp_path)
 
 
@@ -349,7 +331,7 @@ def test_the_loss_is_the_cross_entropy_of_the_next_token(model, labelled):
     torch.testing.assert_close(model(**labelled).loss.double(), -probabilities.mean(), atol=1e-5, rtol=0)
 
 
-def test_the_loss_can_be_weighed_by_the_tokens_of_several_batches(model, labelled):
+def test_the_loss_can_be_averaged_over_the_tokens_of_several_batches(model, labelled):
     assert model.accepts_loss_kwargs
     number = (labelled["labels"][:, 1:] >= 0).sum()
     loss = model(**labelled, num_items_in_batch=torch.tensor(1000)).loss
@@ -357,7 +339,7 @@ def test_the_loss_can_be_weighed_by_the_tokens_of_several_batches(model, labelle
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_frozen_encoders_get_no_gradient_and_all_else_does(variant):
+def test_all_weights_but_the_frozen_encoders_get_a_gradient(variant):
     model = tiny_model(**VARIANTS[variant]).train()
     model.freeze_encoders()
     inputs = batch_of(model)
@@ -384,7 +366,7 @@ def test_gradient_checkpointing_changes_no_gradient(labelled):
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-5)
 
 
-def test_text_alone_trains_the_language_model_alone(model):
+def test_text_without_images_trains_only_the_language_model(model):
     inputs = batch_of(model, CONVERSATIONS[1])
     trained = gradients(model, **inputs, labels=inputs["input_ids"])
     assert {name.split(".")[0] if "lm_head" in name else name.split(".")[2] for name in trained} == {
@@ -424,12 +406,12 @@ EAGER = dict.fromkeys(("text", "vision", "spa3r", "vggt", "fusion"), "eager")
         ),
     ],
 )
-def test_each_part_gets_the_attention_asked_for(asked, expected, checkpoint):
+def test_each_submodule_gets_its_attention_implementation(asked, expected, checkpoint):
     loaded = Spa3VLMForConditionalGeneration.from_pretrained(checkpoint, attn_implementation=asked)
     assert implementations(loaded) == expected
 
 
-def test_attention_can_be_changed_afterwards(checkpoint):
+def test_the_attention_implementation_can_be_changed_after_loading(checkpoint):
     loaded = Spa3VLMForConditionalGeneration.from_pretrained(checkpoint)
     loaded.set_attn_implementation("eager")
     assert implementations(loaded) == EAGER
@@ -442,8 +424,8 @@ def test_eager_attention_equals_sdpa(model, batch, checkpoint):
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
-def test_flash_attention_that_is_not_installed_is_asked_for_in_vain(checkpoint):
-    with pytest.raises(ImportError, match="FlashAttention2"):
+def test_flash_attention_is_refused_where_it_is_not_installed(checkpoint):
+    with refused("FlashAttention2", error=ImportError):
         Spa3VLMForConditionalGeneration.from_pretrained(checkpoint, attn_implementation="flash_attention_2")
 
 
@@ -465,7 +447,7 @@ def test_autocast_is_close_to_float32(model, batch):
         assert torch.cosine_similarity(half.float(), full, dim=-1).min() > 0.98
 
 
-def test_a_model_spread_over_memory_and_disk_answers_the_same(model, batch, checkpoint, tmp_path):
+def test_a_model_spread_over_memory_and_disk_gives_the_same_logits(model, batch, checkpoint, tmp_path):
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     spread = Spa3VLMForConditionalGeneration.from_pretrained(
         checkpoint, device_map="auto", max_memory={"cpu": 3 * size // 4}, offload_folder=tmp_path
@@ -474,11 +456,11 @@ def test_a_model_spread_over_memory_and_disk_answers_the_same(model, batch, chec
     torch.testing.assert_close(logits(spread, **batch), logits(model, **batch), atol=1e-5, rtol=0)
 
 
-def test_layers_and_fusion_are_kept_whole_when_a_model_is_spread_over_devices(model):
+def test_no_layer_is_split_between_devices(model):
     accelerate = pytest.importorskip("accelerate")
     whole = ("Block", "DecoderLayer", "Fusion")
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    # Wherever the border between two devices lies.
+    # For many borders between the two devices.
     for first in range(size // 20, size, size // 20):
         devices = accelerate.infer_auto_device_map(
             model, max_memory={0: first, 1: size}, no_split_module_classes=model._no_split_modules
@@ -488,7 +470,7 @@ def test_layers_and_fusion_are_kept_whole_when_a_model_is_spread_over_devices(mo
                 assert not [key for key in devices if key.startswith(f"{name}.")]
 
 
-def test_a_step_of_the_decoder_compiles_whole(model, scene):
+def test_a_decoding_step_compiles_without_graph_breaks(model, scene):
     def step(run):
         cache = StaticCache(config=model.config.get_text_config(), max_cache_len=128)
         with torch.no_grad():
@@ -502,40 +484,40 @@ def test_a_step_of_the_decoder_compiles_whole(model, scene):
     torch.testing.assert_close(step(compiled), step(model), atol=1e-5, rtol=0)
 
 
-def test_text_alone_compiles_whole(model):
+def test_text_without_images_compiles_without_graph_breaks(model):
     inputs = batch_of(model, CONVERSATIONS[1])
     compiled = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=0)
 
 
-def test_outputs_can_be_a_tuple(model, scene):
+def test_return_dict_false_returns_a_tuple(model, scene):
     output, as_tuple = model(**scene, use_cache=False), model(**scene, use_cache=False, return_dict=False)
     assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], output.logits)
 
 
-def test_a_configuration_can_ask_for_tuples(scene):
+def test_return_dict_false_in_the_configuration_returns_a_tuple(scene):
     model = tiny_model()
     expected = logits(model, **scene)
     model.config.return_dict = False
     assert torch.equal(model(**scene)[0], expected)
 
 
-def test_hidden_states_and_attentions_can_be_had(scene, checkpoint):
+def test_hidden_states_and_attentions_are_returned_on_request(scene, checkpoint):
     model = Spa3VLMForConditionalGeneration.from_pretrained(checkpoint, attn_implementation="eager")
     output = model(**scene, output_hidden_states=True, output_attentions=True)
     assert (len(output.hidden_states), len(output.attentions)) == (3, 2)
 
 
-def test_logits_of_the_last_positions_can_be_had_alone(model, scene):
+def test_logits_to_keep_selects_positions(model, scene):
     everything = logits(model, **scene)
     torch.testing.assert_close(logits(model, **scene, logits_to_keep=3), everything[:, -3:])
     torch.testing.assert_close(logits(model, **scene, logits_to_keep=torch.tensor([1, 5])), everything[:, [1, 5]])
 
 
 @pytest.mark.parametrize("variant", ["paper", "append", "vggt"])
-def test_a_text_alone_gives_the_adapter_a_gradient_of_zero_in_training(variant):
-    # Processes that train together reduce the gradients of the same weights, whatever is in their batches.
+def test_text_without_images_gives_the_adapter_a_zero_gradient_in_training(variant):
+    # Ranks reduce the gradients of the same weights, whatever is in their batches.
     model = tiny_model(**VARIANTS[variant]).train()
     text = batch_of(model, CONVERSATIONS[1])
     loss = model(**text, labels=text["input_ids"]).loss

@@ -1,8 +1,7 @@
-"""Text, images and videos in one call: what is returned, for whom, in which order, and what is refused."""
+"""The processor: text, images, videos, conversations, saving, and refusals."""
 
 import base64
 import copy
-import re
 import subprocess
 import sys
 import textwrap
@@ -12,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from jinja2 import TemplateError
-from tiny_spa3_vlm import conversation, photo, prepare, tiny_processor, views_of
+from refusals import refused
+from tiny_spa3_vlm import assert_same_tensors, conversation, photo, prepare, tiny_processor, views_of
 from tiny_videos import numbers_of, write_video
 from tokenizers import Tokenizer, models
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast
@@ -25,13 +25,8 @@ IMAGE = START + PAD + END
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 TEXT_NAMES = ["input_ids", "attention_mask", "mm_token_type_ids"]
 IMAGE_NAMES = ["pixel_values", "image_grid_thw", "pixel_values_geometry", "geometry_sizes", "num_views"]
-# Features of a photo of 64 x 48 pixels: 56 x 28 of it are 2 squares of 2 x 2 patches; of one of 48 x 64, 4.
+# Features of a photo of 64 x 48 pixels, of which the vision tower gets 56 x 28; and of one of 48 x 64 pixels.
 WIDE, HIGH = 2, 4
-
-
-@pytest.fixture(scope="module")
-def processor() -> Spa3VLMProcessor:
-    return tiny_processor()
 
 
 @pytest.fixture(scope="module")
@@ -40,32 +35,26 @@ def video(tmp_path_factory):
 
 
 def text_of(processor, inputs: BatchFeature) -> list[str]:
-    """What the tokens of each row say, without padding."""
+    """Decoded text of each row, without padding."""
     rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     return [processor.tokenizer.decode(ids[mask == 1]) for ids, mask in rows]
 
 
 def shades(inputs: BatchFeature) -> list[int]:
-    """Which frames of a video each image is."""
+    """Index in the video of each image."""
     return numbers_of(np.uint8(255 * view.permute(1, 2, 0).numpy()) for view in views_of(inputs))
-
-
-def assert_equal(given, expected):
-    assert list(given) == list(expected)
-    for name, tensor in given.items():
-        assert torch.equal(tensor, expected[name]), name
 
 
 # Images and text.
 
 
-def test_text_and_images_give_all_that_the_model_takes(processor):
+def test_text_and_images_give_the_model_inputs(processor):
     inputs = processor(images=photo(0), text=IMAGE + "How many?", return_tensors="pt")
     assert list(inputs) == TEXT_NAMES + IMAGE_NAMES
     assert set(inputs) == set(processor.model_input_names)
 
 
-def test_each_placeholder_becomes_one_for_each_feature_of_its_image(processor):
+def test_a_placeholder_is_repeated_for_each_feature_of_its_image(processor):
     images = [photo(0, 64, 48), photo(1, 48, 64)]
     inputs = processor(images=images, text=f"{IMAGE}and{IMAGE}?", return_tensors="pt")
     assert text_of(processor, inputs) == [f"{START}{PAD * WIDE}{END}and{START}{PAD * HIGH}{END}?"]
@@ -76,10 +65,12 @@ def test_token_types_tell_placeholders_from_text(processor):
     assert inputs["mm_token_type_ids"].tolist() == [[0, 0, *[1] * WIDE, 0, 0]]
 
 
-def test_images_are_those_of_the_image_processor(processor):
+def test_images_equal_those_of_the_image_processor(processor):
     scenes = [[photo(0), photo(1)], [photo(2, 48, 64)]]
     inputs = processor(images=scenes, text=[IMAGE * 2, IMAGE], padding=True, return_tensors="pt")
-    assert_equal({name: inputs[name] for name in IMAGE_NAMES}, processor.image_processor(scenes, return_tensors="pt"))
+    assert_same_tensors(
+        {name: inputs[name] for name in IMAGE_NAMES}, processor.image_processor(scenes, return_tensors="pt")
+    )
 
 
 def test_text_alone_gives_text_alone(processor):
@@ -96,16 +87,18 @@ def test_images_alone_give_one_scene(processor):
     assert list(inputs) == IMAGE_NAMES and inputs["num_views"].tolist() == [2]
 
 
-def test_images_in_one_list_are_dealt_to_rows_by_their_placeholders(processor):
+def test_a_flat_list_of_images_is_split_by_the_placeholders_of_each_row(processor):
     photos = [photo(index) for index in range(3)]
     text = [IMAGE * 2, "none here", IMAGE]
     flat = processor(images=photos, text=text, padding=True, return_tensors="pt")
     assert flat["num_views"].tolist() == [2, 0, 1]
-    assert_equal(flat, processor(images=[photos[:2], [], photos[2:]], text=text, padding=True, return_tensors="pt"))
+    assert_same_tensors(
+        flat, processor(images=[photos[:2], [], photos[2:]], text=text, padding=True, return_tensors="pt")
+    )
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_is_its_rows_one_by_one(side, processor):
+def test_a_batch_equals_its_rows(side, processor):
     conversations = [
         conversation([photo(0), photo(1)], "How many chairs are there?"),
         conversation([], "Hello."),
@@ -125,8 +118,8 @@ def test_a_batch_is_its_rows_one_by_one(side, processor):
     assert batch["num_views"].tolist() == [2, 0, 1]
 
 
-def test_trls_collator_gets_what_it_asks_for(processor):
-    # Texts that hold the marks of a conversation already, padded on the right.
+def test_the_call_of_trls_collator_works(processor):
+    # It passes rendered conversations and pads on the right.
     inputs = processor(
         images=[[photo(0)], []],
         text=[f"<|im_start|>user\n{IMAGE}What?<|im_end|>\n", "<|im_start|>user\nHello.<|im_end|>\n"],
@@ -142,21 +135,16 @@ def test_trls_collator_gets_what_it_asks_for(processor):
     assert inputs["attention_mask"][:, 0].tolist() == [1, 1] and inputs["attention_mask"][1, -1] == 0
 
 
-def test_options_reach_tokenizer_and_image_processor(processor):
-    inputs = processor(
-        images=photo(0), text=IMAGE, padding="max_length", max_length=20, image_width=84, return_tensors="pt"
-    )
-    assert inputs["input_ids"].shape == (1, 20) and inputs["geometry_sizes"].tolist() == [[56, 84]]
-
-
-def test_options_can_be_told_apart_by_what_they_are_for(processor):
-    inputs = processor(
-        images=photo(0),
-        text=IMAGE,
-        text_kwargs={"padding": "max_length", "max_length": 20},
-        images_kwargs={"image_width": 84},
-        return_tensors="pt",
-    )
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "max_length", "max_length": 20, "image_width": 84},
+        {"text_kwargs": {"padding": "max_length", "max_length": 20}, "images_kwargs": {"image_width": 84}},
+    ],
+    ids=["flat", "nested"],
+)
+def test_options_reach_tokenizer_and_image_processor(options, processor):
+    inputs = processor(images=photo(0), text=IMAGE, return_tensors="pt", **options)
     assert inputs["input_ids"].shape == (1, 20) and inputs["geometry_sizes"].tolist() == [[56, 84]]
 
 
@@ -167,10 +155,10 @@ def test_text_after_the_images_can_be_truncated(processor):
     assert text_of(processor, inputs) == [f"{START}{PAD * WIDE}{END}ab"]
 
 
-# Latents that are appended to the text.
+# Latents that are appended to the image tokens.
 
 
-def test_latents_get_placeholders_after_the_last_image_of_their_scene():
+def test_placeholders_of_latents_follow_the_last_image_of_their_scene():
     processor = tiny_processor(num_appended_tokens=3)
     text = [f"{IMAGE}and{IMAGE}?", "none", f"{IMAGE}!"]
     inputs = processor(images=[photo(index) for index in range(3)], text=text, padding=True, return_tensors="pt")
@@ -179,7 +167,7 @@ def test_latents_get_placeholders_after_the_last_image_of_their_scene():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_placeholders_of_latents_are_of_the_type_of_text(side):
+def test_placeholders_of_latents_have_the_token_type_of_text(side):
     processor = tiny_processor(num_appended_tokens=3)
     text = [f"{IMAGE}{IMAGE}?", "none", f"{IMAGE}!"]
     images = [photo(index) for index in range(3)]
@@ -193,7 +181,7 @@ def test_placeholders_of_latents_are_of_the_type_of_text(side):
 # Conversations.
 
 
-def test_a_conversation_is_rendered_as_qwen_does(processor):
+def test_a_conversation_is_rendered_in_qwens_format(processor):
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]},
         {"role": "assistant", "content": "Two."},
@@ -205,21 +193,21 @@ def test_a_conversation_is_rendered_as_qwen_does(processor):
     )
 
 
-def test_a_system_message_of_its_own_replaces_the_usual_one(processor):
+def test_a_system_message_replaces_the_default_one(processor):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}]
     expected = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi.<|im_end|>\n"
     assert processor.apply_chat_template(messages) == expected
 
 
 @pytest.mark.parametrize("content", ["There are", [{"type": "text", "text": "There are"}]], ids=["string", "parts"])
-def test_an_answer_that_was_begun_can_be_continued(content, processor):
+def test_the_start_of_an_answer_can_be_continued(content, processor):
     messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": content}]
     text = processor.apply_chat_template(messages, continue_final_message=True)
     assert text == f"{SYSTEM}<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\nThere are"
 
 
 @pytest.mark.parametrize("key", ["image", "path", "url", "base64", "image_url"])
-def test_an_image_can_be_named_in_every_way_of_a_conversation(key, processor, tmp_path):
+def test_every_key_for_an_image_works(key, processor, tmp_path):
     photo(0).save(tmp_path / "photo.png")
     file = BytesIO()
     photo(0).save(file, "png")
@@ -232,17 +220,17 @@ def test_an_image_can_be_named_in_every_way_of_a_conversation(key, processor, tm
         "image_url": {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{in_base64}"}},
     }[key]
     messages = [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]
-    assert_equal(prepare(processor, messages), prepare(processor, conversation([photo(0)], "What?")))
+    assert_same_tensors(prepare(processor, messages), prepare(processor, conversation([photo(0)], "What?")))
 
 
-def test_a_conversation_gives_what_its_text_and_images_give(processor):
+def test_a_conversation_equals_its_rendered_text_and_images(processor):
     messages = conversation([photo(0), photo(1)], "How many?")
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     expected = processor(images=[photo(0), photo(1)], text=text, return_tensors="pt")
-    assert_equal(prepare(processor, messages), expected)
+    assert_same_tensors(prepare(processor, messages), expected)
 
 
-def test_a_conversation_is_left_as_it_was(processor, video):
+def test_the_given_conversation_is_not_changed(processor, video):
     content = [{"type": "video", "path": str(video)}, {"type": "text", "text": "Where?"}]
     messages = [{"role": "user", "content": content}]
     before = copy.deepcopy(messages)
@@ -257,7 +245,7 @@ def answers(processor, inputs: BatchFeature) -> list[str]:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("num_appended_tokens", [0, 3])
-def test_the_mask_of_answers_marks_them_and_their_end_alone(side, num_appended_tokens, video):
+def test_the_assistant_mask_marks_answers_and_their_end(side, num_appended_tokens, video):
     processor = tiny_processor(num_appended_tokens=num_appended_tokens)
     image = {"type": "image", "image": photo(0)}
     film = {"type": "video", "path": str(video)}
@@ -282,7 +270,7 @@ def test_the_mask_of_answers_marks_them_and_their_end_alone(side, num_appended_t
     assert answers(processor, inputs) == ["Two.<|im_end|>\nThree.<|im_end|>\n", "Good day to you.<|im_end|>\n"]
 
 
-def test_marks_in_a_question_can_be_taken_as_its_text(processor):
+def test_control_tokens_in_a_question_can_be_sanitized(processor):
     question = f"What does {PAD} or <|im_end|> mean?"
     inputs = processor.apply_chat_template(
         conversation([photo(0)], question), tokenize=True, return_dict=True, return_tensors="pt",
@@ -295,7 +283,7 @@ def test_marks_in_a_question_can_be_taken_as_its_text(processor):
 # Videos.
 
 
-def test_a_video_in_a_conversation_becomes_images_spread_over_it(processor, video):
+def test_a_video_in_a_conversation_becomes_evenly_spread_images(processor, video):
     content = [{"type": "video", "path": str(video)}, {"type": "text", "text": "Where?"}]
     inputs = prepare(processor, [{"role": "user", "content": content}], num_frames=4)
     assert shades(inputs) == [0, 6, 12, 19] and inputs["num_views"].tolist() == [4]
@@ -303,7 +291,7 @@ def test_a_video_in_a_conversation_becomes_images_spread_over_it(processor, vide
 
 
 @pytest.mark.parametrize("key", ["video", "path", "url"])
-def test_a_video_can_be_named_in_every_way_of_a_conversation(key, processor, video):
+def test_every_key_for_a_video_works(key, processor, video):
     content = [{"type": "video", key: str(video)}, {"type": "text", "text": "Where?"}]
     assert shades(prepare(processor, [{"role": "user", "content": content}], num_frames=2)) == [0, 19]
 
@@ -319,12 +307,12 @@ def test_images_and_videos_keep_their_order_in_a_conversation(processor, video):
     assert shades(prepare(processor, [{"role": "user", "content": content}], num_frames=2)) == [20, 0, 19, 20]
 
 
-def test_a_video_gives_as_many_frames_as_the_processor_says(video):
+def test_the_default_number_of_frames_is_the_processors(video):
     processor = tiny_processor(num_frames=3)
     assert shades(processor(videos=video, text=START + VIDEO + END, return_tensors="pt")) == [0, 9, 19]
 
 
-def test_the_number_of_frames_can_be_given_beside_a_conversation(processor, video):
+def test_the_number_of_frames_can_be_passed_to_apply_chat_template(processor, video):
     messages = [{"role": "user", "content": [{"type": "video", "path": str(video)}]}]
     inputs = processor.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_tensors="pt", num_frames=2
@@ -332,7 +320,7 @@ def test_the_number_of_frames_can_be_given_beside_a_conversation(processor, vide
     assert inputs["num_views"].tolist() == [2]
 
 
-def test_a_conversation_that_is_only_rendered_keeps_the_place_of_its_video(processor, video):
+def test_rendering_without_tokenizing_keeps_the_video_placeholder(processor, video):
     messages = [{"role": "user", "content": [{"type": "video", "path": str(video)}, {"type": "text", "text": "Go."}]}]
     text = processor.apply_chat_template(messages)
     assert text == f"{SYSTEM}<|im_start|>user\n{START}{VIDEO}{END}Go.<|im_end|>\n"
@@ -340,7 +328,7 @@ def test_a_conversation_that_is_only_rendered_keeps_the_place_of_its_video(proce
     expected = processor.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"num_frames": 3}
     )
-    assert_equal(given, expected)
+    assert_same_tensors(given, expected)
 
 
 FRAMES = [photo(index) for index in range(4)]
@@ -355,30 +343,30 @@ VIDEOS = {
 
 
 @pytest.mark.parametrize("kind", VIDEOS)
-def test_a_video_given_as_frames_is_its_images(kind, processor):
+def test_a_video_given_as_frames_equals_their_images(kind, processor):
     expected = processor(images=FRAMES, text=IMAGE * 4 + "?", return_tensors="pt")
-    assert_equal(processor(videos=VIDEOS[kind], text=f"{START}{VIDEO}{END}?", return_tensors="pt"), expected)
+    assert_same_tensors(processor(videos=VIDEOS[kind], text=f"{START}{VIDEO}{END}?", return_tensors="pt"), expected)
 
 
-def test_frames_of_a_video_can_be_named_by_their_paths(processor, tmp_path):
+def test_frames_of_a_video_can_be_paths(processor, tmp_path):
     paths = [str(tmp_path / f"{index}.png") for index in range(2)]
     for path, frame in zip(paths, FRAMES, strict=False):
         frame.save(path)
     content = [{"type": "video", "video": paths}, {"type": "text", "text": "Where?"}]
-    assert_equal(
+    assert_same_tensors(
         prepare(processor, [{"role": "user", "content": content}]),
         prepare(processor, conversation(FRAMES[:2], "Where?")),
     )
 
 
-def test_frames_are_spread_over_those_given_where_their_number_is_asked_for(processor):
+def test_num_frames_selects_from_a_video_given_as_frames(processor):
     given = processor(videos=FRAMES, text=VIDEO, num_frames=2, return_tensors="pt")
     assert torch.equal(
         given["pixel_values"], processor.image_processor([FRAMES[0], FRAMES[3]], return_tensors="pt")["pixel_values"]
     )
 
 
-def test_images_and_videos_of_several_rows_keep_their_order(processor, video):
+def test_images_and_videos_keep_their_order_in_a_batch(processor, video):
     white = photo(0).point(lambda value: 255)
     text = [f"{IMAGE}{START}{VIDEO}{END}", "none", f"{START}{VIDEO}{END}{IMAGE}{IMAGE}"]
     for images in ([white] * 3, [[white], [], [white] * 2]):
@@ -393,7 +381,7 @@ def test_images_and_videos_of_several_rows_keep_their_order(processor, video):
 
 
 @pytest.mark.parametrize("load", [Spa3VLMProcessor, AutoProcessor])
-def test_everything_that_was_chosen_is_saved_and_loaded(load, tmp_path):
+def test_all_options_are_saved_and_loaded(load, tmp_path):
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     processor = Spa3VLMProcessor(
         Spa3VLMImageProcessor(image_width=84), byte_tokenizer(), template, num_frames=5, num_appended_tokens=7
@@ -403,10 +391,10 @@ def test_everything_that_was_chosen_is_saved_and_loaded(load, tmp_path):
     assert type(loaded) is Spa3VLMProcessor and type(loaded.image_processor) is Spa3VLMImageProcessor
     assert (loaded.num_frames, loaded.num_appended_tokens, loaded.chat_template) == (5, 7, template)
     arguments = {"images": photo(0), "text": IMAGE + "What?", "return_tensors": "pt"}
-    assert_equal(loaded(**arguments), processor(**arguments))
+    assert_same_tensors(loaded(**arguments), processor(**arguments))
 
 
-def test_options_can_be_changed_on_loading(processor, tmp_path):
+def test_options_can_be_changed_while_loading(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     assert AutoProcessor.from_pretrained(tmp_path, num_frames=8).num_frames == 8
 
@@ -427,135 +415,112 @@ def test_torchvision_is_not_needed(video):
 # Wrong input.
 
 
-WRONG_CALLS = {
-    "more images": ({"images": [photo(0)] * 2, "text": IMAGE}, f"Row 0 has 2 images, but its text 1 `{PAD}`; give"),
-    "fewer images": ({"images": photo(0), "text": IMAGE * 2}, f"Row 0 has 1 images, but its text 2 `{PAD}`; give"),
-    "no images": ({"text": ["none", IMAGE]}, f"Row 1 has 0 images, but its text 1 `{PAD}`; give"),
-    "images side by side": ({"images": [photo(0)] * 2, "text": PAD * 2}, f"Row 0 has two `{PAD}` side by side"),
-    "an empty list": ({"images": [], "text": IMAGE}, f"Row 0 has 0 images, but its text 1 `{PAD}`; give"),
-    "no placeholde": ({"images": photo(0), "text": "none"}, f"Row 0 has 1 images, but its text 0 `{PAD}`; give"),
-    "flat images": (
+# Arguments, and what the message must name.
+REFUSED = {
+    "more images": ({"images": [photo(0)] * 2, "text": IMAGE}, ["Row 0 has 2 ", f"1 `{PAD}`"]),
+    "fewer images": ({"images": photo(0), "text": IMAGE * 2}, ["Row 0 has 1 ", f"2 `{PAD}`"]),
+    "no images": ({"text": ["none", IMAGE]}, ["Row 1 has 0 ", f"1 `{PAD}`"]),
+    "adjacent images": ({"images": [photo(0)] * 2, "text": PAD * 2}, ["Row 0 ", f"`{PAD}`"]),
+    "an empty list": ({"images": [], "text": IMAGE}, ["Row 0 has 0 ", f"1 `{PAD}`"]),
+    "no placeholder": ({"images": photo(0), "text": "none"}, ["Row 0 has 1 ", f"0 `{PAD}`"]),
+    "more images than texts have": (
         {"images": [photo(0)] * 3, "text": [IMAGE, IMAGE]},
-        f"There are 3 images, but the 2 texts have 2 `{PAD}`; give",
+        ["`images`", "3", f"2 `{PAD}`"],
     ),
-    "images of other rows": (
+    "images of another row": (
         {"images": [[photo(0)], [photo(1)]], "text": [IMAGE * 2, "none"]},
-        f"Row 0 has 1 images, but its text 2 `{PAD}`; give",
+        ["Row 0 has 1 ", f"2 `{PAD}`"],
     ),
-    "other rows": ({"images": [[photo(0)]], "text": [IMAGE] * 2}, "`images` has 1 rows, but `text` 2; give"),
-    "mixture": ({"images": [[photo(0)], photo(0)], "text": [IMAGE] * 2}, "`images` must be a list of images, o"),
-    "images of other rows beside a video": (
+    "fewer rows": ({"images": [[photo(0)]], "text": [IMAGE] * 2}, ["`images` has 1 ", "`text` has 2"]),
+    "mixture": ({"images": [[photo(0)], photo(0)], "text": [IMAGE] * 2}, ["`images`"]),
+    "images of another row beside a video": (
         {"images": [[photo(0)], [photo(1)]], "text": [IMAGE * 2, VIDEO], "videos": FRAMES},
-        f"Row 0 has 1 images, but its text 2 `{PAD}`; give",
+        ["Row 0 has 1 ", f"2 `{PAD}`"],
     ),
-    "fewer videos": ({"videos": FRAMES, "text": VIDEO * 2}, f"There are 1 videos, but 2 `{VIDEO}` in the text; give"),
-    "more videos": ({"videos": [FRAMES, FRAMES], "text": VIDEO}, f"There are 2 videos, but 1 `{VIDEO}` in the text"),
-    "no videos": ({"videos": [], "text": VIDEO}, f"There are 0 videos, but 1 `{VIDEO}` in the text; give"),
-    "a video placeholder alone": ({"text": VIDEO}, f"Found 1 {VIDEO} tokens in the text but no videos were passed"),
-    "no frames": ({"videos": [[]], "text": VIDEO}, "A video is given as a list without frames; give at least one"),
-    "an image as video": (
-        {"videos": photo(0), "text": VIDEO},
-        "A video must be a path, a URL, a list of frames or an",
-    ),
-    "a number as video": (
-        {"videos": 3, "text": VIDEO},
-        "A video must be a path, a URL, a list of frames or an array of 4 dimensions, got int",
-    ),
-    "no frame": ({"videos": FRAMES, "text": VIDEO, "num_frames": 0}, "`num_frames` must be at least 1, got 0"),
-    "missing video": ({"videos": "gone.mp4", "text": VIDEO}, "The video `gone.mp4` cannot be read: No such file"),
-    "missing image": ({"images": "gone.jpg", "text": IMAGE}, "The image `gone.jpg` cannot be read: there is no such"),
-    "videos alone": ({"videos": FRAMES}, f"`videos` need a `text` with a `{VIDEO}` for each"),
-    "sound": ({"text": "Hi.", "audio": np.zeros(9)}, "`audio` is given, but this model takes text, images and videos"),
-    "nothing": ({}, "You need to provide at least one input"),
-    "a number as text": ({"text": 5}, "`text` must be a string or a list of strings, got 5"),
-    "no texts": ({"text": []}, "`text` must be a string or a list of strings, got []"),
-    "words": ({"text": [["a", "b"]]}, "`text` must be a string or a list of strings, got [['a', 'b']]"),
-    "truncated placeholders": (
-        {"images": photo(0), "text": IMAGE, "max_length": 2, "truncation": True},
-        "Mismatch in `image` token count",
-    ),
-    "unknown": ({"text": "Hi.", "paddin": True}, "The processor has no options ['paddin']; it takes `num_frames`"),
-    "of the library's videos": (
-        {"text": VIDEO, "videos": FRAMES, "fps": 2},
-        "The processor has no options ['fps']",
-    ),
-    "for the library's videos": (
+    "fewer videos": ({"videos": FRAMES, "text": VIDEO * 2}, ["`videos` holds 1", f"2 `{VIDEO}`"]),
+    "more videos": ({"videos": [FRAMES, FRAMES], "text": VIDEO}, ["`videos` holds 2", f"1 `{VIDEO}`"]),
+    "no videos": ({"videos": [], "text": VIDEO}, ["`videos` holds 0", f"1 `{VIDEO}`"]),
+    "a video placeholder alone": ({"text": VIDEO}, [VIDEO]),
+    "no frames": ({"videos": [[]], "text": VIDEO}, ["`videos`", "0 frames"]),
+    "an image as video": ({"videos": photo(0), "text": VIDEO}, ["`videos`", "Image"]),
+    "a number as video": ({"videos": 3, "text": VIDEO}, ["`videos`", "int"]),
+    "num_frames of 0": ({"videos": FRAMES, "text": VIDEO, "num_frames": 0}, ["`num_frames`", "0"]),
+    "missing video": ({"videos": "gone.mp4", "text": VIDEO}, ["`gone.mp4`"]),
+    "missing image": ({"images": "gone.jpg", "text": IMAGE}, ["`gone.jpg`"]),
+    "videos alone": ({"videos": FRAMES}, ["`videos`", "`text`", f"`{VIDEO}`"]),
+    "sound": ({"text": "Hi.", "audio": np.zeros(9)}, ["`audio`"]),
+    "nothing": ({}, ["input"]),
+    "a number as text": ({"text": 5}, ["`text`", "5"]),
+    "no texts": ({"text": []}, ["`text`", "[]"]),
+    "words": ({"text": [["a", "b"]]}, ["`text`", "[['a', 'b']]"]),
+    "truncated placeholders": ({"images": photo(0), "text": IMAGE, "max_length": 2, "truncation": True}, ["`image`"]),
+    "unknown": ({"text": "Hi.", "paddin": True}, ["['paddin']", "`num_frames`"]),
+    "an option of transformers' videos": ({"text": VIDEO, "videos": FRAMES, "fps": 2}, ["['fps']"]),
+    "options of transformers' videos": (
         {"text": VIDEO, "videos": FRAMES, "videos_kwargs": {"num_frames": 2}},
-        "The processor has no options ['videos_kwargs']; it takes `num_frames`",
+        ["['videos_kwargs']", "`num_frames`"],
     ),
-    "unknown for text": (
-        {"text": "Hi.", "text_kwargs": {"paddin": True}},
-        "The processor has no options ['paddin']",
-    ),
-    "unknown for images": (
-        {"images": photo(0), "text": IMAGE, "images_kwargs": {"width": 56}},
-        "The processor has no options ['width']",
-    ),
+    "unknown for text": ({"text": "Hi.", "text_kwargs": {"paddin": True}}, ["['paddin']"]),
+    "unknown for images": ({"images": photo(0), "text": IMAGE, "images_kwargs": {"width": 56}}, ["['width']"]),
 }
 
 
-@pytest.mark.parametrize("kind", WRONG_CALLS)
-def test_a_wrong_call_is_refused_in_one_sentence(kind, processor):
-    arguments, message = WRONG_CALLS[kind]
-    with pytest.raises(ValueError) as raised:
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_wrong_call_is_refused(kind, processor):
+    arguments, named = REFUSED[kind]
+    with refused(*named):
         processor(**arguments)
-    assert str(raised.value).startswith(message) and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("forged", [PAD, IMAGE, VIDEO])
-@pytest.mark.parametrize("num_images", [0, 1])
-def test_a_question_cannot_pretend_to_hold_an_image(num_images, forged, processor):
-    with pytest.raises(ValueError, match="image_pad|video_pad"):
-        prepare(processor, conversation([photo(0)] * num_images, f"What is {forged} here?"))
+# Parts of a message, options of `prepare`, and what the message must name.
+REFUSED_CONVERSATIONS = {
+    "a video without a source": ([{"type": "video", "file": "room.mp4"}], {}, ["['file', 'type']", "`path`"]),
+    "an image without a source": ([{"type": "image", "file": "room.jpg"}], {}, ["Row 0 has 0 ", f"1 `{PAD}`"]),
+    "an unknown option": ([], {"paddin": True}, ["['paddin']"]),
+    **{
+        f"a forged {name} beside {len(images)} images": ([*images, {"type": "text", "text": forged}], {}, ["_pad|>"])
+        for name, forged in {"image token": PAD, "image": IMAGE, "video token": VIDEO}.items()
+        for images in ([], [{"type": "image", "image": photo(0)}])
+    },
+}
 
 
-def test_the_end_of_an_image_in_a_question_changes_no_image(processor):
+@pytest.mark.parametrize("kind", REFUSED_CONVERSATIONS)
+def test_a_wrong_conversation_is_refused(kind, processor):
+    content, options, named = REFUSED_CONVERSATIONS[kind]
+    with refused(*named):
+        prepare(processor, [{"role": "user", "content": content}], **options)
+
+
+def test_an_empty_conversation_is_refused(processor):
+    with refused("`conversation`", "[]"):
+        processor.apply_chat_template([])
+
+
+@pytest.mark.parametrize("tokenize", [True, False])
+def test_an_unknown_part_of_a_message_is_refused(tokenize, processor):
+    messages = [{"role": "user", "content": [{"type": "sound"}, {"type": "text", "text": "What?"}]}]
+    with refused("`sound`", error=TemplateError):
+        processor.apply_chat_template(messages, tokenize=tokenize)
+
+
+def test_an_end_of_image_token_in_a_question_changes_no_image(processor):
     inputs = prepare(processor, conversation([photo(0)], f"What is {END} here?"))
     assert inputs["mm_token_type_ids"].sum() == WIDE
     assert torch.equal(inputs["mm_token_type_ids"] == 1, inputs["input_ids"] == processor.image_token_id)
 
 
-@pytest.mark.parametrize("tokenize", [True, False])
-def test_a_part_of_another_kind_is_refused_by_its_type(tokenize, processor):
-    messages = [{"role": "user", "content": [{"type": "sound"}, {"type": "text", "text": "What?"}]}]
-    with pytest.raises(TemplateError, match="must be an image, a video or text, got the type `sound`"):
-        processor.apply_chat_template(messages, tokenize=tokenize)
-
-
-def test_a_video_of_which_nothing_is_said_is_refused(processor):
-    messages = [{"role": "user", "content": [{"type": "video", "file": "room.mp4"}]}]
-    with pytest.raises(ValueError, match=r"A video needs a `path`, a `url`, or frames .* keys \['file', 'type'\]"):
-        prepare(processor, messages)
-
-
-def test_an_image_of_which_nothing_is_said_is_refused(processor):
-    messages = [{"role": "user", "content": [{"type": "image", "file": "room.jpg"}]}]
-    with pytest.raises(ValueError, match="Row 0 has 0 images, but its text 1"):
-        prepare(processor, messages)
-
-
-def test_an_empty_conversation_is_refused(processor):
-    with pytest.raises(ValueError, match="The conversation has no message"):
-        processor.apply_chat_template([])
-
-
-def test_an_unknown_option_beside_a_conversation_is_refused(processor):
-    with pytest.raises(ValueError, match=r"no options \['paddin'\]"):
-        prepare(processor, conversation([], "Hi."), paddin=True)
-
-
 @pytest.mark.parametrize("unknown", [None, "?"])
-def test_a_tokenizer_without_the_special_tokens_is_refused_with_those_missing(unknown):
+def test_a_tokenizer_without_the_special_tokens_is_refused(unknown):
     backend = Tokenizer(models.BPE(vocab={"a": 0, "?": 1}, merges=[], unk_token=unknown))
     backend.add_special_tokens([START, END])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=unknown)
-    missing = re.escape(f"The tokenizer has no token ['{PAD}', '{VIDEO}']; use that of a Qwen2.5-VL checkpoint")
-    with pytest.raises(ValueError, match=missing):
+    with refused("`tokenizer`", f"['{PAD}', '{VIDEO}']"):
         Spa3VLMProcessor(Spa3VLMImageProcessor(), tokenizer)
 
 
 @pytest.mark.parametrize("given", ["nothing", "an image processor", "unknown"])
-def test_a_processor_needs_both_of_its_parts_and_nothing_else(given):
+def test_a_processor_with_missing_or_unknown_parts_is_refused(given):
     arguments = {
         "nothing": {},
         "an image processor": {"image_processor": Spa3VLMImageProcessor()},

@@ -1,9 +1,10 @@
-"""A scene session: it sees a scene once, and answers as a call of `generate` with photos and question would."""
+"""A scene session encodes a scene once and answers like a call of `generate` with photos and question."""
 
 import copy
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from tiny_spa3_vlm import VARIANTS, conversation, photo, prepare, tiny_model, tiny_processor
 from transformers import GenerationConfig
@@ -15,22 +16,12 @@ GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return tiny_processor()
-
-
-@pytest.fixture(scope="module")
 def views():
     return [photo(seed) for seed in range(3)]
 
 
 def fresh(model, processor, views, question, **kwargs):
-    """New tokens of a call with everything."""
+    """New tokens of a call of `generate` with photos and question."""
     inputs = prepare(processor, conversation(views, question))
     return model.generate(**inputs, **(GREEDY | kwargs))[:, inputs["input_ids"].shape[1] :]
 
@@ -54,8 +45,8 @@ def test_questions_in_one_batch_have_the_tokens_of_fresh_calls(model, processor,
     assert torch.equal(SceneSession(model, processor, views).generate(QUESTIONS, **GREEDY), expected)
 
 
-def test_a_penalty_of_repetition_does_not_see_the_padding_of_a_batch(model, processor, views):
-    # The penalty is of all tokens that came before; that of padding must not be a further one.
+def test_a_repetition_penalty_does_not_count_the_padding_of_a_batch(model, processor, views):
+    # The penalty applies to every earlier token, so padding must not add one.
     penalized = GREEDY | {"repetition_penalty": 50.0}
     favoured = processor.tokenizer.pad_token_id
     model = copy.deepcopy(model)
@@ -84,7 +75,7 @@ def test_samples_have_the_tokens_of_fresh_calls(model, processor, views):
     assert torch.equal(session.generate(QUESTIONS[:1], **(GREEDY | sampling)), expected)
 
 
-def test_beams_can_be_the_models_own_where_a_configuration_leaves_them_open(model, processor, views, monkeypatch):
+def test_a_generation_config_falls_back_on_the_models_number_of_beams(model, processor, views, monkeypatch):
     monkeypatch.setattr(model.generation_config, "num_beams", 3)
     expected = fresh(model, processor, views, QUESTIONS[0])
     given = GenerationConfig(**GREEDY)
@@ -97,19 +88,14 @@ def test_options_that_change_no_token_change_no_answer(option, model, processor,
     assert torch.equal(SceneSession(model, processor, views).generate(QUESTIONS[:1], **GREEDY, **option), expected)
 
 
-def test_guessing_tokens_in_advance_is_refused(model, processor, views):
-    with pytest.raises(ValueError, match="leave out `prompt_lookup_num_tokens`"):
-        SceneSession(model, processor, views).ask(QUESTIONS[0], prompt_lookup_num_tokens=2)
-
-
-def test_a_scene_can_be_of_one_image(model, processor, views, tmp_path):
+def test_a_scene_can_be_a_single_image(model, processor, views, tmp_path):
     views[0].save(tmp_path / "door.png")
     expected = fresh(model, processor, views[:1], QUESTIONS[0])
     for images in (views[0], str(tmp_path / "door.png")):
         assert torch.equal(SceneSession(model, processor, images).generate(QUESTIONS[:1], **GREEDY), expected)
 
 
-def test_the_scene_is_seen_once_for_all_questions(model, processor, views):
+def test_the_scene_is_encoded_once_for_all_questions(model, processor, views):
     calls = []
     hooks = [count_calls(module, calls) for module in (model.model.spatial_encoder, model.model.vlm.visual)]
     session = SceneSession(model, processor, views)
@@ -120,7 +106,7 @@ def test_the_scene_is_seen_once_for_all_questions(model, processor, views):
     assert sorted(calls) == ["Qwen2_5_VisionTransformerPretrainedModel", "Spa3RSceneEncoder"]
 
 
-def test_no_token_of_the_photos_is_computed_again(model, processor, views):
+def test_no_token_of_the_prefix_is_computed_again(model, processor, views):
     session = SceneSession(model, processor, views)
     lengths = []
     hook = model.model.vlm.language_model.register_forward_hook(
@@ -129,18 +115,18 @@ def test_no_token_of_the_photos_is_computed_again(model, processor, views):
     session.generate(QUESTIONS[:1], **GREEDY)
     hook.remove()
     whole = prepare(processor, conversation(views, QUESTIONS[0]))["input_ids"].shape[1]
-    kept = session.beginning["input_ids"].shape[1]
+    kept = session.prefix_inputs["input_ids"].shape[1]
     assert lengths == [whole - kept] + [1] * 7
 
 
-def test_an_answer_does_not_depend_on_questions_before_it(model, processor, views):
+def test_an_answer_does_not_depend_on_earlier_questions(model, processor, views):
     session = SceneSession(model, processor, views)
     first = session.generate(QUESTIONS[:1], **GREEDY)
     session.generate(QUESTIONS, max_new_tokens=20, do_sample=False)
     assert torch.equal(session.generate(QUESTIONS[:1], **GREEDY), first)
 
 
-def test_sessions_of_two_scenes_do_not_disturb_each_other(model, processor, views):
+def test_sessions_of_two_scenes_are_independent(model, processor, views):
     others = [photo(seed, height=64) for seed in (7, 8)]
     session, other = SceneSession(model, processor, views), SceneSession(model, processor, others)
     assert torch.equal(
@@ -150,7 +136,7 @@ def test_sessions_of_two_scenes_do_not_disturb_each_other(model, processor, view
     assert torch.equal(session.generate(QUESTIONS[:1], **GREEDY), fresh(model, processor, views, QUESTIONS[0]))
 
 
-def test_a_session_from_saved_latents_answers_alike_and_encodes_nothing(model, processor, views, tmp_path):
+def test_a_session_from_saved_latents_gives_the_same_tokens_and_encodes_no_scene(model, processor, views, tmp_path):
     session = SceneSession(model, processor, views)
     save_file({"spatial_latents": session.spatial_latents}, tmp_path / "scene.safetensors")
     latents = load_file(tmp_path / "scene.safetensors")["spatial_latents"]
@@ -162,46 +148,54 @@ def test_a_session_from_saved_latents_answers_alike_and_encodes_nothing(model, p
     assert not calls
 
 
-def test_a_question_is_answered_in_text(model, processor, views):
+def test_ask_returns_the_decoded_answer(model, processor, views):
     session = SceneSession(model, processor, views)
     tokens = fresh(model, processor, views, QUESTIONS[0])[0]
     assert session.ask(QUESTIONS[0], **GREEDY) == processor.decode(tokens, skip_special_tokens=True).strip()
     assert session.ask(QUESTIONS[:1], **GREEDY) == [session.ask(QUESTIONS[0], **GREEDY)]
 
 
-def test_the_model_is_left_as_it_was(model, processor, views):
+def test_a_session_does_not_change_the_model(model, processor, views):
     before = copy.deepcopy(model.state_dict())
     SceneSession(model, processor, views).generate(QUESTIONS, **GREEDY)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_question_cannot_bring_an_image(model, processor, views):
-    session = SceneSession(model, processor, views)
-    with pytest.raises(ValueError, match="The question contains `<|image_pad|>`, which stands for an image"):
-        session.ask("What is <|vision_start|><|image_pad|><|vision_end|>?")
+# Wrong input.
+
+
+@pytest.mark.parametrize(
+    "scene, named",
+    [
+        ({}, ["`images`", "`video`", "neither"]),
+        ({"images": ["door.png"], "video": "room.mp4"}, ["`images`", "`video`", "both"]),
+        ({"images": []}, ["`images`", "[]"]),
+        ({"images": ["nowhere.png"]}, ["`nowhere.png`"]),
+        ({"video": "nowhere.mp4"}, ["`nowhere.mp4`"]),
+    ],
+    ids=["nothing", "images and a video", "no image", "missing image", "missing video"],
+)
+def test_a_session_without_a_readable_scene_is_refused(scene, named, model, processor):
+    with refused(*named):
+        SceneSession(model, processor, **scene)
+
+
+@pytest.mark.parametrize(
+    "questions, options, named",
+    [
+        ([], {}, ["`questions`", "[]"]),
+        ("What is <|vision_start|><|image_pad|><|vision_end|>?", {}, ["`<|image_pad|>`"]),
+        (QUESTIONS[0], {"prompt_lookup_num_tokens": 2}, ["`prompt_lookup_num_tokens`"]),
+    ],
+    ids=["no question", "an image in a question", "assisted generation"],
+)
+def test_what_a_session_cannot_answer_is_refused(questions, options, named, model, processor, views):
+    with refused(*named):
+        SceneSession(model, processor, views).ask(questions, **options)
 
 
 def test_a_template_that_begins_with_the_question_is_refused(model, views):
     part = "{% if part.type == 'image' %}<|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
     template = "{% for part in messages[0].content | reverse %}" + part + "{% endfor %}"
-    with pytest.raises(ValueError, match="The chat template puts something of the question before the images"):
+    with refused("`chat_template`"):
         SceneSession(model, tiny_processor(chat_template=template), views)
-
-
-@pytest.mark.parametrize(
-    "scene, message",
-    [
-        ({}, "give either its `images` or a `video`"),
-        ({"images": []}, "at least one image"),
-        ({"images": ["nowhere.png"]}, "`nowhere.png` cannot be read"),
-        ({"video": "nowhere.mp4"}, "`nowhere.mp4` cannot be read"),
-    ],
-)
-def test_a_scene_that_cannot_be_seen_is_refused(model, processor, scene, message):
-    with pytest.raises(ValueError, match=message):
-        SceneSession(model, processor, **scene)
-
-
-def test_no_question_is_refused(model, processor, views):
-    with pytest.raises(ValueError, match="There is no question"):
-        SceneSession(model, processor, views).ask([])

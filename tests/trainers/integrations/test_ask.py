@@ -94,7 +94,7 @@ def test_the_model_computes_in_the_type_asked_for(checkpoint, photos, dtype, mon
 
 
 def test_a_missing_photo_is_named_in_one_line(checkpoint, photos):
-    with pytest.raises(SystemExit, match="^spa3r ask: The image `nowhere.jpg` cannot be read"):
+    with pytest.raises(SystemExit, match="^spa3r ask: .*`nowhere.jpg`"):
         main(["--model", str(checkpoint), "--images", *photos, "nowhere.jpg", "--device", "cpu"])
 
 
