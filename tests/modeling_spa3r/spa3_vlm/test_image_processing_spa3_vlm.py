@@ -235,13 +235,13 @@ def test_the_given_images_are_not_changed(processor):
 # Scenes.
 
 
-def test_a_flat_list_of_images_is_one_scene(processor):
-    assert processor([photo(0), photo(1)], return_tensors="pt")["num_views"].tolist() == [2]
-
-
-def test_each_list_of_images_is_a_scene(processor):
-    scenes = [[photo(0), photo(1)], [], [photo(2)]]
-    assert processor(scenes, return_tensors="pt")["num_views"].tolist() == [2, 0, 1]
+@pytest.mark.parametrize(
+    "images, num_views",
+    [([photo(0), photo(1)], [2]), ([[photo(0), photo(1)], [], [photo(2)]], [2, 0, 1])],
+    ids=["a flat list is one scene", "each list is a scene"],
+)
+def test_lists_of_images_are_scenes(images, num_views, processor):
+    assert processor(images, return_tensors="pt")["num_views"].tolist() == num_views
 
 
 @pytest.mark.parametrize(

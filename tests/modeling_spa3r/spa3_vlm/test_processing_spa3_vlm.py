@@ -58,11 +58,7 @@ def test_a_placeholder_is_repeated_for_each_feature_of_its_image(processor):
     images = [photo(0, 64, 48), photo(1, 48, 64)]
     inputs = processor(images=images, text=f"{IMAGE}and{IMAGE}?", return_tensors="pt")
     assert text_of(processor, inputs) == [f"{START}{PAD * WIDE}{END}and{START}{PAD * HIGH}{END}?"]
-
-
-def test_token_types_tell_placeholders_from_text(processor):
-    inputs = processor(images=photo(0), text=f"a{IMAGE}b", return_tensors="pt")
-    assert inputs["mm_token_type_ids"].tolist() == [[0, 0, *[1] * WIDE, 0, 0]]
+    assert torch.equal(inputs["mm_token_type_ids"] == 1, inputs["input_ids"] == processor.image_token_id)
 
 
 def test_images_equal_those_of_the_image_processor(processor):
@@ -73,12 +69,8 @@ def test_images_equal_those_of_the_image_processor(processor):
     )
 
 
-def test_text_alone_gives_text_alone(processor):
-    assert list(processor(text="Hello", return_tensors="pt")) == TEXT_NAMES
-
-
-@pytest.mark.parametrize("images", [[], [[]]], ids=["no image", "a row of none"])
-def test_no_images_for_no_placeholders_is_text_alone(images, processor):
+@pytest.mark.parametrize("images", [None, [], [[]]], ids=["none", "no image", "a row of no image"])
+def test_text_without_images_gives_text_inputs_only(images, processor):
     assert list(processor(images=images, text="Hello", return_tensors="pt")) == TEXT_NAMES
 
 
@@ -158,52 +150,57 @@ def test_text_after_the_images_can_be_truncated(processor):
 # Latents that are appended to the image tokens.
 
 
-def test_placeholders_of_latents_follow_the_last_image_of_their_scene():
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_placeholders_of_latents_follow_the_last_image_with_the_token_type_of_text(side):
     processor = tiny_processor(num_appended_tokens=3)
     text = [f"{IMAGE}and{IMAGE}?", "none", f"{IMAGE}!"]
-    inputs = processor(images=[photo(index) for index in range(3)], text=text, padding=True, return_tensors="pt")
-    image, latents = START + PAD * WIDE + END, START + PAD * 3 + END
-    assert text_of(processor, inputs) == [f"{image}and{image}{latents}?", "none", f"{image}{latents}!"]
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_placeholders_of_latents_have_the_token_type_of_text(side):
-    processor = tiny_processor(num_appended_tokens=3)
-    text = [f"{IMAGE}{IMAGE}?", "none", f"{IMAGE}!"]
     images = [photo(index) for index in range(3)]
     inputs = processor(images=images, text=text, padding=True, padding_side=side, return_tensors="pt")
-    for row, number in enumerate([2, 0, 1]):
-        types = inputs["mm_token_type_ids"][row]
-        placeholders = (inputs["input_ids"][row] == processor.image_token_id).nonzero().flatten()
-        assert types.nonzero().flatten().tolist() == placeholders[: number * WIDE].tolist()
+    image, latents = START + PAD * WIDE + END, START + PAD * 3 + END
+    assert text_of(processor, inputs) == [f"{image}and{image}{latents}?", "none", f"{image}{latents}!"]
+    rows = zip(inputs["mm_token_type_ids"], inputs["input_ids"], inputs["num_views"], strict=True)
+    for types, ids, num_views in rows:
+        placeholders = (ids == processor.image_token_id).nonzero().flatten()
+        assert torch.equal(types.nonzero().flatten(), placeholders[: num_views * WIDE])
 
 
 # Conversations.
 
 
-def test_a_conversation_is_rendered_in_qwens_format(processor):
-    messages = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]},
-        {"role": "assistant", "content": "Two."},
-        {"role": "user", "content": "Sure?"},
-    ]
-    assert processor.apply_chat_template(messages, add_generation_prompt=True) == (
-        f"{SYSTEM}<|im_start|>user\n{IMAGE}How many?<|im_end|>\n<|im_start|>assistant\nTwo.<|im_end|>\n"
-        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
-    )
+USER, ASSISTANT = "<|im_start|>user\n", "<|im_start|>assistant\n"
+ENDED = "<|im_end|>\n"
+QUESTION = {"role": "user", "content": "How many?"}
+# Messages, options, and the text in Qwen's format.
+RENDERED = {
+    "turns": (
+        [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]},
+            {"role": "assistant", "content": "Two."},
+            {"role": "user", "content": "Sure?"},
+        ],
+        {"add_generation_prompt": True},
+        f"{SYSTEM}{USER}{IMAGE}How many?{ENDED}{ASSISTANT}Two.{ENDED}{USER}Sure?{ENDED}{ASSISTANT}",
+    ),
+    "own system message": (
+        [{"role": "system", "content": "Be brief."}, QUESTION],
+        {},
+        f"<|im_start|>system\nBe brief.{ENDED}{USER}How many?{ENDED}",
+    ),
+    **{
+        f"start of an answer as {name}": (
+            [QUESTION, {"role": "assistant", "content": content}],
+            {"continue_final_message": True},
+            f"{SYSTEM}{USER}How many?{ENDED}{ASSISTANT}There are",
+        )
+        for name, content in {"string": "There are", "parts": [{"type": "text", "text": "There are"}]}.items()
+    },
+}
 
 
-def test_a_system_message_replaces_the_default_one(processor):
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}]
-    expected = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi.<|im_end|>\n"
-    assert processor.apply_chat_template(messages) == expected
-
-
-@pytest.mark.parametrize("content", ["There are", [{"type": "text", "text": "There are"}]], ids=["string", "parts"])
-def test_the_start_of_an_answer_can_be_continued(content, processor):
-    messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": content}]
-    text = processor.apply_chat_template(messages, continue_final_message=True)
-    assert text == f"{SYSTEM}<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\nThere are"
+@pytest.mark.parametrize("kind", RENDERED)
+def test_a_conversation_is_rendered_in_qwens_format(kind, processor):
+    messages, options, expected = RENDERED[kind]
+    assert processor.apply_chat_template(messages, **options) == expected
 
 
 @pytest.mark.parametrize("key", ["image", "path", "url", "base64", "image_url"])
@@ -283,17 +280,12 @@ def test_control_tokens_in_a_question_can_be_sanitized(processor):
 # Videos.
 
 
-def test_a_video_in_a_conversation_becomes_evenly_spread_images(processor, video):
-    content = [{"type": "video", "path": str(video)}, {"type": "text", "text": "Where?"}]
+@pytest.mark.parametrize("key", ["video", "path", "url"])
+def test_a_video_in_a_conversation_becomes_evenly_spread_images(key, processor, video):
+    content = [{"type": "video", key: str(video)}, {"type": "text", "text": "Where?"}]
     inputs = prepare(processor, [{"role": "user", "content": content}], num_frames=4)
     assert shades(inputs) == [0, 6, 12, 19] and inputs["num_views"].tolist() == [4]
     assert (START + PAD * WIDE + END) * 4 + "Where?" in text_of(processor, inputs)[0]
-
-
-@pytest.mark.parametrize("key", ["video", "path", "url"])
-def test_every_key_for_a_video_works(key, processor, video):
-    content = [{"type": "video", key: str(video)}, {"type": "text", "text": "Where?"}]
-    assert shades(prepare(processor, [{"role": "user", "content": content}], num_frames=2)) == [0, 19]
 
 
 def test_images_and_videos_keep_their_order_in_a_conversation(processor, video):
