@@ -132,7 +132,7 @@ class Spa3VLMProcessor(ProcessorMixin):
             num_frames = processor_kwargs.pop("num_frames", kwargs.pop("num_frames", None))
             is_batch = isinstance(conversation[0], (list, tuple))
             conversation = [
-                [self._with_frames(message, num_frames) for message in messages]
+                [self._replace_videos(message, num_frames) for message in messages]
                 for messages in (conversation if is_batch else [conversation])
             ]
             conversation = conversation if is_batch else conversation[0]
@@ -166,7 +166,7 @@ class Spa3VLMProcessor(ProcessorMixin):
             ValueError: If placeholders and images differ in number, an image or video cannot be read, or an option is
                 unknown.
         """
-        self._refuse_unknown(kwargs)
+        self._check_options(kwargs)
         if audio is not None:
             raise ValueError("This model takes no `audio`; pass text, images and videos only.")
         if text is None:
@@ -192,7 +192,7 @@ class Spa3VLMProcessor(ProcessorMixin):
             self._check_counts(text, images or [[] for _ in text])
         super().validate_inputs(images=images, text=text, **kwargs)
 
-    def _refuse_unknown(self, options: dict):
+    def _check_options(self, options: dict):
         """Refuse unknown options, which transformers ignores with a warning."""
         known = {*ProcessingKwargs.__annotations__, *TextKwargs.__annotations__}
         known = known.union(self.image_processor.valid_kwargs.__annotations__) - {"videos_kwargs", "audio_kwargs"}
@@ -259,7 +259,7 @@ class Spa3VLMProcessor(ProcessorMixin):
                 if piece == self.image_token:
                     views.append(next(images))
                 elif piece == self.video_token:
-                    frames = self._frames(next(rest), num_frames)
+                    frames = self._frames_of(next(rest), num_frames)
                     views += frames
                     piece = BETWEEN_IMAGES.join([self.image_token] * len(frames))
                 pieces.append(piece)
@@ -267,7 +267,7 @@ class Spa3VLMProcessor(ProcessorMixin):
             images_and_frames.append(views)
         return samples, images_and_frames
 
-    def _with_frames(self, message: dict, num_frames: int | None) -> dict:
+    def _replace_videos(self, message: dict, num_frames: int | None) -> dict:
         """Replace the videos of a message with their frames."""
         if not isinstance(message.get("content"), (list, tuple)):
             return message
@@ -279,12 +279,12 @@ class Spa3VLMProcessor(ProcessorMixin):
                     raise ValueError(
                         f"A video part has the keys {sorted(part)}; give a `path`, a `url`, or frames as `video`."
                     )
-                content += [{"type": "image", "image": frame} for frame in self._frames(source, num_frames)]
+                content += [{"type": "image", "image": frame} for frame in self._frames_of(source, num_frames)]
             else:
                 content.append(part)
         return {**message, "content": content}
 
-    def _frames(self, video, num_frames: int | None) -> list:
+    def _frames_of(self, video, num_frames: int | None) -> list:
         """The frames of a video as images."""
         if isinstance(video, (str, os.PathLike)):
             return read_frames(video, self.num_frames if num_frames is None else num_frames)

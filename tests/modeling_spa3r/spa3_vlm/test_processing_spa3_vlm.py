@@ -25,7 +25,7 @@ IMAGE = START + PAD + END
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 TEXT_NAMES = ["input_ids", "attention_mask", "mm_token_type_ids"]
 IMAGE_NAMES = ["pixel_values", "image_grid_thw", "pixel_values_geometry", "geometry_sizes", "num_views"]
-# Features of a photo of 64 x 48 pixels, of which the vision tower gets 56 x 28; and of one of 48 x 64 pixels.
+# Features of a photo of 64 x 48 pixels (the vision tower gets 56 x 28 of it), and of one of 48 x 64 pixels.
 WIDE, HIGH = 2, 4
 
 
