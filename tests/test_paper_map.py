@@ -35,7 +35,8 @@ def names_in(file: Path) -> set[str]:
 def numbers_in_first_column(heading: str) -> set[int]:
     """Numbers of the rows of all tables below a heading of the page."""
     section = TEXT.partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    return {int(number) for cell in re.findall(r"^\| ([\d, ]+) \|", section, re.MULTILINE) for number in cell.split(",")}
+    cells = re.findall(r"^\| ([\d, ]+) \|", section, re.MULTILINE)
+    return {int(number) for cell in cells for number in cell.split(",")}
 
 
 @pytest.mark.parametrize(("name", "file"), DEFINITIONS)
@@ -73,6 +74,8 @@ def test_stated_options_are_those_of_the_recipe(recipe, option, value):
     assert float(given) == stated if isinstance(stated, float) else given == stated
 
 
-@pytest.mark.parametrize(("heading", "expected"), [("Equations", range(2, 16)), ("Tables", range(1, 8)), ("Figures", [2])])
-def test_every_number_of_the_paper_has_a_row(heading, expected):
-    assert set(expected) <= numbers_in_first_column(heading)
+@pytest.mark.parametrize(
+    ("heading", "numbers"), [("Equations", range(2, 16)), ("Tables", range(1, 8)), ("Figures", [2])]
+)
+def test_every_number_of_the_paper_has_a_row(heading, numbers):
+    assert set(numbers) <= numbers_in_first_column(heading)
