@@ -1,43 +1,72 @@
-"""Loading a Spa3-VLM that is whole: where weights are missing, the library goes on with random ones."""
+"""Load checkpoints and refuse incomplete ones: transformers fills in random weights for what is missing."""
 
 import re
 from pathlib import Path
 
+from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ..spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
+from .tensors import one_per_line
 
-__all__ = ["check_place", "load_spa3_vlm"]
+__all__ = ["load_spa3_vlm", "load_whole", "require_checkpoint"]
 
-# What `save_pretrained` of model and processor write. Without the first the library would make the full-size model.
-NEEDED = ("config.json", "processor_config.json", "tokenizer.json")
+# What `save_pretrained` of model and processor write. Without a config.json transformers builds the full-size model.
+REQUIRED_FILES = ("config.json", "processor_config.json", "tokenizer.json")
 
 
-def check_place(name: str):
-    """Refuse what is neither a folder nor could be a name on the Hub."""
+def require_checkpoint(name: str):
+    """Raise `FileNotFoundError` unless `name` is a folder or could be a name on the Hub."""
     if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(f"There is no checkpoint at `{name}`; give a folder, or OWNER/NAME of one on the Hub.")
 
 
+def load_whole(model_class: type, name: str, **options) -> PreTrainedModel:
+    """Load a model whose weights are exactly those that its configuration asks for.
+
+    Args:
+        model_class (`type`): Model class or Auto class.
+        name (`str`): Folder, or name on the Hub.
+        options (*optional*): Passed to `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If weights are missing, unexpected or of another shape.
+    """
+    require_checkpoint(name)
+    model, info = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    wrong = [f"{key}: missing" for key in sorted(info["missing_keys"])]
+    wrong += [f"{key}: not in the model" for key in sorted(info["unexpected_keys"])]
+    wrong += [
+        f"{key}: shape {tuple(found)} instead of {tuple(shape)}" for key, found, shape in info["mismatched_keys"]
+    ]
+    if wrong:
+        raise ValueError(
+            f"`{name}` does not fit its own `config.json` in {len(wrong)} tensors; copy the checkpoint again:"
+            f"{one_per_line(wrong)}"
+        )
+    return model
+
+
 def load_spa3_vlm(name: str, **options) -> Spa3VLMForConditionalGeneration:
-    """Load all of a model but perhaps its adapter, which adds nothing where it is missing.
+    """Load a Spa3-VLM. Only its adapter may be missing: a new one adds nothing until it is trained.
 
     Args:
         name (`str`): Folder, or name on the Hub.
-        options (*optional*): Of `from_pretrained`.
+        options (*optional*): Passed to `from_pretrained`.
 
     Raises:
-        FileNotFoundError: If there is no such place.
-        ValueError: If it holds another kind of model, or one that is not whole.
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If it holds another kind of model, or an incomplete one.
     """
-    check_place(name)
+    require_checkpoint(name)
     folder = Path(name)
-    if folder.is_dir() and (missing := [file for file in NEEDED if not (folder / file).is_file()]):
+    if folder.is_dir() and (missing := [file for file in REQUIRED_FILES if not (folder / file).is_file()]):
         if "config.json" not in missing:
-            Spa3VLMConfig.from_pretrained(folder)  # refuses a model of another kind, which has no need of the rest
+            Spa3VLMConfig.from_pretrained(folder)  # refuses a model of another kind, which needs no other files
         raise ValueError(f"The folder `{name}` lacks {', '.join(missing)} of a Spa3-VLM; copy the checkpoint again.")
-    # Parts of weights have other shapes, of which the library knows only if nothing is ignored.
+    # ZeRO-3 shards have other shapes, which transformers accounts for only while it ignores no mismatch.
     options["ignore_mismatched_sizes"] = not is_deepspeed_zero3_enabled()
     model, info = Spa3VLMForConditionalGeneration.from_pretrained(name, output_loading_info=True, **options)
     wrong = [key for key in sorted(info["missing_keys"]) if not key.startswith("model.fusion.")]

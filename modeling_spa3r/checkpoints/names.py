@@ -9,16 +9,15 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from .tensors import State, one_per_line
+
 __all__ = [
-    "State",
     "convert_dinov3_state_dict",
     "convert_spa3_vlm_state_dict",
     "convert_spa3r_state_dict",
     "convert_vggt_state_dict",
-    "listed",
 ]
 
-State = Mapping[str, Tensor]
 # Rest of a name, as a regular expression -> what takes its place. A tuple splits the tensor into equal parts along its
 # first dimension; a part without a name must be zero and is left out.
 Rules = Mapping[str, str | tuple[str | None, ...]]
@@ -216,11 +215,6 @@ def _translate(name: str, table: Table) -> tuple[str | None, ...] | None:
     return None
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names for the end of a sentence, a line each."""
-    return "".join(f"\n  {name}" for name in names)
-
-
 def _convert(state: State, table: Table, left_out: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     converted, reasons, unknown = {}, {}, []
     for name, tensor in state.items():
@@ -244,7 +238,7 @@ def _convert(state: State, table: Table, left_out: Mapping[str, str]) -> tuple[d
                 converted[target] = part
     if unknown:
         raise ValueError(
-            f"The checkpoint is of another architecture: {len(unknown)} tensors are unknown:{listed(unknown)}"
+            f"The checkpoint is of another architecture: {len(unknown)} tensors are unknown:{one_per_line(unknown)}"
         )
     return converted, reasons
 

@@ -29,7 +29,8 @@ from torch import Tensor
 from spa3r import Spa3VLMForConditionalGeneration, Spa3VLMImageProcessor, Spa3VLMProcessor
 from spa3r.configuration import Spa3VLMConfig
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
-from spa3r.modeling_spa3r.checkpoints.official import convert_spa3_vlm_state_dict, spa3_vlm_from_official
+from spa3r.modeling_spa3r.checkpoints.names import convert_spa3_vlm_state_dict
+from spa3r.modeling_spa3r.checkpoints.official import spa3_vlm_from_official
 from spa3r.modeling_spa3r.spa3_vlm.fusion import FUSIONS
 
 # --- Fusion ---

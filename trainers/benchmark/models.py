@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoProcessor, ProcessorMixin
 from transformers.utils import cached_file
 
-from ...modeling_spa3r.checkpoints.loading import check_place, load_spa3_vlm
-from ...modeling_spa3r.checkpoints.official import assemble_spa3_vlm, load_qwen, make_processor
+from ...modeling_spa3r.checkpoints.assemble import assemble_spa3_vlm, load_qwen, make_processor
+from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpoint
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ..runs.resume import first_line
 
@@ -36,7 +36,7 @@ def load_benchmark_model(
         OSError: If there is no such place.
         ValueError: If it holds another kind of model, or one that is not whole.
     """
-    check_place(name)
+    require_checkpoint(name)
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"The folder `{name}` holds no model: there is no config.json in it.")

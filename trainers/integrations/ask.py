@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoProcessor, TextStreamer
 from transformers.utils import logging
 
-from ...modeling_spa3r.checkpoints.loading import check_place, load_spa3_vlm
+from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpoint
 from ...modeling_spa3r.spa3_vlm.scene_session import SceneSession
 
 PROMPT = "? "
@@ -60,7 +60,7 @@ def _run(options: argparse.Namespace):
     logging.disable_progress_bar()
     device = _usable_device(options.device)
     start = time.perf_counter()
-    check_place(options.model)
+    require_checkpoint(options.model)
     if not Path(options.model).is_dir():
         _report(f"There is no folder `{options.model}` here; looking for it on the Hub.")
     model = load_spa3_vlm(options.model, dtype=options.dtype or "auto")

@@ -14,7 +14,7 @@ VERBS = {
     "sft": ("trainers.tuning.sft", "instruction-tune Spa3-VLM"),
     "encode-scenes": ("trainers.tuning.scene_cache", "encode each scene of instruction sets once"),
     "benchmark": ("trainers.benchmark.benchmark", "score a model on a benchmark, or compare two runs"),
-    "convert": ("modeling_spa3r.checkpoints.official", "import published checkpoints, or assemble a Spa3-VLM"),
+    "convert": ("modeling_spa3r.checkpoints.command", "import published checkpoints, or assemble a Spa3-VLM"),
     "convert-data": ("data_scripts.instructions.command", "make an instruction set of a published data set"),
     "rooms": ("data_scripts.rooms.generate", "render furnished rooms with cameras, depth and objects"),
     "room-questions": ("data_scripts.rooms.write_questions", "write questions about rendered rooms"),

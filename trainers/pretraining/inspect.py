@@ -22,7 +22,7 @@ from ...data_scripts.common.videos import index_video, read_frames_at, spread_ev
 from ...data_scripts.scenes.index import load_scene_sources, parse_source, split_scenes
 from ...data_scripts.scenes.view_transforms import crop_to_common, load_frame
 from ...data_scripts.scenes.views import SceneViews
-from ...modeling_spa3r.checkpoints.loading import check_place
+from ...modeling_spa3r.checkpoints.loading import require_checkpoint
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from .evaluation import PSFMReport, evaluate_psfm
 from .figures import draw_scene_figure, save_figure
@@ -160,7 +160,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, ar
 def load_model(args: argparse.Namespace) -> Spa3RForPreTraining:
     """The checkpoint, on the device and in the dtype asked for."""
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_place(args.model)
+    require_checkpoint(args.model)
     try:
         return Spa3RForPreTraining.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(device).eval()
     except (OSError, ValueError, RuntimeError) as error:

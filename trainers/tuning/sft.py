@@ -25,7 +25,7 @@ from transformers.utils import logging
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
-from ...modeling_spa3r.checkpoints.loading import check_place, load_spa3_vlm
+from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpoint
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..runs.recipes import (
     find_recipe,
@@ -159,7 +159,7 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
-    check_place(model_args.model_name_or_path)
+    require_checkpoint(model_args.model_name_or_path)
     Spa3VLMConfig.from_pretrained(model_args.model_name_or_path)  # refuses a model of another kind
     if args.push_to_hub and args.process_index == 0:
         make_repository(args)

@@ -1,0 +1,52 @@
+"""Read the tensors of a published checkpoint without ever running a pickle."""
+
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+__all__ = ["State", "one_per_line", "read_tensors"]
+
+State = Mapping[str, Tensor]
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Read a `.safetensors` file, a folder of them, or a PyTorch file of tensors.
+
+    A PyTorch file may hold its tensors under `state_dict`, as Lightning's do.
+
+    Raises:
+        FileNotFoundError: If the file does not exist, or the folder holds no `.safetensors` file.
+        ValueError: If the file is damaged, or holds anything but tensors and plain values.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no checkpoint at `{path}`; check the path.")
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"The folder `{path}` holds no `.safetensors` file; name the checkpoint file itself.")
+    try:
+        if files[0].suffix == ".safetensors":
+            return {name: tensor for file in files for name, tensor in load_file(file).items()}
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"`{path}` is damaged, or holds Python objects that could run code and are therefore not loaded; if you "
+            "trust its origin, save its `state_dict` alone, preferably as safetensors."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"`{path}` is damaged or not a checkpoint ({error}); download it again.") from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise ValueError(f"`{path}` is not a checkpoint: it must hold tensors by name, or a `state_dict` of them.")
+    return content
+
+
+def one_per_line(names: Iterable[str]) -> str:
+    """Format names for the end of an error message."""
+    return "".join(f"\n  {name}" for name in names)
