@@ -28,14 +28,16 @@ from transformers import (
 
 from ...configuration import load_preset
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
+from ...data_scripts.common.files import new_folder, require_empty_folder
 from ..spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ..spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..spa3r.modeling_spa3r import Spa3RModel
 from .assemble import assemble_spa3_vlm, load_qwen, load_tokenizer, make_processor
 from .byte_tokenizer import byte_tokenizer
+from .cards import PARTS, parts_of, spa3_vlm_card
 from .loading import load_whole
 from .official import dinov3_from_official, spa3_vlm_from_official, spa3r_from_official, vggt_from_official
-from .self_contained import PARTS, check_output, new_folder, parts_of, save_self_contained, spa3_vlm_card
+from .self_contained import save_self_contained
 from .tensors import read_tensors
 
 __all__ = ["main"]
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None):
     """Run `spa3r convert`."""
     options = _parser().parse_args(arguments)
     try:
-        check_output(options.output)
+        require_empty_folder(options.output)
         options.run(options)
     except (ValueError, OSError) as error:
         sys.exit(f"spa3r convert: {error}")

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoProcessor, ProcessorMixin
 from transformers.utils import cached_file
 
 from ...modeling_spa3r.checkpoints.assemble import assemble_spa3_vlm, load_qwen, make_processor
+from ...modeling_spa3r.checkpoints.cards import CARD
 from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpoint
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ..runs.resume import first_line
@@ -68,7 +69,7 @@ def fingerprint_checkpoint(name: str) -> str:
     folder = Path(name) if Path(name).is_dir() else Path(cached_file(name, "config.json")).parent
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors", ".jinja", ".txt"):
+        if file.suffix in (".json", ".safetensors", ".jinja", ".txt") and file.name != CARD:
             with file.open("rb") as content:
                 digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

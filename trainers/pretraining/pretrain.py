@@ -26,6 +26,7 @@ from ...configuration import Spa3RConfig, VGGTConfig, load_preset
 from ...data_scripts.common.files import write_text
 from ...data_scripts.scenes.index import load_scene_sources, parse_source, split_scenes
 from ...data_scripts.scenes.views import SceneViews
+from ...modeling_spa3r.checkpoints.cards import write_card
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from ..runs.recipes import find_recipe, hide_rare_options, read_recipe, set_recipe, split_config
 from ..runs.resume import check_same_run, checkpoint_to_resume, first_line, flatten, train
@@ -303,7 +304,7 @@ def run(trainer: Spa3RTrainer, checkpoint: str | Path | None):
         print(trainer.report.to_table())
         write_text(Path(args.output_dir) / "report.md", trainer.report.to_table() + "\n")
     name = trainer.hub_model_id or str(final)
-    write_text(final / "README.md", str(pretraining_card(name, trainer)))
+    write_card(final, pretraining_card(name, trainer))
     print(f"The model is in {final}: AutoModel.from_pretrained({str(final)!r})")
     if args.push_to_hub:
         push(trainer)

@@ -1,35 +1,34 @@
-"""What instruction tuning leaves: a self-contained Spa3-VLM with its code and card, and the same on the Hub."""
+"""Save and push the model that instruction tuning has made: a self-contained Spa3-VLM with its code and card."""
 
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 from trl import SFTConfig, SFTTrainer
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
-from ...modeling_spa3r.checkpoints.self_contained import Score, add_code, parts_of, push_self_contained, spa3_vlm_card
+from ...modeling_spa3r.checkpoints.cards import Score, tuned_card, write_card
+from ...modeling_spa3r.checkpoints.self_contained import add_code, push_self_contained
 from ..runs.resume import first_line
 from .instruction_data import split_source
 
 __all__ = ["make_repository", "push_tuned_model", "save_tuned_model"]
 
-WEIGHTS_SECTION = re.compile(r"## Weights inside, and their licences\n\n(.*?)(?=\n\n## |\Z)", flags=re.DOTALL)
-
 
 def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: str):
-    """Write model, processor, code and card; every process must call it.
+    """Write model, processor, code and card; every process must call this.
 
-    LoRA layers are merged into the weights that they adapt. Where processes hold parts of these, the adapter alone is
+    LoRA layers are merged into the weights that they adapt. If these are sharded over processes, only the adapter is
     written, for peft to load.
 
     Args:
         trainer (`SFTTrainer`): After training.
-        instructions (`list[str]`): What it was trained on; see `load_instructions`.
-        folder (`str`): Where to; new.
+        instructions (`list[str]`): Instruction sets that it trained on; see `load_instructions`.
+        folder (`str`): New folder to write.
     """
     model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
     is_adapted = not isinstance(model, PreTrainedModel)
@@ -42,24 +41,15 @@ def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: s
         model.save_pretrained(folder)
         trainer.processing_class.save_pretrained(folder)
     if args.should_save:
-        (Path(folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, of use to this run alone
+        (Path(folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that only this run needs
     if args.should_save and not (is_adapted and is_sharded):
         add_code(folder)
-        tuned_card(trainer, model.config, instructions, is_adapted).save(Path(folder) / "README.md")
+        write_card(folder, _card(trainer, model.config, instructions, is_adapted))
 
 
-def tuned_card(
-    trainer: SFTTrainer, config: Spa3VLMConfig, instructions: Sequence[str], is_adapted: bool = False
-) -> ModelCard:
-    """Describe the model that a run has made, with what the card of the model it began from says of weights inside.
-
-    Args:
-        trainer (`SFTTrainer`): After training.
-        config (`Spa3VLMConfig`): The model's.
-        instructions (`list[str]`): What it was trained on.
-        is_adapted (`bool`, *optional*, defaults to `False`): Whether LoRA layers of the language model were trained.
-    """
-    args, base, state = trainer.args, config.name_or_path, trainer.state
+def _card(trainer: SFTTrainer, config: Spa3VLMConfig, instructions: Sequence[str], is_adapted: bool) -> dict[str, Any]:
+    """Collect the facts for the card of a tuned model; it extends the card of the starting checkpoint."""
+    args, state = trainer.args, trainer.state
     data = [f"`{folder}`, weight {weight:g}" for folder, weight in map(split_source, instructions)]
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     method = "LoRA layers of the language model" if is_adapted else "the language model"
@@ -70,19 +60,7 @@ def tuned_card(
     )
     losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
     scores = [Score("Held-out instructions", "loss of the answers", f"{losses[-1]:.4f}")] if losses else []
-    trained = ["vlm"] if config.fusion == "none" else ["vlm", "fusion"]
-    card = spa3_vlm_card(
-        trainer.hub_model_id or str(Path(args.output_dir) / "model"),
-        config,
-        dict.fromkeys(parts_of(config), base),
-        trained,
-        data,
-        scores,
-    )
-    file = Path(base) / "README.md"
-    if file.is_file() and (section := WEIGHTS_SECTION.search(file.read_text(encoding="utf-8"))):
-        card.text += f"\n## Weights inside `{base}`\n\n{section[1].strip()}\n"
-    return card
+    return tuned_card(trainer.hub_model_id or str(Path(args.output_dir) / "model"), config, data, scores)
 
 
 def make_repository(args: SFTConfig):

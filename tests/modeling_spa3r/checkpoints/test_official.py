@@ -1,65 +1,62 @@
-import json
-import os
-from pathlib import Path
+"""Models built from official weights: small recorded ones, and full-size ones by names and shapes alone."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
-from recordings import GOLDEN, full_size_tensors, manifest, needs_golden, needs_manifests, untold_vggt_sizes
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import DINOv3ViTModel
+from recordings import full_size_tensors, manifest, needs_manifests
+from safetensors import safe_open
+from transformers import AutoModelForImageTextToText, Qwen2_5_VLTextConfig
 
+from spa3r import Spa3RForPreTraining, Spa3VLMForConditionalGeneration
+from spa3r.configuration import Spa3VLMConfig, load_preset
 from spa3r.configuration.configuration_vggt import VGGTConfig
-from spa3r.modeling_spa3r.checkpoints.command import main
-from spa3r.modeling_spa3r.checkpoints.names import convert_dinov3_state_dict, convert_vggt_state_dict
-from spa3r.modeling_spa3r.checkpoints.official import dinov3_from_official, spa3r_from_official, vggt_from_official
-from spa3r.modeling_spa3r.checkpoints.tensors import read_tensors
-from spa3r.modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining, Spa3RModel
-from spa3r.modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry
+from spa3r.modeling_spa3r.checkpoints.names import convert_dinov3_state_dict
+from spa3r.modeling_spa3r.checkpoints.official import (
+    dinov3_from_official,
+    spa3_vlm_from_official,
+    spa3r_from_official,
+    vggt_from_official,
+)
+
+SPA3R_IN_VLM = "geometry_encoder.spa3r."
+# By manifest: how its model is built, and where the names of tensors begin that are left out on purpose.
+FULL_SIZE = {
+    "vggt-1b": (vggt_from_official, ("track_head.",)),
+    "official-spa3r-ckpt": (spa3r_from_official, ("model.point_head.", "model.dino.rope_embed.periods")),
+    "official-spa3-vlm": (
+        lambda state: spa3_vlm_from_official(state, manifest("official-spa3-vlm")["base_config"]),
+        tuple(
+            f"{SPA3R_IN_VLM}{module}."
+            for module in "decoder pose_tokenizer heads depth_prob camera_head depth_head point_head dino".split()
+        ),
+    ),
+}
 
 
-@pytest.fixture(scope="module")
-def recording() -> dict[str, Tensor]:
-    """A small official Spa3R with random weights, an input, and the latents that the official code made of it."""
-    return load_file(GOLDEN / "spa3r_predict.safetensors")
+def global_qk_norm(state: dict) -> str:
+    """The norm of VGGT's queries and keys across views: only a LayerNorm has a bias."""
+    has_bias = any("global_blocks" in name and name.endswith("q_norm.bias") for name in state)
+    return "layer_norm" if has_bias else "rms_norm"
 
 
-@pytest.fixture
-def spa3r_state(recording) -> dict[str, Tensor]:
-    """The recorded weights as in the `state_dict` of the official `.ckpt`."""
-    return {f"model.{n.removeprefix('weights.')}": t for n, t in recording.items() if n.startswith("weights.")}
-
-
-@pytest.fixture
-def vggt_state(spa3r_state) -> dict[str, Tensor]:
-    """The VGGT inside, as in the file of facebook/VGGT-1B."""
-    modules = ("aggregator.", "camera_head.", "depth_head.", "point_head.")
-    state = {name.removeprefix("model."): tensor for name, tensor in spa3r_state.items()}
-    return {name: tensor for name, tensor in state.items() if name.startswith(modules)}
-
-
-@pytest.fixture
-def dinov3_state(spa3r_state) -> dict[str, Tensor]:
-    """The DINOv3 inside, as Meta publishes it."""
-    prefix = "model.dino."
-    return {name.removeprefix(prefix): t for name, t in spa3r_state.items() if name.startswith(prefix)}
-
-
-@pytest.fixture
-def vggt_sizes() -> dict:
-    """What the shapes of the recorded weights do not tell."""
-    return untold_vggt_sizes(json.loads((GOLDEN / "spa3r_predict.json").read_text())["config"]["vggt"])
-
-
-# Full size, on the meta device
+# Full size, on the meta device.
 
 
 @needs_manifests
-def test_full_size_vggt_is_used_up_but_for_the_track_head():
-    state = full_size_tensors("vggt-1b")
-    model, left_out = vggt_from_official(state)
-    assert set(left_out) == {name for name in state if name.startswith("track_head.")}
-    assert model.config.global_qk_norm == "layer_norm"
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_full_size_checkpoint_is_used_up_but_for_what_is_left_out_on_purpose(name):
+    build, unused = FULL_SIZE[name]
+    state = full_size_tensors(name)
+    model, left_out = build(state)
+    expected = {key for key in state if key.startswith(unused) or key.endswith("bias_mask")}
+    if name == "official-spa3-vlm" and model.config.tie_word_embeddings:
+        expected |= {"lm_head.weight"} & state.keys()
+    assert set(left_out) == expected
+    kept = {key: tensor.numel() for key, tensor in state.items() if key not in left_out}
+    # DINOv3's keys have no bias: a third of each stored one is dropped.
+    kept |= {key: size * 2 // 3 for key, size in kept.items() if ".dino." in key and key.endswith("attn.qkv.bias")}
+    assert sum(parameter.numel() for parameter in model.parameters()) == sum(kept.values())
 
 
 @needs_manifests
@@ -69,185 +66,179 @@ def test_full_size_vggt_has_the_default_configuration():
 
 
 @needs_manifests
-def test_full_size_spa3r_is_used_up_but_for_points_and_dinov3_buffers():
-    state = full_size_tensors("official-spa3r-ckpt")
-    model, left_out = spa3r_from_official(state)
-    unused = ("model.point_head.", "model.dino.rope_embed.periods")
-    assert set(left_out) == {name for name in state if name.startswith(unused) or name.endswith("bias_mask")}
-    assert model.config.vggt_config.global_qk_norm == "rms_norm"
-
-
-@needs_manifests
 def test_full_size_spa3r_keeps_every_trainable_parameter():
-    trainable = manifest("official-spa3r-ckpt")["trainable"]
-    model, _ = spa3r_from_official(full_size_tensors("official-spa3r-ckpt"))
+    state = full_size_tensors("official-spa3r-ckpt")
+    model, _ = spa3r_from_official(state)
     model.freeze_teachers()
+    trainable = manifest("official-spa3r-ckpt")["trainable"]
     assert sum(parameter.requires_grad for parameter in model.parameters()) == len(trainable)
+    assert model.config.vggt_config.global_qk_norm == global_qk_norm(state)
 
 
 @needs_manifests
-def test_full_size_conversion_keeps_the_number_of_values():
-    state = full_size_tensors("vggt-1b")
-    model, left_out = vggt_from_official(state)
-    kept = sum(tensor.numel() for name, tensor in state.items() if name not in left_out)
-    assert sum(tensor.numel() for tensor in model.state_dict().values()) == kept
+def test_a_full_size_spa3_vlm_without_its_tied_head_is_complete():
+    state = full_size_tensors("official-spa3-vlm")
+    for name in manifest("official-spa3-vlm")["tied_keys"]:
+        del state[name]
+    model, _ = FULL_SIZE["official-spa3-vlm"][0](state)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
-# From file to model
+@needs_manifests
+def test_a_full_size_spa3_vlm_has_the_sizes_of_the_preset():
+    state = full_size_tensors("official-spa3-vlm")
+    model, _ = FULL_SIZE["official-spa3-vlm"][0](state)
+    with torch.device("meta"):
+        expected = Spa3VLMForConditionalGeneration(Spa3VLMConfig(**load_preset("spa3-vlm-4b")))
+    shapes, preset = ({name: tensor.shape for name, tensor in m.state_dict().items()} for m in (model, expected))
+    # The official code may give VGGT's queries and keys a norm without bias across views.
+    norm_biases = {
+        name for name in preset if "global_blocks" in name and name.endswith(("q_norm.bias", "k_norm.bias"))
+    }
+    assert shapes == {name: shape for name, shape in preset.items() if name in shapes or name not in norm_biases}
+    assert model.config.spatial_config.vggt_config.global_qk_norm == global_qk_norm(state)
+    rope = manifest("official-spa3-vlm")["base_config"]["rope_scaling"]
+    assert model.config.get_text_config().rope_parameters["mrope_section"] == rope["mrope_section"]
 
 
-@needs_golden
-def test_converted_spa3r_gives_the_latents_of_the_official_code(recording, spa3r_state, vggt_sizes, tmp_path):
-    torch.save({"state_dict": spa3r_state, "epoch": 3, "hyper_parameters": {"lr": 1e-3}}, tmp_path / "spa3r.ckpt")
-    (tmp_path / "sizes.json").write_text(json.dumps({"vggt_config": vggt_sizes}))
-    output = tmp_path / "made" / "spa3r"
-    main(["spa3r", str(tmp_path / "spa3r.ckpt"), str(output), "--config", str(tmp_path / "sizes.json")])
-    images = recording["inputs.images_u8"].float() / 255
-    for loaded in (Spa3RForPreTraining.from_pretrained(output).model, Spa3RModel.from_pretrained(output)):
-        latents = loaded.eval()(images).latents
-        torch.testing.assert_close(latents, recording["outputs.latents"], atol=1e-4, rtol=0)
+# Small, with weights.
 
 
-@needs_golden
 def test_every_converted_parameter_survives_saving(spa3r_state, vggt_sizes, tmp_path):
     model, _ = spa3r_from_official(spa3r_state, vggt_config=vggt_sizes)
-    model.save_pretrained(tmp_path / "spa3r")
-    loaded, info = Spa3RForPreTraining.from_pretrained(tmp_path / "spa3r", output_loading_info=True)
+    model.save_pretrained(tmp_path)
+    loaded, info = Spa3RForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
-@needs_golden
-@pytest.mark.parametrize("layout", ["file", "shards", "pt"])
-def test_vggt_is_read_from_a_file_from_shards_and_from_pytorch(vggt_state, vggt_sizes, tmp_path, layout):
-    source = tmp_path / "source"
-    source.mkdir()
-    names = sorted(vggt_state)
-    if layout == "file":
-        source = source / "model.safetensors"
-        save_file(vggt_state, source)
-    elif layout == "shards":
-        save_file({name: vggt_state[name] for name in names[:100]}, source / "model-00001-of-00002.safetensors")
-        save_file({name: vggt_state[name] for name in names[100:]}, source / "model-00002-of-00002.safetensors")
-    else:
-        source = source / "model.pt"
-        torch.save(vggt_state, source)
-    read = read_tensors(source)
-    assert read.keys() == vggt_state.keys()
-    model, _ = vggt_from_official(read, **vggt_sizes)
-    assert torch.equal(model.vggt.camera_token, vggt_state["aggregator.camera_token"])
-
-
-@needs_golden
-def test_dtype_option_casts_what_is_written(vggt_state, vggt_sizes, tmp_path):
-    save_file(vggt_state, tmp_path / "model.safetensors")
-    (tmp_path / "sizes.json").write_text(json.dumps(vggt_sizes))
-    arguments = ["vggt", str(tmp_path / "model.safetensors"), str(tmp_path / "vggt"), "--dtype", "bfloat16"]
-    main([*arguments, "--config", str(tmp_path / "sizes.json")])
-    assert VGGTForGeometry.from_pretrained(tmp_path / "vggt").dtype == torch.bfloat16
-
-
-@needs_golden
-def test_what_is_left_out_is_printed_with_the_reason(dinov3_state, tmp_path, capsys):
-    save_file(dinov3_state, tmp_path / "dinov3.safetensors")
-    main(["dinov3", str(tmp_path / "dinov3.safetensors"), str(tmp_path / "dinov3")])
-    assert "`rope_embed.periods`: computed from the configuration." in capsys.readouterr().out
-    assert DINOv3ViTModel.from_pretrained(tmp_path / "dinov3").config.num_register_tokens == 4
-
-
-# DINOv3's masked bias
-
-
-@needs_golden
 def test_dinov3_bias_mask_is_applied(dinov3_state):
-    size = dinov3_state["cls_token"].shape[-1]
-    mask = dinov3_state["blocks.0.attn.qkv.bias_mask"].clone()
+    name = next((name for name in dinov3_state if name.endswith("qkv.bias_mask")), None)
+    if name is None:
+        pytest.skip("the recorded DINOv3 stores no mask")
+    mask, bias = dinov3_state[name].clone(), dinov3_state[name.removesuffix("_mask")]
     mask[0] = 0
-    converted, _ = convert_dinov3_state_dict(dinov3_state | {"blocks.0.attn.qkv.bias_mask": mask})
-    query_bias = converted["model.layer.0.attention.q_proj.bias"]
+    converted, _ = convert_dinov3_state_dict(dinov3_state | {name: mask})
+    layer, size = name.split(".")[1], dinov3_state["cls_token"].shape[-1]
+    query_bias = converted[f"model.layer.{layer}.attention.q_proj.bias"]
     assert query_bias[0] == 0
-    assert torch.equal(query_bias[1:], dinov3_state["blocks.0.attn.qkv.bias"][1:size])
+    assert torch.equal(query_bias[1:], bias[1:size])
 
 
-@needs_golden
+def test_spa3_vlm_leaves_out_what_the_official_code_does_not_use(vlm_recording, vlm_state, vlm_config, spatial_config):
+    _, left_out = spa3_vlm_from_official(vlm_state, vlm_config, **spatial_config)
+    groups = vlm_recording.info["weight_key_groups"]
+    unused = tuple(f"{name}." for name, group in groups.items() if group["unused_in_inference"])
+    assert set(left_out) == {name for name in vlm_state if name.startswith(unused)}
+
+
+def test_a_tied_checkpoint_is_saved_and_loaded_without_its_head(vlm_state, vlm_config, spatial_config, tmp_path):
+    vlm_state.pop("lm_head.weight", None)
+    model, _ = spa3_vlm_from_official(vlm_state, vlm_config | {"tie_word_embeddings": True}, **spatial_config)
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert "lm_head.weight" not in file.keys()
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert torch.equal(loaded.lm_head.weight, vlm_state["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("given", [{}, {"eos_token_id": 7}], ids=str)
+def test_ids_that_the_official_configuration_omits_become_qwens_only_if_the_vocabulary_has_them(
+    vlm_state, vlm_config, spatial_config, given
+):
+    names = ("bos_token_id", "eos_token_id")
+    fields = {name: value for name, value in vlm_config.items() if name not in names}
+    model, _ = spa3_vlm_from_official(vlm_state, fields | given, **spatial_config)
+    for name in names:
+        default = getattr(Qwen2_5_VLTextConfig, name)
+        expected = given.get(name, default if default < vlm_config["vocab_size"] else None)
+        assert getattr(model.config.get_text_config(), name) == expected
+
+
+# Wrong checkpoints.
+
+
+def without(state: dict, *beginnings: str) -> dict:
+    return {name: tensor for name, tensor in state.items() if not name.startswith(beginnings)}
+
+
+def refusal(build: Callable, *arguments, **options) -> str:
+    with pytest.raises(ValueError) as error:
+        build(*arguments, **options)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        pytest.param(
+            lambda state: state | {"aggregator.surprise": torch.zeros(1), "adapter.weight": torch.zeros(1)},
+            ["aggregator.surprise", "adapter.weight"],
+            id="unknown tensors",
+        ),
+        pytest.param(
+            lambda state: without(state, "camera_head.token_norm.bias", "point_head.norm.weight"),
+            ["camera_head.token_norm.bias", "point_head.norm.weight"],
+            id="missing tensors",
+        ),
+        pytest.param(
+            lambda state: without(state, "aggregator.camera_token"), ["vggt.camera_token"], id="missing size"
+        ),
+        pytest.param(
+            lambda state: state | {"camera_head.empty_pose_tokens": torch.zeros(1, 1, 8)},
+            ["camera_head.empty_pose", "(1, 1, 8)", "(1, 1, 9)"],
+            id="another shape",
+        ),
+    ],
+)
+def test_a_wrong_vggt_is_refused_by_its_tensors(vggt_state, vggt_sizes, change, named):
+    message = refusal(vggt_from_official, change(vggt_state), **vggt_sizes)
+    assert all(name in message for name in named)
+
+
+def test_all_tensors_of_another_model_are_named(dinov3_state):
+    message = refusal(vggt_from_official, dinov3_state)
+    assert all(name in message for name in dinov3_state)
+
+
 def test_dinov3_with_a_key_bias_in_use_is_refused(dinov3_state):
-    del dinov3_state["blocks.0.attn.qkv.bias_mask"]
-    with pytest.raises(ValueError, match="`blocks.0.attn.qkv.bias` has no place .* not zero"):
-        dinov3_from_official(dinov3_state)
+    name = next(name for name in dinov3_state if name.endswith("attn.qkv.bias"))
+    state = without(dinov3_state, f"{name}_mask") | {name: torch.ones_like(dinov3_state[name])}
+    assert f"`{name}`" in refusal(dinov3_from_official, state)
 
 
-# Wrong checkpoints
-
-
-def test_unknown_tensors_are_all_named():
-    state = {name: torch.zeros(1) for name in ("aggregator.camera_token", "aggregator.surprise", "adapter.weight")}
-    with pytest.raises(ValueError, match="2 tensors are unknown:\n  aggregator.surprise\n  adapter.weight$"):
-        convert_vggt_state_dict(state)
-
-
-@needs_golden
-def test_missing_tensors_are_all_named(vggt_state, vggt_sizes):
-    del vggt_state["aggregator.patch_embed.norm.bias"], vggt_state["point_head.norm.weight"]
-    with pytest.raises(
-        ValueError, match=r"2 tensors:\n  vggt\S+layernorm.bias: missing\n  point_head.norm.weight: mis"
-    ):
-        vggt_from_official(vggt_state, **vggt_sizes)
-
-
-@needs_golden
-def test_a_missing_tensor_that_tells_a_size_is_named(vggt_state, vggt_sizes):
-    del vggt_state["aggregator.camera_token"]
-    with pytest.raises(ValueError, match="'vggt.camera_token'"):
-        vggt_from_official(vggt_state, **vggt_sizes)
-
-
-@needs_golden
-def test_tensors_of_another_shape_are_named(vggt_state, vggt_sizes):
-    vggt_state["camera_head.empty_pose_tokens"] = torch.zeros(1, 1, 8)
-    with pytest.raises(ValueError, match=r"empty_pose: shape \(1, 1, 8\) instead of \(1, 1, 9\)"):
-        vggt_from_official(vggt_state, **vggt_sizes)
-
-
-@needs_golden
-def test_a_checkpoint_of_another_model_is_refused(dinov3_state):
-    with pytest.raises(ValueError, match="another architecture"):
-        vggt_from_official(dinov3_state)
-
-
-class RunsCode:
-    def __reduce__(self):
-        return (os.mkdir, ("code-has-run",))
-
-
-def test_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": {"weight": torch.zeros(1)}, "callback": RunsCode()}, "evil.ckpt")
-    with pytest.raises(ValueError, match="could run code"):
-        read_tensors("evil.ckpt")
-    assert not Path("code-has-run").exists()
-
-
-def test_a_file_without_tensors_is_refused(tmp_path):
-    torch.save({"epoch": 3}, tmp_path / "empty.pt")
-    with pytest.raises(ValueError, match="is not a checkpoint"):
-        read_tensors(tmp_path / "empty.pt")
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "model.ckpt"])
-def test_a_damaged_file_is_refused(tmp_path, name):
-    torch.save({"weight": torch.zeros(100)}, tmp_path / "whole.pt")
-    (tmp_path / name).write_bytes((tmp_path / "whole.pt").read_bytes()[:300])
-    with pytest.raises(ValueError, match="is damaged"):
-        read_tensors(tmp_path / name)
-
-
-def test_command_line_says_in_one_line_what_is_wrong(tmp_path):
-    with pytest.raises(SystemExit, match=r"^spa3r convert: There is no checkpoint at `\S+nowhere.pt`[^\n]*$"):
-        main(["vggt", str(tmp_path / "nowhere.pt"), str(tmp_path / "result")])
-
-
-@pytest.mark.parametrize("name", ["nowhere.ckpt", "."])
-def test_an_absent_checkpoint_is_an_error(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match="no checkpoint at|no `.safetensors` file"):
-        read_tensors(tmp_path / name)
+@pytest.mark.parametrize(
+    ("change", "fields", "named"),
+    [
+        *(
+            pytest.param(lambda state, name=name: state | {name: torch.zeros(1)}, {}, [named], id=name)
+            for name, named in [
+                ("geometry_adaptor.3.weight", "geometry_adaptor.3.weight"),
+                (f"{SPA3R_IN_VLM}surprise", "surprise"),
+                (f"{SPA3R_IN_VLM}dino.surprise", "dino.surprise"),
+                ("visual.surprise", "model.vlm.visual.surprise"),
+                ("model.layers.0.surprise", "model.vlm.language_model.layers.0.surprise"),
+            ]
+        ),
+        pytest.param(
+            lambda state: without(state, "geometry_gate.0.bias") | {"ln.weight": torch.zeros(3)},
+            {},
+            ["model.fusion.gate.bias", "model.fusion.norm.weight", "(3,)"],
+            id="missing and another shape",
+        ),
+        pytest.param(
+            lambda state: without(state, "geometry_encoder."), {}, ["rope_embed.periods"], id="no spatial encoder"
+        ),
+        pytest.param(lambda state: state, {"model_type": "spa3_vlm"}, ["`spa3_vlm`", "`qwen2_5_vl`"], id="converted"),
+        pytest.param(
+            lambda state: state | {"lm_head.weight": state["model.embed_tokens.weight"] + 1},
+            {"tie_word_embeddings": True},
+            ["`tie_word_embeddings`", "`lm_head.weight`"],
+            id="a tied head that differs",
+        ),
+    ],
+)
+def test_a_wrong_spa3_vlm_is_refused_by_its_tensors(vlm_state, vlm_config, spatial_config, change, fields, named):
+    message = refusal(spa3_vlm_from_official, change(vlm_state), vlm_config | fields, **spatial_config)
+    assert all(name in message for name in named)

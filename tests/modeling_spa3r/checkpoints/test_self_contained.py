@@ -1,4 +1,4 @@
-"""Spa3-VLM on the Hub: checkpoints that carry their code to where this package is not, their cards, push and load."""
+"""Checkpoints that carry their code to machines without this package; pushing and loading them."""
 
 import ast
 import json
@@ -7,37 +7,22 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import transformers
 from hub_server import Hub
-from huggingface_hub import ModelCard
 from packaging.requirements import Requirement
 from safetensors.torch import load_file, save_file
-from tiny_spa3_vlm import photo, tiny_config, tiny_model, tiny_processor
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-)
+from tiny_spa3_vlm import photo, prepare, tiny_model, tiny_processor
 
-from spa3r import Spa3RModel, Spa3VLMForConditionalGeneration, Spa3VLMProcessor
+from spa3r import Spa3VLMForConditionalGeneration, Spa3VLMProcessor
 from spa3r.configuration import Spa3RConfig, load_preset
-from spa3r.modeling_spa3r.checkpoints.self_contained import (
-    Score,
-    add_code,
-    push_self_contained,
-    save_self_contained,
-    spa3_vlm_card,
-)
+from spa3r.modeling_spa3r.checkpoints.cards import parts_of, spa3_vlm_card
+from spa3r.modeling_spa3r.checkpoints.self_contained import add_code, push_self_contained, save_self_contained
 
-UNTRAINED = {"vlm": None, "vggt": None, "spatial_encoder": None, "fusion": None}
-MODELS = ("AutoConfig", "AutoModel", "AutoModelForImageTextToText")
-PROCESSORS = ("AutoProcessor", "AutoImageProcessor")
 CLASSES = {
     "AutoConfig": "Spa3VLMConfig",
     "AutoModel": "Spa3VLMModel",
@@ -202,38 +187,37 @@ class Checkpoint:
     processor: Spa3VLMProcessor
     folder: Path
     photos: Path
-    tokens: list = field(default_factory=list)
-    answer: str = ""
+    tokens: list
+    answer: str
 
-    def blocks(self) -> list[str]:
-        """Code on the card: with the package, and without."""
-        return re.findall(r"```python\n(.*?)```", (self.folder / "README.md").read_text(), re.DOTALL)
+    def save_as(self, name: str, card_name: str | None = None) -> Path:
+        """Save it again beside the photos, with a card that names another place to load it from."""
+        folder = self.photos / name
+        config = self.model.config
+        card = spa3_vlm_card(card_name or str(folder), config, dict.fromkeys(parts_of(config)))
+        save_self_contained(self.model, self.processor, folder, card)
+        return folder
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Checkpoint:
     home = tmp_path_factory.mktemp("checkpoint")
-    model, processor, folder = tiny_model(), tiny_processor(), home / "toy-0.1"
+    model, processor = tiny_model(), tiny_processor()
     photo(1).save(home / "door.jpg")
     photo(2).save(home / "sofa.jpg")
-    save_self_contained(model, processor, folder, spa3_vlm_card(str(folder), model.config, UNTRAINED))
     content = [{"type": "image", "path": str(home / name)} for name in ("door.jpg", "sofa.jpg")]
     content.append({"type": "text", "text": "How many chairs are in the room?"})
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        tokenize=True,
-        add_generation_prompt=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    inputs = prepare(processor, [{"role": "user", "content": content}])
     tokens = model.generate(**inputs, max_new_tokens=16)
     answer = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return Checkpoint(model, processor, folder, home, tokens.tolist(), answer)
+    checkpoint = Checkpoint(model, processor, home / "toy-0.1", home, tokens.tolist(), answer)
+    checkpoint.save_as("toy-0.1")
+    return checkpoint
 
 
 @pytest.fixture(scope="module")
 def plain(checkpoint) -> Path:
-    """The same, saved by the library alone."""
+    """The same, saved by transformers alone."""
     folder = checkpoint.photos / "plain"
     checkpoint.model.save_pretrained(folder)
     checkpoint.processor.save_pretrained(folder)
@@ -243,9 +227,7 @@ def plain(checkpoint) -> Path:
 @pytest.fixture(scope="module")
 def clean(checkpoint, plain, run_clean) -> dict:
     """What a process without the package makes of folders."""
-    without_adapter = checkpoint.photos / "without_adapter"
-    card = spa3_vlm_card(str(without_adapter), checkpoint.model.config, UNTRAINED)
-    save_self_contained(checkpoint.model, checkpoint.processor, without_adapter, card)
+    without_adapter = checkpoint.save_as("without_adapter")
     file = without_adapter / "model.safetensors"
     rest = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("model.fusion.")}
     save_file(rest, file, metadata={"format": "pt"})
@@ -257,7 +239,7 @@ def clean(checkpoint, plain, run_clean) -> dict:
 
 
 def imports(node: ast.AST) -> Iterator[tuple[int, str]]:
-    """Level and name of each module that is imported; in a `try` it may be missing."""
+    """Level and name of each imported module; an import in a `try` may fail."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             yield from ((0, alias.name) for alias in child.names)
@@ -267,7 +249,7 @@ def imports(node: ast.AST) -> Iterator[tuple[int, str]]:
             yield from imports(child)
 
 
-def test_a_carried_file_imports_those_beside_it_and_what_is_installed_with_torch_transformers_and_pillow(checkpoint):
+def test_a_carried_file_imports_only_files_beside_it_and_what_torch_transformers_and_pillow_bring(checkpoint):
     files = {path.stem: path for path in checkpoint.folder.glob("*.py")}
     installed = set(sys.stdlib_module_names)
     for distribution in required_by("torch", "transformers", "pillow"):
@@ -277,14 +259,15 @@ def test_a_carried_file_imports_those_beside_it_and_what_is_installed_with_torch
             assert level <= 1 and module.split(".")[0] in (files if level else installed), (name, module)
 
 
-def test_a_carried_file_tells_its_package_and_licence(checkpoint):
-    head = f"# From the package spa3r {metadata.version('spa3r')}, Apache License 2.0.\n"
-    assert all(file.read_text().startswith(head) for file in checkpoint.folder.glob("*.py"))
+def test_a_carried_file_starts_with_its_package_version_and_licence(checkpoint):
+    for file in checkpoint.folder.glob("*.py"):
+        first = file.read_text().splitlines()[0]
+        assert first.startswith("#") and f"spa3r {metadata.version('spa3r')}" in first and "Apache" in first
 
 
-def test_the_folder_holds_the_model_its_processor_its_code_and_its_card_alone(checkpoint, plain):
+def test_the_folder_holds_only_the_model_its_processor_its_code_and_its_card(checkpoint, plain):
     names = {path.name for path in checkpoint.folder.iterdir() if path.suffix != ".py"}
-    assert names == {path.name for path in plain.iterdir()} | {"README.md"}
+    assert names == {path.name for path in plain.iterdir()} | {"README.md", "card.json"}
 
 
 def test_adding_the_code_again_changes_nothing(checkpoint):
@@ -293,51 +276,50 @@ def test_adding_the_code_again_changes_nothing(checkpoint):
     assert {path.name: path.read_bytes() for path in checkpoint.folder.iterdir()} == before
 
 
-def test_a_model_or_a_processor_alone_can_carry_its_code(checkpoint, tmp_path):
-    checkpoint.processor.save_pretrained(tmp_path / "processor")
-    checkpoint.model.config.save_pretrained(tmp_path / "config")
-    for folder in (tmp_path / "processor", tmp_path / "config"):
-        add_code(folder)
-        assert {path.name for path in folder.glob("*.py")} == {path.name for path in checkpoint.folder.glob("*.py")}
+@pytest.mark.parametrize("part", ["processor", "config"])
+def test_a_model_or_a_processor_alone_can_carry_its_code(checkpoint, tmp_path, part):
+    (checkpoint.processor if part == "processor" else checkpoint.model.config).save_pretrained(tmp_path)
+    add_code(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.py")} == {path.name for path in checkpoint.folder.glob("*.py")}
 
 
-def test_the_code_is_refused_beside_another_model(tmp_path):
-    Spa3RModel(Spa3RConfig(**load_preset("spa3r-tiny"))).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a `spa3r` model; only one of type `spa3_vlm` can carry its code"):
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [
+        pytest.param(Spa3RConfig(**load_preset("spa3r-tiny")).save_pretrained, "`spa3r`", id="another model"),
+        pytest.param(lambda folder: None, "`processor_config.json`", id="an empty folder"),
+    ],
+)
+def test_the_code_is_refused_beside_anything_else(tmp_path, write, named):
+    write(tmp_path)
+    with pytest.raises(ValueError, match=named):
         add_code(tmp_path)
 
 
-def test_the_code_is_refused_beside_nothing(tmp_path):
-    with pytest.raises(ValueError, match="neither a `config.json` nor a `processor_config.json`; save"):
-        add_code(tmp_path)
-
-
-def test_a_save_that_fails_leaves_no_folder(checkpoint, tmp_path, monkeypatch):
+def test_a_save_that_fails_leaves_no_folder(checkpoint, monkeypatch):
     def fail(folder):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(checkpoint.processor, "save_pretrained", fail)
-    card = spa3_vlm_card("toy", checkpoint.model.config, UNTRAINED)
+    before = sorted(checkpoint.photos.iterdir())
     with pytest.raises(OSError, match="No space left"):
-        save_self_contained(checkpoint.model, checkpoint.processor, tmp_path / "toy", card)
-    assert not list(tmp_path.iterdir())
+        checkpoint.save_as("failing")
+    assert sorted(checkpoint.photos.iterdir()) == before
 
 
-# Where the package is not.
+# Where the package is not installed.
 
 
-def test_the_clean_process_has_neither_the_package_nor_what_else_it_brings(clean):
+def test_the_clean_process_has_neither_the_package_nor_its_other_requirements(clean):
     assert clean["present"] == []
 
 
-@pytest.mark.parametrize("auto_class", CLASSES)
-def test_a_checkpoint_loads_by_its_own_code(clean, auto_class):
-    assert clean["loaded"][auto_class] == [CLASSES[auto_class], "transformers_modules"]
+def test_a_checkpoint_loads_by_its_own_code(clean):
+    assert clean["loaded"] == {name: [cls, "transformers_modules"] for name, cls in CLASSES.items()}
 
 
-@pytest.mark.parametrize("auto_class", ["AutoModel", "AutoModelForImageTextToText"])
-def test_its_own_code_takes_every_weight(clean, auto_class):
-    assert clean["keys"][auto_class] == []
+def test_its_own_code_uses_every_weight(clean):
+    assert clean["keys"] == {"AutoModel": [], "AutoModelForImageTextToText": []}
 
 
 def test_the_code_on_the_card_gives_the_same_tokens_without_the_package(checkpoint, clean):
@@ -348,15 +330,15 @@ def test_the_pipeline_gives_the_same_answer_without_the_package(checkpoint, clea
     assert clean["pipeline"] == checkpoint.answer
 
 
-def test_without_pyav_a_video_is_what_asks_for_it(clean):
-    assert clean["video"] == "Reading videos needs PyAV: `pip install av`; or give the frames as images."
+def test_a_video_asks_for_pyav_where_it_is_missing(clean):
+    assert "PyAV" in clean["video"]
 
 
-@pytest.mark.parametrize("auto_class", CLASSES)
 @pytest.mark.parametrize("trust", ["untrusted", "distrusted"])
+@pytest.mark.parametrize("auto_class", CLASSES)
 def test_code_that_is_not_trusted_is_asked_for_and_never_replaced_by_a_tokenizer(clean, trust, auto_class):
     assert clean[trust][auto_class].startswith("ValueError")
-    assert "Please pass the argument `trust_remote_code=True`" in clean[trust][auto_class]
+    assert "`trust_remote_code=True`" in clean[trust][auto_class]
 
 
 @pytest.mark.parametrize("trust", ["plain", "plain and trusted"])
@@ -365,37 +347,32 @@ def test_a_checkpoint_without_its_code_is_refused_and_never_replaced_by_a_tokeni
     assert clean[trust][auto_class].startswith(("ValueError", "OSError"))
 
 
-def test_a_missing_adapter_is_silent_by_its_own_code_too(clean):
+def test_a_missing_adapter_adds_nothing_by_its_own_code_too(clean):
     assert clean["missing"] and all(name.startswith("model.fusion.") for name in clean["missing"])
     assert clean["adapter"] == 0 and clean["norm"] == [1.0]
-
-
-def test_with_a_missing_adapter_logits_are_the_base_models_by_its_own_code_too(clean):
     assert clean["logits equal"]
 
 
-@pytest.mark.parametrize("auto_class", CLASSES)
-def test_what_was_loaded_by_its_own_code_carries_it_when_saved_again(clean, auto_class):
-    assert clean["again"][auto_class] == f"loaded {CLASSES[auto_class]}"
+def test_a_model_loaded_by_its_own_code_carries_it_when_saved_again(clean):
+    assert clean["again"] == {name: f"loaded {cls}" for name, cls in CLASSES.items()}
 
 
-# Where the package is.
+# Where the package is installed.
 
 
 @pytest.mark.parametrize("trust", [None, True])
-@pytest.mark.parametrize(
-    "auto_class", [AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoImageProcessor]
-)
+@pytest.mark.parametrize("auto_class", CLASSES)
 def test_the_packages_own_classes_win(checkpoint, auto_class, trust):
-    loaded = auto_class.from_pretrained(checkpoint.folder, trust_remote_code=trust)
-    assert type(loaded).__name__ == CLASSES[auto_class.__name__]
+    loaded = getattr(transformers, auto_class).from_pretrained(checkpoint.folder, trust_remote_code=trust)
+    assert type(loaded).__name__ == CLASSES[auto_class]
     assert type(loaded).__module__.startswith("spa3r.")
 
 
 def test_the_code_on_the_card_gives_the_same_tokens_with_the_package(checkpoint, monkeypatch):
     monkeypatch.chdir(checkpoint.photos)
     scope = {}
-    exec(checkpoint.blocks()[0], scope)
+    example, _ = re.findall(r"```python\n(.*?)```", (checkpoint.folder / "README.md").read_text(), re.DOTALL)
+    exec(example, scope)
     assert scope["tokens"].tolist() == checkpoint.tokens
 
 
@@ -405,9 +382,7 @@ def test_the_code_on_the_card_gives_the_same_tokens_with_the_package(checkpoint,
 @pytest.fixture(scope="module")
 def carried(checkpoint) -> Path:
     """The checkpoint with a card that names its repository."""
-    card = spa3_vlm_card("user/carried", checkpoint.model.config, UNTRAINED)
-    save_self_contained(checkpoint.model, checkpoint.processor, checkpoint.photos / "carried", card)
-    return checkpoint.photos / "carried"
+    return checkpoint.save_as("carried", "user/carried")
 
 
 @pytest.fixture(scope="module")
@@ -435,17 +410,13 @@ def clean_from_hub(hub, checkpoint, run_clean, tmp_path_factory) -> dict:
 
 
 def test_a_push_is_one_commit(hub):
-    assert [title for title, _ in hub.commits["models", "user/carried"]].count("The whole") == 1
-    assert hub.commits["models", "user/carried"][-1][0] == "The whole"
+    titles = [title for title, _ in hub.commits["models", "user/carried"]]
+    assert titles.count("The whole") == 1 and titles[-1] == "The whole"
 
 
-def test_a_push_brings_every_file_as_it_is(hub, carried):
+def test_a_push_brings_every_file_and_removes_only_weights_that_are_no_longer_part_of_it(hub, carried):
     files = hub.files("user/carried")
     assert all(files[path.name] == path.read_bytes() for path in carried.iterdir())
-
-
-def test_a_push_removes_weights_that_are_no_longer_part_of_it_and_nothing_else(hub):
-    files = hub.files("user/carried")
     assert "model-00001-of-00002.safetensors" not in files and "model.safetensors.index.json" not in files
     assert files["notes.txt"] == b"old"
 
@@ -455,12 +426,10 @@ def test_a_pushed_checkpoint_loads_by_name_without_the_package(clean_from_hub, c
 
 
 @pytest.mark.parametrize("auto_class", CLASSES)
-def test_a_pushed_checkpoint_asks_for_trust(clean_from_hub, auto_class):
-    assert "Please pass the argument `trust_remote_code=True`" in clean_from_hub["untrusted"][auto_class]
-
-
-@pytest.mark.parametrize("auto_class", CLASSES)
-def test_a_plain_push_is_refused_where_the_package_is_not(clean_from_hub, auto_class):
+def test_without_the_package_a_pushed_checkpoint_asks_for_trust_and_one_without_code_is_refused(
+    clean_from_hub, auto_class
+):
+    assert "`trust_remote_code=True`" in clean_from_hub["untrusted"][auto_class]
     assert clean_from_hub["plain and trusted"][auto_class].startswith(("ValueError", "OSError"))
 
 
@@ -476,84 +445,6 @@ def test_a_plain_push_carries_no_code(hub):
 
 
 def test_a_checkpoint_without_its_code_or_card_is_not_pushed(plain):
-    with pytest.raises(ValueError, match=r"lacks README.md, .*modeling_spa3_vlm.py.* of a self-contained checkpoint"):
+    with pytest.raises(ValueError) as refusal:
         push_self_contained(plain, "user/toy")
-
-
-# Cards.
-
-
-def test_the_card_names_base_models_and_their_licences():
-    origins = {
-        "vlm": "checkpoints/Qwen2.5-VL-3B-Instruct",
-        "vggt": "facebook/VGGT-1B",
-        "spatial_encoder": "runs/paper/model",
-        "fusion": None,
-    }
-    card = spa3_vlm_card("you/spa3-vlm-4b", tiny_config(), origins, trained=["vlm", "fusion"])
-    assert card.data.base_model == ["Qwen/Qwen2.5-VL-3B-Instruct", "facebook/VGGT-1B"]
-    assert card.data.license == "other"
-    assert "Qwen Research License" in card.text and "CC BY-NC 4.0" in card.text
-    assert "from `runs/paper/model`, under the licence of that." in card.text
-    assert "- Adapter between the two: trained from scratch." in card.text
-
-
-@pytest.mark.parametrize(
-    ("checkpoint_name", "licence"),
-    [
-        ("Qwen/Qwen2.5-VL-7B-Instruct", "Apache-2.0"),
-        ("facebook/VGGT-1B-Commercial", "the licence stated there"),
-    ],
-)
-def test_the_card_states_no_licence_but_a_known_one(checkpoint_name, licence):
-    card = spa3_vlm_card("toy", tiny_config(), UNTRAINED | {"vlm": checkpoint_name})
-    (line,) = [line for line in card.text.splitlines() if line.startswith("- Vision-language model")]
-    assert f"[{checkpoint_name}](https://huggingface.co/{checkpoint_name})" in line and licence in line
-
-
-def test_the_card_says_what_is_untrained_and_claims_no_licence(checkpoint):
-    card = ModelCard.load(checkpoint.folder / "README.md")
-    assert card.text.count("**untrained**: random weights, for demonstrations only.") == 3
-    assert "the model answers as the vision-language model alone" in card.text
-    assert card.data.license is None and card.data.base_model is None
-
-
-def test_an_untrained_projection_of_appended_latents_is_not_called_silent():
-    card = spa3_vlm_card("toy", tiny_config(fusion="append"), UNTRAINED)
-    assert "- Adapter between the two: **untrained**: random weights" in card.text
-
-
-def test_the_card_gives_training_data_and_scores_with_their_protocol():
-    scores = [Score("VSI-Bench", "32 frames, greedy, 16 tokens", "12.3")]
-    card = spa3_vlm_card("toy", tiny_config(), UNTRAINED, training_data=["VSI-590K"], scores=scores)
-    assert "## Training data\n\n- VSI-590K" in card.text
-    assert "| VSI-Bench | 32 frames, greedy, 16 tokens | 12.3 |" in card.text
-
-
-def test_the_card_of_a_model_that_was_neither_tuned_nor_measured_says_so(checkpoint):
-    card = ModelCard.load(checkpoint.folder / "README.md")
-    assert "## Training data\n\nNot instruction-tuned." in card.text
-    assert "## Evaluation\n\nNot evaluated." in card.text
-
-
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
-        ({"fusion": "none"}, {"vlm"}),
-        ({"spatial_representation": "vggt"}, {"vlm", "vggt", "fusion"}),
-        ({"fusion": "append"}, {"vlm", "vggt", "spatial_encoder", "fusion"}),
-    ],
-)
-def test_the_card_takes_the_parts_that_a_model_has(changes, parts):
-    card = spa3_vlm_card("toy", tiny_config(**changes), dict.fromkeys(parts, "somewhere/weights"))
-    assert card.text.count("from `somewhere/weights`") == len(parts)
-
-
-def test_a_part_of_which_nothing_is_said_is_refused():
-    with pytest.raises(ValueError, match=r"`origins` must tell where the weights of .*'fusion'.* got \['vlm'\]"):
-        spa3_vlm_card("toy", tiny_config(), {"vlm": None})
-
-
-def test_a_trained_part_that_the_model_lacks_is_refused():
-    with pytest.raises(ValueError, match=r"`trained` names \['lm'\], but the parts of this model are"):
-        spa3_vlm_card("toy", tiny_config(), UNTRAINED, trained=["lm"])
+    assert all(name in str(refusal.value) for name in (f"`{plain}`", "README.md", "modeling_spa3_vlm.py"))

@@ -1,7 +1,7 @@
-"""Tuned models on the Hub, for which a stand-in on this machine takes the place."""
+"""Tuned models on the Hub, which a server on this machine replaces."""
 
+import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -10,37 +10,28 @@ from hub_server import Hub
 from tiny_instructions import command_line, write_instructions
 from tiny_spa3_vlm import tiny_model, tiny_processor
 
-from spa3r.modeling_spa3r.checkpoints.self_contained import save_self_contained, spa3_vlm_card
+from spa3r.modeling_spa3r.checkpoints.cards import spa3_vlm_card
+from spa3r.modeling_spa3r.checkpoints.self_contained import save_self_contained
 
 REPOSITORY = "you/tuned"
+ORIGINS = {"vlm": "Qwen/Qwen2.5-VL-3B-Instruct", "vggt": "facebook/VGGT-1B", "spatial_encoder": None, "fusion": None}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
+    """A folder with a model to tune and instructions."""
     folder = tmp_path_factory.mktemp("tuned")
     model = tiny_model()
-    origins = {
-        "vlm": "Qwen/Qwen2.5-VL-3B-Instruct",
-        "vggt": "facebook/VGGT-1B",
-        "spatial_encoder": None,
-        "fusion": None,
-    }
-    card = spa3_vlm_card("vlm", model.config, origins)
-    save_self_contained(model, tiny_processor(), folder / "vlm", card)
+    save_self_contained(model, tiny_processor(), folder / "vlm", spa3_vlm_card("vlm", model.config, ORIGINS))
     write_instructions(folder / "set")
     return folder
 
 
 def tune(place, hub, output, **options):
-    """A step of tuning in a process of its own, which pushes to the stand-in."""
+    """A step of tuning in a process of its own that pushes to the server."""
     options = {"max_steps": 1, "push_to_hub": "true", "hub_model_id": REPOSITORY} | options
-    command = [
-        sys.executable,
-        "-m",
-        "spa3r",
-        "sft",
-        *command_line(place / "vlm", place / "set", output, **options),
-    ]
+    arguments = command_line(place / "vlm", place / "set", output, **options)
+    command = [sys.executable, "-m", "spa3r", "sft", *arguments]
     environment = os.environ | hub.environment(place / "cache")
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
@@ -53,25 +44,22 @@ def pushed(place):
         yield hub.files(REPOSITORY)
 
 
-def test_the_final_model_is_pushed_with_code_and_card(pushed, place):
-    for file in (place / "run" / "model").iterdir():
-        assert pushed[file.name] == file.read_bytes(), file.name
+def test_the_repository_holds_exactly_the_final_model_with_code_and_card(pushed, place):
+    files = {file.name: file.read_bytes() for file in (place / "run" / "model").iterdir()}
+    assert {"README.md", "card.json", "modeling_spa3_vlm.py"} <= files.keys()
+    assert {name: content for name, content in pushed.items() if name != ".gitattributes"} == files
 
 
-def test_nothing_but_the_final_model_is_in_the_repository(pushed, place):
-    files = {str(file.relative_to(place / "run" / "model")) for file in (place / "run" / "model").rglob("*")}
-    assert set(pushed) <= files | {".gitattributes"}
+def test_the_card_keeps_the_origins_of_the_weights_and_adds_the_tuning(pushed, place):
+    facts = json.loads(pushed["card.json"])
+    assert facts["origins"] == ORIGINS
+    assert facts["name"] == REPOSITORY and facts["tuned_from"] == str(place / "vlm")
+    assert facts["trained"] == ["vlm", "fusion"]
+    assert any(str(place / "set") in line for line in facts["training_data"])
 
 
-def test_the_card_tells_whose_weights_are_inside(pushed):
-    card = pushed["README.md"].decode()
-    assert "https://huggingface.co/facebook/VGGT-1B" in card and "Qwen Research License" in card
-    assert card.startswith("---\nlibrary_name: transformers\nlicense: other\n")
-
-
-def test_a_push_that_fails_leaves_the_model_and_says_how_to_go_on(place):
+def test_a_push_that_fails_leaves_the_model_and_names_the_command_that_uploads_it(place):
     output = place / "unpushed"
-    shutil.rmtree(output, ignore_errors=True)
     with Hub() as hub:
         hub.failures["commit"] = 403
         result = tune(place, hub, output)

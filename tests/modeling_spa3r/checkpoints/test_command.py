@@ -1,0 +1,291 @@
+"""`spa3r convert`: what it writes, and what it refuses."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from recordings import Recording, starting_with
+from safetensors.torch import load_file, save_file
+from tiny_spa3_vlm import conversation, geometry_of, photo, prepare, tiny_config
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    DINOv3ViTModel,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+from spa3r import Spa3RForPreTraining, Spa3RModel, Spa3VLMProcessor
+from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
+from spa3r.modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry
+from spa3r.trainers.integrations import cli
+
+
+def convert(*arguments):
+    cli.main(["convert", *map(str, arguments)])
+
+
+def written(file: Path, content: dict) -> Path:
+    file.write_text(json.dumps(content))
+    return file
+
+
+# Official checkpoints of VGGT, Spa3R and DINOv3.
+
+
+def test_a_converted_spa3r_gives_the_latents_of_the_official_code(spa3r_recording, spa3r_state, vggt_sizes, tmp_path):
+    torch.save({"state_dict": spa3r_state, "epoch": 3, "hyper_parameters": {"lr": 1e-3}}, tmp_path / "spa3r.ckpt")
+    output = tmp_path / "made" / "spa3r"
+    sizes = written(tmp_path / "sizes.json", {"vggt_config": vggt_sizes})
+    convert("spa3r", tmp_path / "spa3r.ckpt", output, "--config", sizes)
+    for loaded in (Spa3RForPreTraining.from_pretrained(output).model, Spa3RModel.from_pretrained(output)):
+        latents = loaded.eval()(spa3r_recording.images).latents
+        torch.testing.assert_close(latents, spa3r_recording.outputs["latents"], atol=1e-4, rtol=0)
+
+
+def test_the_dtype_is_that_of_the_option(vggt_state, vggt_sizes, tmp_path):
+    save_file(vggt_state, tmp_path / "model.safetensors")
+    sizes = written(tmp_path / "sizes.json", vggt_sizes)
+    convert("vggt", tmp_path / "model.safetensors", tmp_path / "vggt", "--dtype", "bfloat16", "--config", sizes)
+    assert VGGTForGeometry.from_pretrained(tmp_path / "vggt").dtype == torch.bfloat16
+
+
+def test_tensors_that_are_left_out_are_printed(dinov3_state, tmp_path, capsys):
+    save_file(dinov3_state, tmp_path / "dinov3.safetensors")
+    convert("dinov3", tmp_path / "dinov3.safetensors", tmp_path / "dinov3")
+    assert "`rope_embed.periods`" in capsys.readouterr().out
+    config = DINOv3ViTModel.from_pretrained(tmp_path / "dinov3").config
+    assert config.num_register_tokens == dinov3_state["storage_tokens"].shape[1]
+
+
+# The official Spa3-VLM.
+
+
+@dataclass
+class Official:
+    """A folder in two shards without a tokenizer, and the options that convert it."""
+
+    folder: Path
+    config: dict
+    options: list[str]
+
+
+@pytest.fixture
+def official(vlm_state, vlm_config, spatial_config, tmp_path) -> Official:
+    folder = tmp_path / "official"
+    folder.mkdir()
+    names = sorted(vlm_state)
+    for number, part in enumerate((names[::2], names[1::2])):
+        save_file({name: vlm_state[name] for name in part}, folder / f"model-{number}.safetensors")
+    written(folder / "config.json", vlm_config)
+    return Official(folder, vlm_config, ["--config", str(written(tmp_path / "sizes.json", spatial_config))])
+
+
+def test_a_converted_spa3_vlm_answers_as_the_official_code(vlm_recording: Recording, official, tmp_path):
+    written(official.folder / "generation_config.json", {"repetition_penalty": 1.0, "max_length": 77})
+    output = tmp_path / "made" / "spa3-vlm"
+    convert("spa3-vlm", official.folder, output, *official.options)
+    model, info = AutoModelForImageTextToText.from_pretrained(output, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.generation_config.max_length == 77
+    inputs = {name: vlm_recording.inputs[name] for name in ("input_ids", "pixel_values", "image_grid_thw")}
+    inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).int()
+    inputs |= geometry_of(vlm_recording.inputs["geometry_images_u8"].float() / 255)
+    tokens = model.generate(**inputs, max_new_tokens=vlm_recording.info["max_new_tokens"], do_sample=False)
+    expected = vlm_recording.outputs["generated_ids"]
+    assert torch.equal(tokens[:, -expected.shape[1] :], expected)
+
+
+def test_a_folder_with_a_tokenizer_gets_a_processor(vlm_recording, official, tmp_path):
+    byte_tokenizer().save_pretrained(official.folder)
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    ids_of_tokenizer = {name: getattr(tiny_config().vlm_config, name) for name in names}
+    written(official.folder / "config.json", official.config | ids_of_tokenizer)
+    output, images = tmp_path / "spa3-vlm", vlm_recording.inputs["geometry_images_u8"]
+    convert("spa3-vlm", official.folder, output, *official.options, "--image-width", images.shape[-1])
+    processor = AutoProcessor.from_pretrained(output)
+    assert isinstance(processor, Spa3VLMProcessor) and processor.tokenizer.padding_side == "left"
+    inputs = prepare(processor, conversation(images.numpy(), "Where?"))
+    torch.testing.assert_close(inputs["pixel_values"], vlm_recording.inputs["pixel_values"], atol=1e-5, rtol=0)
+
+
+def test_a_folder_without_a_tokenizer_gets_no_processor(official, tmp_path, capsys):
+    convert("spa3-vlm", official.folder, tmp_path / "result", *official.options)
+    assert "`make_processor`" in capsys.readouterr().out
+    assert not (tmp_path / "result" / "processor_config.json").exists()
+
+
+# Assembly.
+
+
+@pytest.fixture(scope="module")
+def qwen() -> Qwen2_5_VLForConditionalGeneration:
+    torch.manual_seed(1)
+    return AutoModelForImageTextToText.from_config(tiny_config().vlm_config).eval()
+
+
+@pytest.fixture
+def qwen_folder(qwen, tmp_path) -> Path:
+    """A Qwen2.5-VL as transformers saves it, with a chat template of its own."""
+    qwen.save_pretrained(tmp_path / "qwen")
+    tokenizer = byte_tokenizer()
+    tokenizer.padding_side, tokenizer.chat_template = "right", "{{ messages }}"
+    tokenizer.save_pretrained(tmp_path / "qwen")
+    return tmp_path / "qwen"
+
+
+@pytest.fixture
+def spa3r_folder(tmp_path) -> Path:
+    """A pre-training checkpoint, decoder and teachers included."""
+    torch.manual_seed(3)
+    Spa3RForPreTraining(tiny_config().spatial_config).save_pretrained(tmp_path / "spa3r")
+    return tmp_path / "spa3r"
+
+
+def assemble(output: Path, vlm: Path | str, spa3r: Path, *options: str):
+    convert("assemble", output, "--vlm", vlm, "--spa3r", spa3r, "--image-width", 56, *options)
+
+
+def test_an_assembled_folder_holds_every_weight_of_both_parts(qwen, qwen_folder, spa3r_folder, tmp_path):
+    assemble(tmp_path / "result", qwen_folder, spa3r_folder)
+    model, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "result", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    state = model.state_dict()
+    encoder = starting_with("model.", Spa3RForPreTraining.from_pretrained(spa3r_folder).state_dict())
+    expected = {f"model.spatial_encoder.{name}": tensor for name, tensor in encoder.items()}
+    expected |= {f"model.vlm.{name}": tensor for name, tensor in qwen.model.state_dict().items()}
+    expected["lm_head.weight"] = qwen.lm_head.weight
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    assert all(name in expected or name.startswith("model.fusion.") for name in state)
+
+
+def test_an_assembled_folder_answers_by_its_own_chat_template(qwen_folder, spa3r_folder, tmp_path):
+    assemble(tmp_path / "result", qwen_folder, spa3r_folder)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "result")
+    processor = AutoProcessor.from_pretrained(tmp_path / "result")
+    assert processor.image_processor.image_width == 56 and processor.tokenizer.padding_side == "left"
+    assert "{% generation %}" in processor.chat_template
+    inputs = prepare(processor, conversation([photo(0)], "Is it there?"))
+    assert model.generate(**inputs, max_new_tokens=3, min_new_tokens=3).shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+def test_an_assembled_folder_has_code_and_card_and_names_no_folder_of_the_machine(qwen_folder, spa3r_folder, tmp_path):
+    folder = tmp_path / "spa3-vlm-mine"
+    assemble(folder, qwen_folder, spa3r_folder)
+    assert {"modeling_spa3_vlm.py", "processing_spa3_vlm.py", "configuration_spa3_vlm.py", "README.md"} <= {
+        file.name for file in folder.iterdir()
+    }
+    card = json.loads((folder / "card.json").read_text())
+    assert card["name"] == folder.name
+    assert card["origins"] == {
+        "vlm": qwen_folder.name,
+        "vggt": spa3r_folder.name,
+        "spatial_encoder": spa3r_folder.name,
+        "fusion": None,
+    }
+    for file in folder.iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
+
+
+def test_a_preset_instead_of_a_vlm_is_untrained(spa3r_folder, tmp_path):
+    assemble(tmp_path / "result", "spa3-vlm-nano", spa3r_folder, "--fusion", "append")
+    assert json.loads((tmp_path / "result" / "card.json").read_text())["origins"]["vlm"] is None
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "result")
+    processor = AutoProcessor.from_pretrained(tmp_path / "result")
+    assert model(**prepare(processor, conversation([photo(0)], "Is it there?"))).logits.isfinite().all()
+
+
+def test_the_seed_decides_new_weights(spa3r_folder, tmp_path):
+    for name, seed in (("first", "0"), ("again", "0"), ("other", "1")):
+        assemble(tmp_path / name, "spa3-vlm-tiny", spa3r_folder, "--seed", seed)
+    first, again, other = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "again", "other")
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize(("options", "dtype"), [((), torch.bfloat16), (("--dtype", "float16"), torch.float16)])
+def test_the_dtype_is_that_of_the_vlm_or_of_the_option(qwen_folder, spa3r_folder, tmp_path, options, dtype):
+    AutoModelForImageTextToText.from_pretrained(qwen_folder, dtype=torch.bfloat16).save_pretrained(qwen_folder)
+    assemble(tmp_path / "result", qwen_folder, spa3r_folder, *options)
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "result").dtype == dtype
+
+
+# Refusals.
+
+
+@pytest.fixture
+def broken_qwen(qwen_folder, tmp_path) -> Path:
+    """A folder of Qwen2.5-VLs, each of which lacks something."""
+    file, key = qwen_folder / "model.safetensors", "model.language_model.norm.weight"
+    state = load_file(file)
+    key = key if key in state else next(name for name in state if name.endswith("norm.weight"))
+    for name, change in {"missing": {}, "shape": {key: state[key][:3].clone()}, "tokenizer": state}.items():
+        folder = tmp_path / "broken" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_bytes((qwen_folder / "config.json").read_bytes())
+        rest = {other: tensor for other, tensor in state.items() if other != key}
+        save_file(rest | change, folder / "model.safetensors", metadata={"format": "pt"})
+        if name != "tokenizer":
+            byte_tokenizer().save_pretrained(folder)
+    return tmp_path / "broken"
+
+
+@pytest.mark.parametrize(
+    ("vlm", "spa3r", "options", "named"),
+    [
+        pytest.param("nowhere", "spa3r", (), "`nowhere`", id="VLM: neither folder nor preset"),
+        pytest.param("{}/nowhere", "spa3r", (), "/nowhere`", id="VLM: no such folder"),
+        pytest.param("{}/spa3r", "spa3r", (), "`spa3r`", id="VLM: another model"),
+        pytest.param("spa3-vlm-4b", "spa3r", (), "`tokenizer`", id="VLM: preset with a large vocabulary"),
+        pytest.param("{}/broken/tokenizer", "spa3r", (), "/broken/tokenizer`", id="VLM: no tokenizer"),
+        pytest.param("{}/broken/missing", "spa3r", (), "norm.weight: missing", id="VLM: missing weight"),
+        pytest.param("{}/broken/shape", "spa3r", (), "norm.weight: shape (3,)", id="VLM: weight of another shape"),
+        pytest.param("{}/qwen", "nowhere", (), "/nowhere`", id="Spa3R: no such folder"),
+        pytest.param("{}/qwen", "qwen", (), "`qwen2_5_vl`", id="Spa3R: another model"),
+        pytest.param("{}/qwen", "spa3r", ("--image-width", "15"), "`image_width`", id="image width"),
+        pytest.param(
+            "{}/qwen", "spa3r", ("--fusion", "append", "--spatial-representation", "vggt"), "`fusion='append'`",
+            id="settings that contradict each other",
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_assembly_is_refused_and_leaves_nothing(
+    broken_qwen, spa3r_folder, tmp_path, capsys, vlm, spa3r, options, named
+):
+    with pytest.raises(SystemExit) as exit:
+        assemble(tmp_path / "made" / "result", vlm.format(tmp_path), tmp_path / spa3r, *options)
+    assert exit.value.code not in (None, 0)
+    assert named in f"{exit.value} {capsys.readouterr().err}"
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "source", "named"),
+    [
+        pytest.param("vggt", "nowhere.pt", "/nowhere.pt`", id="no such file"),
+        pytest.param("spa3-vlm", "file.safetensors", "config.json`", id="a file instead of a folder"),
+    ],
+)
+def test_a_wrong_input_is_refused(tmp_path, capsys, command, source, named):
+    (tmp_path / "file.safetensors").touch()
+    with pytest.raises(SystemExit) as exit:
+        convert(command, tmp_path / source, tmp_path / "result")
+    assert exit.value.code not in (None, 0)
+    assert named in f"{exit.value} {capsys.readouterr().err}"
+
+
+def test_an_output_folder_that_is_not_empty_is_refused(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit) as exit:
+        convert("vggt", tmp_path / "nowhere.pt", tmp_path)
+    assert f"`{tmp_path}`" in f"{exit.value} {capsys.readouterr().err}"
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("command", ["vggt", "spa3r", "dinov3", "spa3-vlm", "assemble"])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        convert(command, "--help")
+    assert "OUTPUT" in capsys.readouterr().out
