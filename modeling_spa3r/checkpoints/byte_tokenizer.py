@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerFast
 
 __all__ = ["byte_tokenizer"]
 
-# In the order of their ids, from 256 on, in the presets `spa3-vlm-tiny` and `spa3-vlm-nano`.
+# In the order of their ids, which start at 256, in the presets `spa3-vlm-tiny` and `spa3-vlm-nano`.
 SPECIAL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
@@ -13,11 +13,11 @@ SPECIAL_TOKENS = (
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a tokenizer with one token for each byte of UTF-8, ids 0 to 255, and Qwen's special tokens behind them.
+    """Make a tokenizer whose ids 0 to 255 are the bytes of UTF-8, followed by Qwen's special tokens.
 
     It pads on the left, as generation needs.
     """
-    # Bytes are written as printable characters, some as others than their own; sorted, so that ids are stable.
+    # The library writes each byte as a printable character; sorting these keeps ids stable.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={character: index for index, character in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -1,7 +1,7 @@
-"""Names of the tensors of published checkpoints, and what each is called here.
+"""Translate the names of tensors in published checkpoints to their names in this package.
 
-Tables give each tensor of a source its name here. A tensor that no table knows is an error that lists the names; what
-is left out on purpose is listed with the reason.
+A tensor whose name no table knows raises a `ValueError` that lists the names. Tensors that are left out on purpose are
+returned with the reason.
 """
 
 import re
@@ -18,10 +18,10 @@ __all__ = [
     "convert_vggt_state_dict",
 ]
 
-# Rest of a name, as a regular expression -> what takes its place. A tuple splits the tensor into equal parts along its
-# first dimension; a part without a name must be zero and is left out.
+# Pattern of the rest of a name -> its replacement. A tuple splits the tensor into equal parts along its first
+# dimension; a part without a name must be zero and is dropped.
 Rules = Mapping[str, str | tuple[str | None, ...]]
-# (Beginning of a name, as a regular expression; what takes its place; rules for the rest).
+# (Pattern of the beginning of a name, its replacement, rules for the rest).
 Table = Sequence[tuple[str, str, Rules]]
 
 NORM_AND_MLP: Rules = {r"(norm[12]|mlp\.fc[12])\.(weight|bias)": r"\1.\2"}
@@ -117,21 +117,21 @@ DINOV3_TABLE: Table = [
 ]
 
 
-def _inside(source: str, target: str, table: Table) -> Table:
-    """The same table for a module that stands in another one, in the source and here."""
-    return [(re.escape(source) + beginning, target + place, rules) for beginning, place, rules in table]
+def _nested(source: str, target: str, table: Table) -> Table:
+    """Move a table into a submodule: named `source` in the checkpoint and `target` here."""
+    return [(re.escape(source) + beginning, target + replacement, rules) for beginning, replacement, rules in table]
 
 
 VGGT_TABLE: Table = [
-    *_inside("aggregator.", "vggt.", AGGREGATOR_TABLE),
-    *_inside("camera_head.", "camera_head.", CAMERA_HEAD_TABLE),
-    *_inside("depth_head.", "depth_head.", DENSE_HEAD_TABLE),
-    *_inside("point_head.", "point_head.", DENSE_HEAD_TABLE),
+    *_nested("aggregator.", "vggt.", AGGREGATOR_TABLE),
+    *_nested("camera_head.", "camera_head.", CAMERA_HEAD_TABLE),
+    *_nested("depth_head.", "depth_head.", DENSE_HEAD_TABLE),
+    *_nested("point_head.", "point_head.", DENSE_HEAD_TABLE),
 ]
 VGGT_LEFT_OUT = {r"track_head\..*": "point tracking is not part of this package"}
 
 SPA3R_ENCODER_TABLE: Table = [
-    *_inside("aggregator.", "vggt.", AGGREGATOR_TABLE),
+    *_nested("aggregator.", "vggt.", AGGREGATOR_TABLE),
     (
         "",
         "",
@@ -143,14 +143,14 @@ SPA3R_ENCODER_TABLE: Table = [
     ),
     (r"encoder\.blocks\.(\d+)\.", r"encoder.layers.\1.", BLOCK),
 ]
-SPA3R_TABLE: Table = _inside(
+SPA3R_TABLE: Table = _nested(
     "model.",
     "",
     [
-        *_inside("", "model.", SPA3R_ENCODER_TABLE),
-        *_inside("camera_head.", "camera_head.", CAMERA_HEAD_TABLE),
-        *_inside("depth_head.", "depth_head.", DENSE_HEAD_TABLE),
-        *_inside("dino.", "teachers.semantic.model.", DINOV3_TABLE),
+        *_nested("", "model.", SPA3R_ENCODER_TABLE),
+        *_nested("camera_head.", "camera_head.", CAMERA_HEAD_TABLE),
+        *_nested("depth_head.", "depth_head.", DENSE_HEAD_TABLE),
+        *_nested("dino.", "teachers.semantic.model.", DINOV3_TABLE),
         (
             "",
             "",
@@ -174,7 +174,7 @@ SPA3R_LEFT_OUT = {
     **{rf"model\.dino\.{pattern}": reason for pattern, reason in DINOV3_LEFT_OUT.items()},
 }
 
-# Qwen2.5-VL by the names of transformers 4.50; its parts kept their names since, but not their places.
+# Qwen2.5-VL by the names of transformers 4.50. Its modules have since moved, but kept their own names.
 SPA3_VLM_TABLE: Table = [
     (r"visual\.", "model.vlm.visual.", {".+": r"\g<0>"}),
     (r"model\.", "model.vlm.language_model.", {".+": r"\g<0>"}),
@@ -192,7 +192,7 @@ SPA3_VLM_TABLE: Table = [
             r"geometry_gate\.0\.(weight|bias)": r"gate.\1",
         },
     ),
-    *_inside("geometry_encoder.spa3r.", "model.spatial_encoder.", SPA3R_ENCODER_TABLE),
+    *_nested("geometry_encoder.spa3r.", "model.spatial_encoder.", SPA3R_ENCODER_TABLE),
 ]
 SPA3_VLM_LEFT_OUT = {
     r"geometry_encoder\.spa3r\.(decoder|pose_tokenizer|heads|depth_prob)\..*": (
@@ -204,14 +204,14 @@ SPA3_VLM_LEFT_OUT = {
 
 
 def _translate(name: str, table: Table) -> tuple[str | None, ...] | None:
-    """The new name, or the new names of equal parts; `None` where the table does not know the name."""
-    for beginning, place, rules in table:
+    """Look up the new name, or the new names of equal parts; `None` if the table does not know the name."""
+    for beginning, replacement, rules in table:
         if not (start := re.match(beginning, name)):
             continue
         for pattern, targets in rules.items():
             if rest := re.fullmatch(pattern, name[start.end() :]):
                 targets = (targets,) if isinstance(targets, str) else targets
-                return tuple(t if t is None else start.expand(place) + rest.expand(t) for t in targets)
+                return tuple(t if t is None else start.expand(replacement) + rest.expand(t) for t in targets)
     return None
 
 
@@ -226,25 +226,31 @@ def _convert(state: State, table: Table, left_out: Mapping[str, str]) -> tuple[d
         if targets is None:
             unknown.append(name)
             continue
-        # Parts are copied, so that each owns its memory, as safetensors requires.
+        # safetensors requires that each part owns its memory.
         parts = [part.clone() for part in tensor.chunk(len(targets))] if len(targets) > 1 else [tensor]
         for target, part in zip(targets, parts, strict=True):
             if target is None:
                 if not part.is_meta and part.any():
-                    raise ValueError(f"A part of `{name}` has no place in the converted model, but is not zero.")
+                    raise ValueError(
+                        f"The converted model has no place for a part of `{name}`, which must therefore be zero, got "
+                        f"values up to {part.abs().max():g}; convert another checkpoint."
+                    )
             elif target in converted:
-                raise ValueError(f"Two tensors of the checkpoint would become `{target}`, the second is `{name}`.")
+                raise ValueError(
+                    f"Two tensors of the checkpoint would become `{target}`, one of them `{name}`; remove one."
+                )
             else:
                 converted[target] = part
     if unknown:
         raise ValueError(
-            f"The checkpoint is of another architecture: {len(unknown)} tensors are unknown:{one_per_line(unknown)}"
+            f"The checkpoint is of another architecture, check its model: {len(unknown)} tensors are unknown:"
+            f"{one_per_line(unknown)}"
         )
     return converted, reasons
 
 
 def _with_masked_biases(state: State) -> dict[str, Tensor]:
-    """DINOv3 multiplies the bias of queries, keys and values by a stored mask whenever it runs; do it once."""
+    """Multiply the biases of queries, keys and values by their stored mask, as DINOv3 does in each forward."""
     state = dict(state)
     for name in [name for name in state if name.endswith(".qkv.bias_mask")]:
         bias = name.removesuffix("_mask")
@@ -259,33 +265,36 @@ def _with_mask_token_axis(state: dict[str, Tensor], name: str) -> dict[str, Tens
 
 
 def convert_vggt_state_dict(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Rename the tensors of an official VGGT checkpoint to those of `VGGTForGeometry`.
+    """Rename the tensors of an official VGGT checkpoint for `VGGTForGeometry`.
 
     Args:
-        state (`dict[str, torch.Tensor]`): Tensors by their official names; may be on the meta device, or a part.
+        state (`dict[str, torch.Tensor]`): All tensors or some, by their official names; may be on the meta device.
 
     Returns:
-        `tuple[dict[str, torch.Tensor], dict[str, str]]`: Tensors by their names here, and why the others were left
-        out, by their official names. An unknown name is a `ValueError`.
+        `tuple[dict[str, torch.Tensor], dict[str, str]]`: Tensors by their new names, and by official name why a
+        tensor was left out.
+
+    Raises:
+        ValueError: If a name is unknown.
     """
     return _convert(state, VGGT_TABLE, VGGT_LEFT_OUT)
 
 
 def convert_spa3r_state_dict(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Rename the tensors of an official Spa3R checkpoint, `model.*`, to those of `Spa3RForPreTraining`; see above."""
+    """Rename the tensors `model.*` of an official Spa3R for `Spa3RForPreTraining`; see `convert_vggt_state_dict`."""
     converted, reasons = _convert(_with_masked_biases(state), SPA3R_TABLE, SPA3R_LEFT_OUT)
     return _with_mask_token_axis(converted, "teachers.semantic.model.embeddings.mask_token"), reasons
 
 
 def convert_dinov3_state_dict(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Rename the tensors of an official DINOv3 vision transformer to those of `DINOv3ViTModel`; see above."""
+    """Rename the tensors of an official DINOv3 for `DINOv3ViTModel`; see `convert_vggt_state_dict`."""
     converted, reasons = _convert(_with_masked_biases(state), DINOV3_TABLE, DINOV3_LEFT_OUT)
     return _with_mask_token_axis(converted, "embeddings.mask_token"), reasons
 
 
 def convert_spa3_vlm_state_dict(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Rename the tensors of an official Spa3-VLM checkpoint to those of `Spa3VLMForConditionalGeneration`; see above.
+    """Rename the tensors of an official Spa3-VLM for `Spa3VLMForConditionalGeneration`; see `convert_vggt_state_dict`.
 
-    The names of Qwen2.5-VL's own tensors are not checked: what its model does not have is found when they fill it.
+    Names of Qwen2.5-VL's own tensors are not checked here, but when the tensors fill the model.
     """
     return _convert(state, SPA3_VLM_TABLE, SPA3_VLM_LEFT_OUT)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 from huggingface_hub import ModelCard
@@ -30,6 +31,7 @@ LABELS = {
     "spatial_encoder": "Spa3R",
     "fusion": "Adapter",
     "semantic": "Teacher `semantic`",
+    "trained": "Encoder and decoder",
 }
 TRAINING = {
     "scenes": {"ScanNet": 5, "procedural rooms": 4},
@@ -54,47 +56,75 @@ def line_of(card: ModelCard, part: str) -> str:
     return line
 
 
-# Spa3-VLM.
+def vlm_card(origins=UNTRAINED, trained=(), **changes) -> ModelCard:
+    return render_card(spa3_vlm_card("toy", tiny_config(**changes), origins, trained))
 
 
-def test_the_card_names_base_models_and_their_licences():
-    card = render_card(spa3_vlm_card("you/spa3-vlm-4b", tiny_config(), ORIGINS, trained=["vlm", "fusion"]))
-    assert card.data.base_model == ["Qwen/Qwen2.5-VL-3B-Instruct", "facebook/VGGT-1B"]
-    assert card.data.license == "other"
-    assert "Qwen Research License" in line_of(card, "vlm") and "Trained further" in line_of(card, "vlm")
-    assert "CC BY-NC 4.0" in line_of(card, "vggt") and "Trained" not in line_of(card, "vggt")
-    assert "`runs/paper/model`" in line_of(card, "spatial_encoder")
-    assert "from scratch" in line_of(card, "fusion")
+def encoder_card(evaluation=None, training=TRAINING, **changes) -> ModelCard:
+    config = Spa3RConfig(**load_preset("spa3r-tiny"))
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return render_card(spa3r_card("user/spa3r", config, training, evaluation))
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "licence"),
-    [("Qwen/Qwen2.5-VL-7B-Instruct", "Apache-2.0"), ("facebook/VGGT-1B-Commercial", "stated there")],
+    ("card", "lines", "base_models"),
+    [
+        pytest.param(
+            vlm_card(ORIGINS, ["vlm", "fusion"]),
+            {
+                "vlm": "Qwen/Qwen2.5-VL-3B-Instruct.*Qwen Research License.*Trained further",
+                "vggt": "facebook/VGGT-1B.*CC BY-NC 4.0(?!.*Trained)",
+                "spatial_encoder": "`runs/paper/model`",
+                "fusion": "from scratch",
+            },
+            ["Qwen/Qwen2.5-VL-3B-Instruct", "facebook/VGGT-1B"],
+            id="parts of several origins",
+        ),
+        pytest.param(vlm_card(), dict.fromkeys(UNTRAINED, "untrained"), None, id="untrained"),
+        pytest.param(vlm_card(), {"fusion": "untrained.*adds nothing"}, None, id="untrained adapter"),
+        pytest.param(
+            vlm_card(fusion="append"),
+            {"fusion": "untrained.*random weights"},
+            None,
+            id="untrained adapter that appends",
+        ),
+        pytest.param(
+            vlm_card(UNTRAINED | {"vlm": "Qwen/Qwen2.5-VL-7B-Instruct"}),
+            {"vlm": "huggingface.co/Qwen/Qwen2.5-VL-7B-Instruct.*Apache-2.0"},
+            ["Qwen/Qwen2.5-VL-7B-Instruct"],
+            id="Apache",
+        ),
+        pytest.param(
+            vlm_card(UNTRAINED | {"vggt": "facebook/VGGT-1B-Commercial"}),
+            {"vggt": "huggingface.co/facebook/VGGT-1B-Commercial.*stated there"},
+            ["facebook/VGGT-1B-Commercial"],
+            id="a licence that is not known here",
+        ),
+        pytest.param(encoder_card(), dict.fromkeys(["vggt", "semantic"], "untrained"), None, id="Spa3R: untrained"),
+        pytest.param(
+            encoder_card(
+                vggt_checkpoint="checkpoints/vggt-1b",
+                teachers={"semantic": {"checkpoint": "facebook/dinov3-vitl16-pretrain-lvd1689m"}},
+            ),
+            {"vggt": "CC BY-NC 4.0", "semantic": "DINOv3 License"},
+            ["facebook/VGGT-1B", "facebook/dinov3-vitl16-pretrain-lvd1689m"],
+            id="Spa3R: published teachers",
+        ),
+        pytest.param(
+            encoder_card(name_or_path="runs/first/model"),
+            dict.fromkeys(["vggt", "semantic", "trained"], "`runs/first/model`"),
+            "none published",
+            id="Spa3R: from an earlier one",
+        ),
+    ],
 )
-def test_the_card_states_no_licence_but_a_known_one(checkpoint, licence):
-    line = line_of(render_card(spa3_vlm_card("toy", tiny_config(), UNTRAINED | {"vlm": checkpoint})), "vlm")
-    assert f"[{checkpoint}](https://huggingface.co/{checkpoint})" in line and licence in line
-
-
-def test_the_card_of_an_untrained_model_says_so_and_claims_no_licence():
-    card = render_card(spa3_vlm_card("toy", tiny_config(), UNTRAINED))
-    assert all("**untrained**" in line_of(card, part) for part in UNTRAINED)
-    assert card.data.license is None and card.data.base_model is None
-    assert "Not instruction-tuned" in card.text and "Not evaluated" in card.text
-
-
-def test_only_an_untrained_adapter_of_cross_attention_is_said_to_add_nothing():
-    cards = [
-        render_card(spa3_vlm_card("toy", tiny_config(fusion=f), UNTRAINED)) for f in ("cross_attention", "append")
-    ]
-    assert ["adds nothing" in line_of(card, "fusion") for card in cards] == [True, False]
-
-
-def test_the_card_gives_training_data_and_scores_with_their_protocol():
-    scores = [Score("VSI-Bench", "32 frames, greedy, 16 tokens", "12.3")]
-    card = render_card(spa3_vlm_card("toy", tiny_config(), UNTRAINED, training_data=["VSI-590K"], scores=scores))
-    assert "\n- VSI-590K\n" in card.text
-    assert "| VSI-Bench | 32 frames, greedy, 16 tokens | 12.3 |" in card.text
+def test_the_card_names_the_origin_and_the_licence_of_each_part(card, lines, base_models):
+    for part, pattern in lines.items():
+        assert re.search(pattern, line_of(card, part))
+    # Whoever trains weights from scratch chooses their licence.
+    assert card.data.license == ("other" if base_models else None)
+    assert card.data.base_model == (base_models if isinstance(base_models, list) else None)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +136,35 @@ def test_the_card_gives_training_data_and_scores_with_their_protocol():
     ],
 )
 def test_the_card_has_a_line_for_each_part_of_the_model(changes, parts):
-    card = render_card(spa3_vlm_card("toy", tiny_config(**changes), dict.fromkeys(parts, "somewhere/weights")))
+    card = vlm_card(dict.fromkeys(parts, "somewhere/weights"), **changes)
     assert all("`somewhere/weights`" in line_of(card, part) for part in parts)
     assert card.text.count("`somewhere/weights`") == len(parts)
+
+
+def test_the_card_gives_training_data_and_scores_with_their_protocol():
+    scores = [Score("VSI-Bench", "32 frames, greedy, 16 tokens", "12.3")]
+    card = render_card(spa3_vlm_card("toy", tiny_config(), UNTRAINED, training_data=["VSI-590K"], scores=scores))
+    assert "\n- VSI-590K\n" in card.text
+    assert "| VSI-Bench | 32 frames, greedy, 16 tokens | 12.3 |" in card.text
+
+
+def test_the_card_of_a_model_that_was_neither_tuned_nor_measured_says_so():
+    assert all(fact in vlm_card().text for fact in ("Not instruction-tuned", "Not evaluated"))
+    assert "Not evaluated" in encoder_card().text
+
+
+def test_the_card_of_a_spa3r_gives_the_settings_and_the_figures_of_its_training():
+    facts = (
+        "5 of ScanNet", "4 of procedural rooms", "80000 steps", "192 images", "4 to 12 views", "518 pixels", "| 0.1 |",
+        "estimated by VGGT", "`adamw_torch`", "0.001 (cosine)", "seed 7", 'from_pretrained("user/spa3r")',
+    )  # fmt: skip
+    text = encoder_card("| 0.1 |").text
+    assert not [fact for fact in facts if fact not in text]
+
+
+@pytest.mark.parametrize(("scenes", "has_terms"), [({"procedural rooms": 4}, False), (TRAINING["scenes"], True)])
+def test_the_card_reminds_of_the_terms_of_data_sets_but_not_of_procedural_rooms(scenes, has_terms):
+    assert ("terms of use" in encoder_card(training=TRAINING | {"scenes": scenes}).text) == has_terms
 
 
 @pytest.mark.parametrize(
@@ -173,47 +229,3 @@ def test_a_model_tuned_from_random_weights_is_trained_from_scratch():
     card = render_card(tuned_card("tuned", tiny_config(), ["new data"]))
     assert "from scratch" in line_of(card, "vlm") and "**untrained**" in line_of(card, "vggt")
     assert card.data.license is None
-
-
-# A pre-trained Spa3R.
-
-
-@pytest.fixture
-def spa3r_config() -> Spa3RConfig:
-    return Spa3RConfig(**load_preset("spa3r-tiny"))
-
-
-def test_the_card_of_a_spa3r_gives_the_settings_of_its_training(spa3r_config):
-    text = render_card(spa3r_card("user/spa3r", spa3r_config, TRAINING, None)).text
-    for fact in ("5 of ScanNet", "4 of procedural rooms", "80000 steps", "192 images", "4 to 12 views", "518 pixels",
-                 "estimated by VGGT", "`adamw_torch`", "0.001 (cosine)", "seed 7", "terms of use", "Not evaluated",
-                 'from_pretrained("user/spa3r")'):  # fmt: skip
-        assert fact in text
-
-
-def test_procedural_rooms_have_no_terms_of_use(spa3r_config):
-    training = TRAINING | {"scenes": {"procedural rooms": 4}}
-    assert "terms of use" not in render_card(spa3r_card("user/spa3r", spa3r_config, training, None)).text
-
-
-def test_the_card_of_a_spa3r_with_untrained_teachers_says_so_and_claims_no_licence(spa3r_config):
-    card = render_card(spa3r_card("user/spa3r", spa3r_config, TRAINING, None))
-    assert all("**untrained**" in line_of(card, part) for part in ("vggt", "semantic"))
-    assert card.data.license is None and card.data.base_model is None
-
-
-def test_the_card_of_a_spa3r_names_published_teachers_and_their_licences(spa3r_config):
-    spa3r_config.vggt_checkpoint = "checkpoints/vggt-1b"
-    spa3r_config.teachers["semantic"]["checkpoint"] = "facebook/dinov3-vitl16-pretrain-lvd1689m"
-    card = render_card(spa3r_card("user/spa3r", spa3r_config, TRAINING, "| figures |"))
-    assert card.data.base_model == ["facebook/VGGT-1B", "facebook/dinov3-vitl16-pretrain-lvd1689m"]
-    assert card.data.license == "other"
-    assert "CC BY-NC 4.0" in line_of(card, "vggt") and "DINOv3 License" in line_of(card, "semantic")
-    assert "untrained" not in card.text and "| figures |" in card.text
-
-
-def test_the_card_of_a_spa3r_names_the_model_that_training_started_from(spa3r_config):
-    spa3r_config.name_or_path = "runs/first/model"
-    card = render_card(spa3r_card("user/spa3r", spa3r_config, TRAINING, None))
-    assert card.text.count("`runs/first/model`") == 3  # VGGT, teacher, trained parts
-    assert card.data.license == "other"
