@@ -154,65 +154,55 @@ def _public_name(checkpoint: str | os.PathLike | None) -> str | None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    source, result, width = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    source.add_argument(
+        "input", type=Path, metavar="INPUT", help="checkpoint: a file, or a folder of .safetensors files"
+    )
+    source.add_argument(
+        "--config", type=Path, metavar="FILE", help="JSON of fields that shapes do not determine, if not full size"
+    )
+    result.add_argument("output", type=Path, metavar="OUTPUT", help="new or empty folder for the result")
+    result.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="dtype of the weights (default: unchanged)"
+    )
+    width.add_argument(
+        "--image-width",
+        type=int,
+        default=518,
+        metavar="PIXELS",
+        help="width that Spa3R was trained with (default: 518)",
+    )
+
     parser = argparse.ArgumentParser(
         prog="spa3r convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    file = "`.safetensors` or PyTorch file, or folder of `.safetensors` files"
-    _add_command(commands, "vggt", _import_model, "import VGGT as facebook/VGGT-1B", file)
-    _add_command(commands, "spa3r", _import_model, "import the official Spa3R, teachers included", file)
-    _add_command(commands, "dinov3", _import_model, "import DINOv3 as Meta publishes it", file)
-
-    folder = "folder of `.safetensors` files with `config.json`, and optionally a tokenizer"
-    spa3_vlm = _add_command(commands, "spa3-vlm", _import_spa3_vlm, "import the official Spa3-VLM", folder)
-    _add_width(spa3_vlm, "width in pixels that images are resized to (default: 518)")
-
-    text = "join a Qwen2.5-VL and a Spa3R by a new adapter"
-    assemble = _add_command(commands, "assemble", _assemble, text)
-    assemble.add_argument(
+    for name, run, text, parents in [
+        ("vggt", _import_model, "import VGGT as facebook/VGGT-1B", [source, result]),
+        ("spa3r", _import_model, "import the official Spa3R, teachers included", [source, result]),
+        ("dinov3", _import_model, "import DINOv3 as Meta publishes it", [source, result]),
+        ("spa3-vlm", _import_spa3_vlm, "import the official Spa3-VLM from its folder", [source, result, width]),
+        ("assemble", _assemble, "join a Qwen2.5-VL and a Spa3R by a new adapter", [result, width]),
+    ]:
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=parents)
+        command.set_defaults(run=run)
+    command.add_argument(
         "--vlm",
         required=True,
-        metavar="VLM",
-        help="Qwen2.5-VL: a folder, a name on the Hub, or a preset such as spa3-vlm-nano, which is untrained",
+        help="Qwen2.5-VL: folder, name on the Hub, or untrained by a preset such as spa3-vlm-nano",
     )
-    assemble.add_argument(
-        "--spa3r", required=True, metavar="SPA3R", help="Spa3R of this package: a folder or a name on the Hub"
-    )
-    assemble.add_argument(
+    command.add_argument("--spa3r", required=True, help="Spa3R of this package: folder or name on the Hub")
+    command.add_argument(
         "--fusion",
         choices=["cross_attention", "append", "none"],
         default="cross_attention",
         help="how the scene enters the language model (default: cross_attention)",
     )
-    assemble.add_argument(
+    command.add_argument(
         "--spatial-representation",
         choices=["spa3r", "vggt"],
         default="spa3r",
         help="what represents the scene (default: spa3r)",
     )
-    _add_width(assemble, "width in pixels of the images that Spa3R was trained with (default: 518)")
-    assemble.add_argument("--seed", type=int, default=0, metavar="N", help="seed of untrained weights (default: 0)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of untrained weights (default: 0)")
     return parser
-
-
-def _add_command(commands, name: str, run, text: str, input_help: str | None = None) -> argparse.ArgumentParser:
-    """Add a command that writes a checkpoint and, with `input_help`, reads an official one."""
-    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    command.set_defaults(run=run)
-    if input_help:
-        command.add_argument("input", type=Path, metavar="INPUT", help=input_help)
-        command.add_argument(
-            "--config",
-            type=Path,
-            metavar="FILE",
-            help="JSON of configuration fields that shapes do not determine, where they differ from the full size",
-        )
-    command.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the result, new or empty")
-    command.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="dtype of the weights (default: unchanged)"
-    )
-    return command
-
-
-def _add_width(command: argparse.ArgumentParser, text: str):
-    command.add_argument("--image-width", type=int, default=518, metavar="PIXELS", help=text)

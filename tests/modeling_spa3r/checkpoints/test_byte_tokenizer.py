@@ -6,29 +6,26 @@ from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 TEXT = "How far is the chaise longue – 2 m? Éh, 椅子!\n"
 
 
-def test_a_text_has_one_token_for_each_byte():
-    ids = byte_tokenizer()(TEXT)["input_ids"]
-    assert len(ids) == len(TEXT.encode()) and max(ids) < 256
-
-
-def test_a_text_survives():
+def test_a_text_becomes_one_token_for_each_byte_and_back():
     tokenizer = byte_tokenizer()
-    assert tokenizer.decode(tokenizer(TEXT)["input_ids"]) == TEXT
+    ids = tokenizer(TEXT)["input_ids"]
+    assert len(ids) == len(TEXT.encode()) and max(ids) < 256
+    assert tokenizer.decode(ids) == TEXT
 
 
 def test_every_byte_has_a_token_of_its_own():
+    assert set(range(256)) <= set(byte_tokenizer().get_vocab().values())
+
+
+def test_a_special_token_is_one_token_within_a_text_and_left_out_of_an_answer():
     tokenizer = byte_tokenizer()
-    assert len({tokenizer.convert_tokens_to_ids(token) for token in tokenizer.get_vocab()} & set(range(256))) == 256
+    ids = tokenizer("a<|image_pad|>b")["input_ids"]
+    assert ids[1:2] == [tokenizer.convert_tokens_to_ids("<|image_pad|>")]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "ab"
 
 
-def test_special_tokens_are_one_token_within_a_text():
-    tokenizer = byte_tokenizer()
-    assert tokenizer("a<|image_pad|>b")["input_ids"][1:2] == [tokenizer.convert_tokens_to_ids("<|image_pad|>")]
-
-
-def test_special_tokens_are_left_out_of_an_answer():
-    tokenizer = byte_tokenizer()
-    assert tokenizer.decode(tokenizer("3<|im_end|>")["input_ids"], skip_special_tokens=True) == "3"
+def test_shorter_texts_are_padded_on_the_left():
+    assert byte_tokenizer()(["ab", "a"], padding=True)["attention_mask"] == [[1, 1], [0, 1]]
 
 
 @pytest.mark.parametrize("preset", ["spa3-vlm-tiny", "spa3-vlm-nano"])
@@ -45,8 +42,3 @@ def test_ids_are_those_of_the_presets(preset):
     }
     assert {token: tokenizer.convert_tokens_to_ids(token) for token in expected} == expected
     assert len(tokenizer) == text_config.vocab_size
-
-
-def test_shorter_texts_are_padded_on_the_left():
-    batch = byte_tokenizer()(["ab", "a"], padding=True)
-    assert batch["attention_mask"] == [[1, 1], [0, 1]]

@@ -19,6 +19,7 @@ from two_processes import REPOSITORY, launch
 
 from spa3r import Spa3RModel
 from spa3r.trainers.benchmark.benchmark import main
+from spa3r.trainers.benchmark.models import fingerprint_checkpoint
 from spa3r.trainers.benchmark.runner import Answers
 
 NUMBER = {"question_type": "object_counting", "question": "How many chair(s) are in this room?", "options": None}
@@ -104,6 +105,12 @@ def test_the_fingerprint_of_a_model_changes_with_one_weight(reported, vlm, data,
         for folder in (reported, tmp_path / "run")
     )
     assert first != second
+
+
+def test_the_fingerprint_of_a_model_ignores_its_card(vlm, tmp_path):
+    other = shutil.copytree(vlm, tmp_path / "other")
+    (other / "card.json").write_text("{}")
+    assert fingerprint_checkpoint(str(other)) == fingerprint_checkpoint(str(vlm))
 
 
 def test_killed_and_started_again_it_ends_with_the_report_of_an_uninterrupted_run(vlm, data, reported, tmp_path):
