@@ -152,7 +152,7 @@ def test_the_readme_is_short():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+    for target in re.findall(r'(?:\]\(|src=")([^)"\s]+)[)"]', PAGES[page]):
         if re.match(r"https?://", target):
             continue
         path, _, anchor = target.partition("#")
