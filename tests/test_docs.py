@@ -24,6 +24,7 @@ PAGES = {
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 }
 NOTEBOOK = ROOT / "docs" / "notebooks" / "quickstart.ipynb"
+FOLDERS = ("configuration", "modeling_spa3r", "trainers", "data_scripts")
 LAUNCHERS = {"pretrain.py": "pretrain", "sft.py": "sft", "benchmark.py": "benchmark", "ask.py": "ask"}
 # Options in prose that belong to accelerate and to the scripts of tests/benchmarks.
 OPTIONS_OF_OTHERS = {"--config_file", "--num_processes", "--preset", "--gpus", "--views"}
@@ -116,6 +117,12 @@ def test_every_verb_is_shown():
 def test_every_public_name_is_in_the_reference():
     documented = re.findall(r"autoclass:: spa3r\.(\w+)$", PAGES["docs/api.md"], re.MULTILINE)
     assert sorted(documented) == sorted(spa3r.__all__)
+
+
+def test_every_folder_of_the_package_is_in_the_design():
+    folders = {file.parent for name in FOLDERS for file in (ROOT / name).glob("*/*.py")}
+    shown = set(re.findall(r"^ *([a-z_0-9]+)/ ", PAGES["docs/design.md"], re.MULTILINE))
+    assert {*FOLDERS, *(folder.name for folder in folders)} <= shown
 
 
 def check_python(source: str):
