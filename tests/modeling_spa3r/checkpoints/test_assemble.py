@@ -86,9 +86,16 @@ def test_without_fusion_there_is_no_spatial_encoder(qwen, spa3r):
     assert assemble_spa3_vlm(qwen, spa3r, fusion="none").model.spatial_encoder is None
 
 
-def test_generation_settings_are_those_of_the_vlm(qwen, spa3r):
+def test_generation_settings_and_dtype_are_those_of_the_vlm(qwen, spa3r):
     qwen.generation_config.repetition_penalty = 1.25
-    assert assemble_spa3_vlm(qwen, spa3r).generation_config.repetition_penalty == 1.25
+    model = assemble_spa3_vlm(qwen.to(torch.bfloat16), spa3r)
+    assert model.generation_config.repetition_penalty == 1.25
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_spa3r_from_a_training_checkpoint_is_saved_with_its_vggt(qwen, spa3r):
+    spa3r.config.teachers_included = False
+    assert assemble_spa3_vlm(qwen, spa3r).config.spatial_config.teachers_included
 
 
 def test_a_tied_head_stays_tied(spa3r):
@@ -96,16 +103,6 @@ def test_a_tied_head_stays_tied(spa3r):
     model = assemble_spa3_vlm(Qwen2_5_VLForConditionalGeneration(vlm_config), spa3r)
     assert model.config.tie_word_embeddings
     assert model.lm_head.weight is model.get_input_embeddings().weight
-
-
-def test_spa3r_and_the_adapter_take_the_dtype_of_the_vlm(qwen, spa3r):
-    model = assemble_spa3_vlm(qwen.to(torch.bfloat16), spa3r)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-
-
-def test_a_spa3r_from_a_training_checkpoint_is_saved_with_its_vggt(qwen, spa3r):
-    spa3r.config.teachers_included = False
-    assert assemble_spa3_vlm(qwen, spa3r).config.spatial_config.teachers_included
 
 
 @pytest.mark.parametrize("settings", [{}, {"fusion": "append"}, {"spatial_representation": "vggt"}], ids=str)

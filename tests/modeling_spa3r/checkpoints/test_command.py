@@ -1,6 +1,8 @@
 """`spa3r convert`: what it writes, and what it refuses."""
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -216,20 +218,28 @@ def test_the_dtype_is_that_of_the_vlm_or_of_the_option(qwen_folder, spa3r_folder
 
 
 @pytest.fixture
-def broken_qwen(qwen_folder, tmp_path) -> Path:
-    """A folder of Qwen2.5-VLs, each of which lacks something."""
-    file, key = qwen_folder / "model.safetensors", "model.language_model.norm.weight"
-    state = load_file(file)
-    key = key if key in state else next(name for name in state if name.endswith("norm.weight"))
-    for name, change in {"missing": {}, "shape": {key: state[key][:3].clone()}, "tokenizer": state}.items():
-        folder = tmp_path / "broken" / name
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_bytes((qwen_folder / "config.json").read_bytes())
-        rest = {other: tensor for other, tensor in state.items() if other != key}
-        save_file(rest | change, folder / "model.safetensors", metadata={"format": "pt"})
-        if name != "tokenizer":
-            byte_tokenizer().save_pretrained(folder)
-    return tmp_path / "broken"
+def refusal(capsys) -> Callable[..., str]:
+    """Runs `spa3r convert`, which must fail, and gives what it says."""
+
+    def run(*arguments) -> str:
+        with pytest.raises(SystemExit) as exit:
+            convert(*arguments)
+        assert exit.value.code not in (None, 0)
+        return f"{exit.value} {capsys.readouterr().err}"
+
+    return run
+
+
+@pytest.fixture
+def broken_qwen(qwen_folder, tmp_path):
+    """Three folders of a Qwen2.5-VL that lacks a weight, a part of a weight, or its tokenizer."""
+    state = load_file(qwen_folder / "model.safetensors")
+    key = next(name for name in state if name.endswith("norm.weight"))
+    rest = {name: tensor for name, tensor in state.items() if name != key}
+    for name, weights in {"missing": rest, "shape": rest | {key: state[key][:3].clone()}, "tokenizer": state}.items():
+        folder = shutil.copytree(qwen_folder, tmp_path / name)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "tokenizer" / "tokenizer_config.json").unlink()
 
 
 @pytest.mark.parametrize(
@@ -239,48 +249,37 @@ def broken_qwen(qwen_folder, tmp_path) -> Path:
         pytest.param("{}/nowhere", "spa3r", (), "/nowhere`", id="VLM: no such folder"),
         pytest.param("{}/spa3r", "spa3r", (), "`spa3r`", id="VLM: another model"),
         pytest.param("spa3-vlm-4b", "spa3r", (), "`tokenizer`", id="VLM: preset with a large vocabulary"),
-        pytest.param("{}/broken/tokenizer", "spa3r", (), "/broken/tokenizer`", id="VLM: no tokenizer"),
-        pytest.param("{}/broken/missing", "spa3r", (), "norm.weight: missing", id="VLM: missing weight"),
-        pytest.param("{}/broken/shape", "spa3r", (), "norm.weight: shape (3,)", id="VLM: weight of another shape"),
+        pytest.param("{}/tokenizer", "spa3r", (), "/tokenizer`", id="VLM: no tokenizer"),
+        pytest.param("{}/missing", "spa3r", (), "norm.weight: missing", id="VLM: missing weight"),
+        pytest.param("{}/shape", "spa3r", (), "norm.weight: shape (3,)", id="VLM: weight of another shape"),
         pytest.param("{}/qwen", "nowhere", (), "/nowhere`", id="Spa3R: no such folder"),
         pytest.param("{}/qwen", "qwen", (), "`qwen2_5_vl`", id="Spa3R: another model"),
         pytest.param("{}/qwen", "spa3r", ("--image-width", "15"), "`image_width`", id="image width"),
         pytest.param(
-            "{}/qwen", "spa3r", ("--fusion", "append", "--spatial-representation", "vggt"), "`fusion='append'`",
+            *("{}/qwen", "spa3r", ("--fusion=append", "--spatial-representation=vggt"), "`fusion='append'`"),
             id="settings that contradict each other",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_assembly_is_refused_and_leaves_nothing(
-    broken_qwen, spa3r_folder, tmp_path, capsys, vlm, spa3r, options, named
+    broken_qwen, spa3r_folder, tmp_path, refusal, vlm, spa3r, options, named
 ):
-    with pytest.raises(SystemExit) as exit:
-        assemble(tmp_path / "made" / "result", vlm.format(tmp_path), tmp_path / spa3r, *options)
-    assert exit.value.code not in (None, 0)
-    assert named in f"{exit.value} {capsys.readouterr().err}"
+    parts = ["--vlm", vlm.format(tmp_path), "--spa3r", tmp_path / spa3r]
+    assert named in refusal("assemble", tmp_path / "made" / "result", *parts, *options)
     assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize(
-    ("command", "source", "named"),
+    ("command", "source", "output", "named"),
     [
-        pytest.param("vggt", "nowhere.pt", "/nowhere.pt`", id="no such file"),
-        pytest.param("spa3-vlm", "file.safetensors", "config.json`", id="a file instead of a folder"),
+        pytest.param("vggt", "nowhere.pt", "result", "/nowhere.pt`", id="no such file"),
+        pytest.param("spa3-vlm", "notes.txt", "result", "config.json`", id="a file instead of a folder"),
+        pytest.param("vggt", "notes.txt", "", "`{}`", id="output that is not empty"),
     ],
 )
-def test_a_wrong_input_is_refused(tmp_path, capsys, command, source, named):
-    (tmp_path / "file.safetensors").touch()
-    with pytest.raises(SystemExit) as exit:
-        convert(command, tmp_path / source, tmp_path / "result")
-    assert exit.value.code not in (None, 0)
-    assert named in f"{exit.value} {capsys.readouterr().err}"
-
-
-def test_an_output_folder_that_is_not_empty_is_refused(tmp_path, capsys):
+def test_a_wrong_input_or_output_is_refused(tmp_path, refusal, command, source, output, named):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(SystemExit) as exit:
-        convert("vggt", tmp_path / "nowhere.pt", tmp_path)
-    assert f"`{tmp_path}`" in f"{exit.value} {capsys.readouterr().err}"
+    assert named.format(tmp_path) in refusal(command, tmp_path / source, tmp_path / output)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
