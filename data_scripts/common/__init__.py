@@ -1,1 +1,1 @@
-"""Helpers shared by the data code: files, images, videos, records, worker processes. They import nothing of ours."""
+"""Leaves that every package may import: files, images, videos, records, scene ids and worker processes."""

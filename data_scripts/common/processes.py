@@ -32,8 +32,8 @@ def call_in_processes(function: Callable[..., Any], calls: Iterable[tuple], work
         for arguments in calls:
             yield function(*arguments)
         return
-    # Forking a process that has threads, as PyTorch starts, can deadlock. The fork server has none, and imports what
-    # the function needs once for all workers.
+    # Forking this process can deadlock, as PyTorch runs threads in it. The fork server only imports what the function
+    # needs, once for all workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", getattr(function, "func", function).__module__])
     leash, end_of_leash = context.Pipe(duplex=False)

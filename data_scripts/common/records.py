@@ -1,4 +1,4 @@
-"""Records of an annotation file, one at a time: lines of JSON, or the elements of one JSON list of any size."""
+"""Read the records of an annotation file one at a time: lines of JSON, or the elements of one JSON list."""
 
 import itertools
 import json
@@ -10,12 +10,12 @@ from typing import Any, BinaryIO
 MAX_RECORD_BYTES = 64 << 20
 CHUNK_BYTES = 1 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# A string, which may be cut off by the end of the buffer, or a bracket outside of strings.
+# A string, which the end of the buffer may cut off, or a bracket outside strings.
 TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+("|\\?\Z)|[\[\]{}]', re.DOTALL)
 
 
 class BadRecord(ValueError):
-    """A record that cannot be used: `reason` is one of few, to be counted, `detail` says what was seen."""
+    """A record that cannot be used: `reason` is a category to count by, `detail` says what was found."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(reason, detail)
@@ -23,15 +23,15 @@ class BadRecord(ValueError):
 
 
 def read_records(path: str | os.PathLike) -> Iterator[tuple[int, bytes | BadRecord]]:
-    """Read a file of records without parsing them, and without holding more than one megabyte beyond a record.
+    """Split a file into records without parsing them; holds at most one megabyte beyond a record.
 
     Args:
-        path (`str` or `os.PathLike`): A file with one JSON value a line, or with one JSON list of records. Which of
-            the two is told by its first character, not by its name.
+        path (`str` or `os.PathLike`): A file with one JSON value per line, or with one JSON list of records. Its
+            first character decides, not its name.
 
     Yields:
         `tuple[int, bytes | BadRecord]`: The line on which a record begins, counted from 1, and its bytes. Blank lines
-        are no records. Where a list ends too early, or a record does not end, the last item is a `BadRecord`.
+        are skipped. If the list or a record does not end, the last item is a `BadRecord`.
     """
     with open(path, "rb") as file:
         start = b""
@@ -45,7 +45,7 @@ def read_records(path: str | os.PathLike) -> Iterator[tuple[int, bytes | BadReco
 
 
 def parse_record(raw: bytes | BadRecord) -> dict[str, Any]:
-    """Parse what `read_records` gives; raises `BadRecord` where it is no JSON object."""
+    """Parse a record from `read_records`; raises `BadRecord` if it is not a JSON object."""
     if isinstance(raw, BadRecord):
         raise raw
     try:
@@ -58,7 +58,7 @@ def parse_record(raw: bytes | BadRecord) -> dict[str, Any]:
 
 
 def check_text(value: Any, what: str) -> str:
-    """Return a value if it is text that can be stored; raises `BadRecord` otherwise."""
+    """Return a value if it is text that UTF-8 can store; raises `BadRecord` otherwise."""
     if not isinstance(value, str):
         raise BadRecord("malformed record", f"{what} is text, got {value!r:.200}")
     try:
@@ -81,15 +81,15 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | BadRecord]]:
 
 
 def _list_elements(file: BinaryIO) -> Iterator[tuple[int, bytes | BadRecord]]:
-    """Cut a list into its elements by counting brackets, so that a broken element spoils no other."""
+    """Split a list into its elements by counting brackets, so that one broken element does not affect the others."""
     buffer, line = b"", 1
-    depth = position = begin = 0  # `begin`: where the element, or the gap before it, begins
+    depth = position = begin = 0  # `begin`: start of the element, or of the gap before it
     while chunk := file.read(CHUNK_BYTES):
         buffer += chunk
         for token in TOKEN.finditer(buffer, position):
             if token[0][:1] == b'"':
                 if token[1] != b'"':
-                    break  # the rest of the string is yet to be read
+                    break  # the rest of the string is in the next chunk
             elif token[0] in b"[{":
                 depth += 1
                 if depth <= 2:
@@ -118,7 +118,7 @@ def _list_elements(file: BinaryIO) -> Iterator[tuple[int, bytes | BadRecord]]:
 
 
 def _stray(gap: bytes, line: int, opens_list: bool = False) -> Iterator[tuple[int, bytes]]:
-    """What stands between elements and is neither space nor comma, such as a bare number."""
+    """Anything between elements other than spaces and commas, such as a bare number."""
     stray = b"" if opens_list else gap.strip(b" \t\r\n,")
     if stray:
         yield line + gap[: gap.index(stray)].count(b"\n"), stray

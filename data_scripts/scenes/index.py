@@ -1,12 +1,12 @@
-"""Scenes on disk, in any of the layouts below, as one `datasets.Dataset` with a row for each scene.
+"""Index scenes on disk as one `datasets.Dataset` with a row for each scene, and read their frames, cameras and depth.
 
-    scannet     <root>/scene*/color/*.jpg, with pose/, intrinsic/intrinsic_color.txt and depth/ where there
+    scannet     <root>/scene*/color/*.jpg; pose/, intrinsic/intrinsic_color.txt and depth/ are optional
     scannetpp   <root>/data/<scene>/dslr/undistorted_images/*, the scenes of <root>/splits/nvs_sem_train.txt
     rooms       as scannet, under any folder name
     folders     <root>/<scene>/*.jpg
     videos      <root>/*.mp4, each video a scene
 
-A row names files and opens none, so that a data set of a million frames takes some twenty megabytes.
+A row names files without opening them: the index of a million frames takes some twenty megabytes.
 """
 
 import functools
@@ -27,8 +27,18 @@ from torch import Tensor
 
 from ..common.files import natural_key
 from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image
+from ..common.scene_ids import SCANNET_SCAN
 from ..common.videos import VIDEO_SUFFIXES, import_av, index_video, read_frames_at
-from .view_transforms import load_depth
+
+__all__ = [
+    "frame_path",
+    "load_scene_sources",
+    "load_scenes",
+    "read_camera",
+    "read_depth",
+    "read_images",
+    "split_scenes",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +49,9 @@ PATTERNS = {
     "folders": "<scene>/*.jpg",
     "videos": "*.mp4",
 }
-# Least and greatest step between drawn frames: the official ones, then ours.
+# Smallest and largest step between drawn frames: the official code's for ScanNet and ScanNet++, ours for the others.
 INTERVALS = {"scannet": (2, 6), "scannetpp": (20, 60), "rooms": (1, 4), "folders": (1, 4), "videos": (10, 30)}
-# Where cameras and depth are, relative to a scene; `{stem}` stands for a frame's name without suffix.
+# Cameras and depth relative to a scene's folder; `{stem}` stands for a frame's name without suffix.
 SCANNET_FILES = {
     "poses": "pose/{stem}.txt",
     "intrinsics": "intrinsic/intrinsic_color.txt",
@@ -49,6 +59,7 @@ SCANNET_FILES = {
 }
 UNDISTORTED_FOLDERS = ("undistorted_images", "resized_undistorted_images")
 SCANNETPP_SPLIT = "nvs_sem_train"
+MILLIMETERS_PER_METER = 1000
 MIN_FRAMES = 2
 MAX_NAMED = 5
 FRAME_FILES = {
@@ -56,7 +67,7 @@ FRAME_FILES = {
     "rooms": SCANNET_FILES,
     "scannetpp": {"transforms": "nerfstudio/transforms_undistorted.json"},
 }
-# How far the axes of a rotation read from text may be from orthonormal.
+# Rotations in text files are orthonormal up to rounding.
 RIGID_TOLERANCE = 1e-2
 
 FEATURES = Features(
@@ -64,15 +75,15 @@ FEATURES = Features(
         "scene_id": Value("string"),
         "source": Value("string"),
         "directory": Value("string"),
-        # Relative to the directory, in natural order.
+        # Relative to the directory, sorted by the numbers in their names.
         "frames": List(Value("string")),
         "num_frames": Value("int64"),
-        # Entries of FRAME_FILES that the scene has.
+        # The entries of FRAME_FILES that the scene has.
         "poses": Value("string"),
         "intrinsics": Value("string"),
         "depths": Value("string"),
         "transforms": Value("string"),
-        # In place of `frames`: the video, and when its frames are shown.
+        # Instead of `frames`: the video, and the timestamps of its frames and key frames.
         "video": Value("string"),
         "timestamps": List(Value("int64")),
         "key_frames": List(Value("int64")),
@@ -86,31 +97,31 @@ def load_scenes(
     exclude: str | os.PathLike | Iterable[str] | None = None,
     interval: Sequence[int] | None = None,
 ) -> Dataset:
-    """Index the scenes of one folder. Those of fewer than 2 frames, which hold nothing to predict, are dropped.
+    """Index the scenes of one folder, without those of fewer than 2 frames.
 
     Args:
         kind (`str`): Layout: `scannet`, `scannetpp`, `rooms`, `folders` or `videos`.
         root (`str` or `os.PathLike`): The folder.
         exclude (`str`, `os.PathLike` or `Iterable[str]`, *optional*):
-            Scenes to leave out, such as those of a benchmark: a text file with one scene id a line, or the ids. Of
-            ScanNet all scans of their rooms are left out: scene0011_00 names scene0011_01 too.
+            Scenes to leave out, such as those of a benchmark: a text file with one scene id per line, or the ids. A
+            scan of ScanNet excludes all scans of its room: scene0011_00 excludes scene0011_01 too.
         interval (`Sequence[int]`, *optional*):
-            Least and greatest step between drawn frames. Defaults to the official ones for ScanNet ([2, 6]) and
-            ScanNet++ ([20, 60]).
+            Smallest and largest step between drawn frames. Defaults to the official [2, 6] for ScanNet and [20, 60]
+            for ScanNet++.
 
     Returns:
-        `datasets.Dataset`: A row for each scene, in natural order of their ids.
+        `datasets.Dataset`: A row for each scene, sorted by the numbers in their ids.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no scene left in it.
-        ValueError: If `kind` or `interval` is none that is known.
+        FileNotFoundError: If the folder does not exist, or no scene is left in it.
+        ValueError: If `kind` is unknown, or `interval` is not [low, high] with 1 <= low <= high.
     """
     if kind not in PATTERNS:
-        raise ValueError(f"Unknown kind of scenes `{kind}`; choose one of {', '.join(PATTERNS)}.")
+        raise ValueError(f"Unknown `kind` of scenes `{kind}`; choose one of {', '.join(PATTERNS)}.")
     interval = _check_interval(INTERVALS[kind] if interval is None else interval)
     root = Path(root).expanduser().absolute()
     if not root.is_dir():
-        raise FileNotFoundError(f"There is no folder `{root}` to read {kind} scenes from.")
+        raise FileNotFoundError(f"There is no folder `{root}` to read {kind} scenes from; check the path.")
     folders = _scene_folders(kind, root)
     excluded = _excluded_scenes(folders, kind, _read_ids(exclude), root)
     kept = {scene_id: folder for scene_id, folder in folders.items() if scene_id not in excluded}
@@ -120,8 +131,8 @@ def load_scenes(
     short = sorted(set(kept) - set(scenes.select(filled)["scene_id"]), key=natural_key)
     if not filled:
         raise FileNotFoundError(
-            f"There are no {kind} scenes in `{root}`: looked for `{PATTERNS[kind]}`, found {len(folders)} scenes, of "
-            f"which {len(excluded)} are excluded and {len(short)} have fewer than {MIN_FRAMES} frames."
+            f"No {kind} scenes are left in `{root}`: of {len(folders)} scenes found as `{PATTERNS[kind]}`, "
+            f"{len(excluded)} are excluded and {len(short)} have fewer than {MIN_FRAMES} frames."
         )
     if short:
         named = ", ".join(short[:MAX_NAMED]) + (", ..." if len(short) > MAX_NAMED else "")
@@ -132,90 +143,67 @@ def load_scenes(
     return scenes.select(filled)
 
 
-def parse_source(source: str) -> dict[str, Any]:
-    """Read a source of scenes as command lines and recipes give it.
+def load_scene_sources(sources: Sequence[str], exclude: str | os.PathLike | Iterable[str] | None = None) -> Dataset:
+    """Index several folders as one data set.
 
     Args:
-        source (`str`): `KIND:FOLDER`, and where the kind's usual frame interval does not suit, `KIND:FOLDER@LOW-HIGH`.
+        sources (`Sequence[str]`):
+            `KIND:FOLDER` each, or `KIND:FOLDER@LOW-HIGH` with a frame interval other than the kind's default; see
+            `load_scenes`.
+        exclude (`str`, `os.PathLike` or `Iterable[str]`, *optional*): Scenes to leave out of all folders.
 
     Returns:
-        `dict[str, Any]`: Arguments of `load_scenes`.
+        `datasets.Dataset`: As from `load_scenes`.
     """
+    excluded = _read_ids(exclude)
+    return concatenate_datasets([load_scenes(**_parse_source(source), exclude=excluded) for source in sources])
+
+
+def _parse_source(source: str) -> dict[str, Any]:
+    """Arguments of `load_scenes`."""
     match = re.fullmatch(r"([^:]+):(.+?)(?:@(\d+)-(\d+))?", source)
     if match is None:
         raise ValueError(
-            "A source of scenes must read KIND:FOLDER or KIND:FOLDER@LOW-HIGH, as in scannet:data/scannet@2-6; "
-            f"got `{source}`."
+            f"A source of scenes must be KIND:FOLDER or KIND:FOLDER@LOW-HIGH, as in scannet:data/scannet@2-6; got "
+            f"`{source}`."
         )
     kind, root, low, high = match.groups()
     return {"kind": kind, "root": root} | ({} if low is None else {"interval": [int(low), int(high)]})
 
 
-def load_scene_sources(
-    sources: Sequence[Mapping[str, Any]], exclude: str | os.PathLike | Iterable[str] | None = None
-) -> Dataset:
-    """Index several folders as one data set.
-
-    Args:
-        sources (`Sequence[Mapping[str, Any]]`): Arguments of `load_scenes` for each: `kind`, `root`, and where wanted
-            `exclude` and `interval`.
-        exclude (`str`, `os.PathLike` or `Iterable[str]`, *optional*): Scenes to leave out of all of them.
-
-    Returns:
-        `datasets.Dataset`: As of `load_scenes`.
-    """
-    if not sources:
-        raise ValueError("No source of scenes is given; give at least one `kind` and `root`.")
-    excluded = _read_ids(exclude)
-    parts = []
-    for source in sources:
-        unknown = set(source) - {"kind", "root", "exclude", "interval"}
-        if unknown or not {"kind", "root"} <= set(source):
-            raise ValueError(
-                f"A source of scenes has `kind` and `root`, and may have `exclude` and `interval`; got {dict(source)}."
-            )
-        parts.append(load_scenes(**{**source, "exclude": excluded | _read_ids(source.get("exclude"))}))
-    return concatenate_datasets(parts)
-
-
-def split_scenes(scenes: Dataset, held_out: int | float | str | os.PathLike, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Set scenes aside for evaluation.
+def split_scenes(scenes: Dataset, num_held_out: int, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Hold scenes out for evaluation.
 
     Args:
         scenes (`datasets.Dataset`): Scenes.
-        held_out (`int`, `float`, `str` or `os.PathLike`):
-            How many scenes at least, or which share of them, or a text file with one scene id a line. Which scenes are
-            drawn depends on their ids and the seed alone, not on their order; all scans of a ScanNet room are drawn
-            together.
-        seed (`int`, *optional*, defaults to 0): Seed of the draw.
+        num_held_out (`int`):
+            Smallest number of scenes to hold out; all scans of a ScanNet room are held out together. The choice
+            depends on the ids and the seed, not on the order of the scenes.
+        seed (`int`, *optional*, defaults to 0): Seed of the choice.
 
     Returns:
         `tuple[datasets.Dataset, datasets.Dataset]`: Scenes to train on, and scenes held out.
     """
+    if num_held_out < 0:
+        raise ValueError(f"`num_held_out` must not be negative, got {num_held_out}.")
     ids = scenes["scene_id"][:]
     rooms: dict[str, set[str]] = {}
     for scene_id, kind in zip(ids, scenes["source"][:], strict=True):
         rooms.setdefault(_room(scene_id, kind), set()).add(scene_id)
-    if isinstance(held_out, (str, os.PathLike)):
-        chosen = _read_ids(held_out) & set(ids)
-        if not chosen:
-            raise ValueError(f"None of the {len(set(ids))} scenes is named in `{held_out}`.")
-    else:
-        number = round(held_out * len(set(ids))) if isinstance(held_out, float) else held_out
-        if number < 0:
-            raise ValueError(f"`held_out` must not be negative, got {held_out}.")
-        ranked = sorted(rooms, key=lambda room: hashlib.sha256(f"{seed}/{room}".encode()).digest())
-        chosen = set()
-        while len(chosen) < number and ranked:
-            chosen |= rooms[ranked.pop(0)]
+    ranked = sorted(rooms, key=lambda room: hashlib.sha256(f"{seed}/{room}".encode()).digest())
+    chosen: set[str] = set()
+    while len(chosen) < num_held_out and ranked:
+        chosen |= rooms[ranked.pop(0)]
     if len(chosen) >= len(set(ids)):
-        raise ValueError(f"Holding out {held_out} of {len(set(ids))} scenes leaves none to train on.")
+        raise ValueError(
+            f"Holding out {num_held_out} of {len(set(ids))} scenes leaves none to train on; hold out fewer."
+        )
     rows = {held: [row for row, scene_id in enumerate(ids) if (scene_id in chosen) == held] for held in (False, True)}
     return scenes.select(rows[False]), scenes.select(rows[True])
 
 
 def frame_path(scene: Mapping[str, Any], frame: int) -> str:
-    """Where a frame of a scene is, for reading and for reports; for a video the file and the frame's number."""
+    """Path of a frame; for a video, its path and the frame's number, for messages."""
     if scene["video"]:
         return f"{os.path.join(scene['directory'], scene['video'])} (frame {frame})"
     return os.path.join(scene["directory"], scene["frames"][frame])
@@ -224,15 +212,15 @@ def frame_path(scene: Mapping[str, Any], frame: int) -> str:
 def read_images(
     scene: Mapping[str, Any], frames: Iterable[int]
 ) -> Iterator[tuple[int, Image.Image | np.ndarray | UnreadableFrame]]:
-    """Read frames of a scene, one at a time.
+    """Read frames of a scene one at a time, in the order of their indices.
 
     Args:
-        scene (`Mapping`): Row of a data set of scenes.
+        scene (`Mapping`): Row from `load_scenes`.
         frames (`Iterable[int]`): Indices of frames.
 
     Yields:
-        Index of a frame and its image: a `PIL.Image.Image`, or for a video RGB bytes of shape `(height,
-        width, 3)`, or the `UnreadableFrame` that says why there is none.
+        The index of a frame and its image: a `PIL.Image.Image`, RGB bytes of shape `(height, width, 3)` from a video,
+        or an `UnreadableFrame` error instead of an image.
     """
     frames = sorted(set(frames))
     if scene["video"]:
@@ -259,10 +247,10 @@ def _read_video(scene: Mapping[str, Any], frames: Sequence[int]) -> Iterator[tup
 
 
 def read_camera(scene: Mapping[str, Any], frame: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Camera of a frame, in OpenCV's axes (x right, y down, z forward).
+    """Read the camera of a frame, in OpenCV's axes (x right, y down, z forward).
 
     Args:
-        scene (`Mapping`): Row of a data set of scenes.
+        scene (`Mapping`): Row from `load_scenes`.
         frame (`int`): Index of the frame.
         size (`tuple[int, int]`): Height and width of the frame's image.
 
@@ -271,8 +259,8 @@ def read_camera(scene: Mapping[str, Any], frame: int, size: tuple[int, int]) -> 
         `(3, 3)`, both in float64.
 
     Raises:
-        UnreadableFrame: If the frame has no camera, or none that is finite, has positive focal lengths and fits the
-            image.
+        UnreadableFrame: If there is no camera, its pose is not a rigid motion, its focal lengths are not positive and
+            finite, or its principal point lies outside the image.
     """
     path = frame_path(scene, frame)
     if scene["transforms"]:
@@ -305,30 +293,41 @@ def read_camera(scene: Mapping[str, Any], frame: int, size: tuple[int, int]) -> 
 
 
 def read_depth(scene: Mapping[str, Any], frame: int) -> Tensor:
-    """Depth map of a frame in meters, at its own resolution; 0 means unknown."""
-    return load_depth(_beside(scene, "depths", frame))
+    """Read the depth map of a frame at its own resolution.
+
+    Returns:
+        `torch.Tensor`: Meters in float32, of shape `(height, width)`; 0 means unknown. Files hold 16-bit millimeters.
+
+    Raises:
+        UnreadableFrame: If the map is missing, broken or has several channels.
+    """
+    path = _beside(scene, "depths", frame)
+    depth = np.array(open_image(path))
+    if depth.ndim != 2:
+        raise UnreadableFrame(f"{path}: a depth map has one channel, got shape {depth.shape}")
+    return torch.from_numpy(depth.astype(np.float32)) / MILLIMETERS_PER_METER
 
 
 def _scene_folders(kind: str, root: Path) -> dict[str, Path]:
-    """Folders of the scenes (for videos, the files) by scene id."""
+    """Folders, or video files, by scene id."""
     if kind == "scannetpp":
         split = root / "splits" / f"{SCANNETPP_SPLIT}.txt"
         if not split.is_file():
-            raise FileNotFoundError(f"The scenes of ScanNet++ are listed in `{split}`, which is missing.")
+            raise FileNotFoundError(f"`{split}`, which lists the scenes of ScanNet++, is missing; download it.")
         return {scene: root / "data" / scene / "dslr" for scene in sorted(_read_ids(split), key=natural_key)}
     entries = [root / name for name in sorted(_visible(root), key=natural_key)]
     if kind == "videos":
         videos = [entry for entry in entries if entry.suffix.lower() in VIDEO_SUFFIXES]
         scenes = {entry.stem: entry for entry in videos}
         if len(scenes) < len(videos):
-            raise ValueError(f"Videos in `{root}` differ in their suffix alone; give each scene a name of its own.")
+            raise ValueError(f"Two videos in `{root}` differ only in their suffix; rename one of them.")
         return scenes
     prefix = "scene" if kind == "scannet" else ""
     return {entry.name: entry for entry in entries if entry.is_dir() and entry.name.startswith(prefix)}
 
 
 def _excluded_scenes(folders: Mapping[str, Path], kind: str, listed: set[str], root: Path) -> set[str]:
-    """Ids of the scenes that are listed, and of ScanNet's other scans of the same rooms; says how many they are."""
+    """Ids of the listed scenes and, in ScanNet, of all scans of their rooms; warns how many are excluded."""
     rooms = {_room(scene_id, kind) for scene_id in listed}
     excluded = {scene_id for scene_id in folders if _room(scene_id, kind) in rooms}
     if excluded:
@@ -339,13 +338,13 @@ def _excluded_scenes(folders: Mapping[str, Path], kind: str, listed: set[str], r
 
 
 def _room(scene_id: str, kind: str) -> str:
-    """What scans of one room have in common: in ScanNet the number before the scan's, elsewhere the whole id."""
-    match = re.fullmatch(r"(scene\d{4})_\d{2}", scene_id)
+    """The part of a scene id that all scans of one room share: in ScanNet `scene0011`, elsewhere the whole id."""
+    match = SCANNET_SCAN.fullmatch(scene_id)
     return match[1] if match and kind == "scannet" else scene_id
 
 
 def _visible(folder: Path) -> list[str]:
-    """Names in a folder, if there is one, without hidden files such as those that desktops leave behind."""
+    """Names in a folder, without hidden files such as desktops create; none if there is no folder."""
     return [name for name in os.listdir(folder) if not name.startswith(".")] if folder.is_dir() else []
 
 
@@ -355,28 +354,28 @@ def _index_folders(folders: Mapping[str, Path], kind: str) -> Dataset:
 
 
 def _image_row(scene_id: str, directory: Path, kind: str) -> dict[str, Any]:
-    """Frames of a scene and where its cameras and depth are."""
+    """The frames of a scene, and its files of cameras and depth."""
     image_folder = {"folders": "", "scannetpp": UNDISTORTED_FOLDERS[0]}.get(kind, "color")
     if kind == "scannetpp" and not (directory / image_folder).is_dir():
         image_folder = UNDISTORTED_FOLDERS[1]
     names = _visible(directory / image_folder)
     frames = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
     files = FRAME_FILES.get(kind, {})
-    # For files of single frames it is the folder that tells whether the scene has them.
-    there = {name: directory / (os.path.dirname(file) if "{" in file else file) for name, file in files.items()}
+    # Whether a scene has files per frame shows in their folder.
+    places = {name: directory / (os.path.dirname(file) if "{" in file else file) for name, file in files.items()}
     return {
         "scene_id": scene_id,
         "source": kind,
         "directory": str(directory),
         "frames": [os.path.join(image_folder, name) for name in sorted(frames, key=natural_key)],
         "num_frames": len(frames),
-        **{name: file for name, file in files.items() if there[name].exists()},
+        **{name: file for name, file in files.items() if places[name].exists()},
     }
 
 
 def _index_videos(videos: Mapping[str, Path]) -> Dataset:
-    """Decode each video once; the index stays in the cache of `datasets` until a file changes."""
-    import_av()  # `datasets` would wrap the error of its generator
+    """Decode each video once; `datasets` caches the index until a file changes."""
+    import_av()  # inside the generator, `datasets` would wrap the error
     stats = {scene_id: path.stat() for scene_id, path in videos.items()}
     files = [(scene_id, str(videos[scene_id]), stat.st_size, stat.st_mtime_ns) for scene_id, stat in stats.items()]
     return Dataset.from_generator(_video_rows, gen_kwargs={"files": files}, features=FEATURES)
@@ -396,10 +395,10 @@ def _video_rows(files: Sequence[tuple[str, str, int, int]]) -> Iterator[dict[str
 
 
 def _read_ids(ids: str | os.PathLike | Iterable[str] | None) -> set[str]:
-    """Scene ids from a text file, one a line, or as given."""
+    """Scene ids, as given or from a text file with one per line."""
     if isinstance(ids, (str, os.PathLike)):
         if not os.path.isfile(ids):
-            raise FileNotFoundError(f"There is no file `{ids}` to read scene ids from.")
+            raise FileNotFoundError(f"There is no file `{ids}` to read scene ids from; check the path.")
         ids = Path(ids).read_text(encoding="utf-8").splitlines()
     return {scene_id.strip() for scene_id in ids or () if scene_id.strip()}
 
@@ -411,7 +410,7 @@ def _check_interval(interval: Sequence[int]) -> list[int]:
 
 
 def _beside(scene: Mapping[str, Any], kind: str, frame: int) -> str:
-    """Path of a frame's pose, intrinsics or depth."""
+    """Path of the pose, intrinsics or depth of a frame."""
     stem = os.path.splitext(os.path.basename(frame_path(scene, frame)))[0]
     return os.path.join(scene["directory"], scene[kind].replace("{stem}", stem))
 

@@ -1,174 +1,30 @@
-"""Scenes as training batches: which scenes and how many views make a batch, which frames are drawn, how they stack.
+"""Read the views of scenes that `sampling` asks for, and stack them into batches."""
 
-Every draw is a function of the seed, the number of the pass over the scenes and the scene's index alone, so that
-neither the number of workers and processes nor an interruption changes what is learnt from.
-"""
-
-import functools
 import itertools
 import logging
-import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from ..common.images import UnreadableFrame
 from .index import frame_path, read_camera, read_depth, read_images
-from .view_transforms import crop_to_common, fit_depth, fit_intrinsics, load_frame, sample_frames
+from .sampling import partition_views, sample_frames, seeded_generator
+from .view_transforms import crop_to_common, fit_depth, fit_intrinsics, load_frame
+
+__all__ = ["SceneViews", "collate_views"]
 
 logger = logging.getLogger(__name__)
 
-# Batches in a row that share their number of views: up to 8 processes, which take one each, have equal work.
-BATCHES_PER_VIEW_COUNT = 8
-
-
-def seeded_draws(*key: int | str) -> random.Random:
-    """A generator of draws that depend on `key` alone; equal in every process, unlike `hash`."""
-    return random.Random("/".join(map(str, key)))
-
-
-def partition_views(num_views: int, context_ratio: float, generator: torch.Generator) -> tuple[Tensor, int]:
-    """Split the views of a scene at random into context views, which the encoder sees, and target views.
-
-    Draws the partition that the official code draws from the same generator state (there `mask_ratio` is
-    `1 - context_ratio`): the first view is always context.
-
-    Args:
-        num_views (`int`): Views of the scene.
-        context_ratio (`float`): Share of context views, rounded down to at least one view.
-        generator (`torch.Generator`): Source of the draws, on the CPU.
-
-    Returns:
-        `tuple[torch.Tensor, int]`: The order that puts the context views before the target views, each in their
-        original order, of shape `(num_views,)`; and the number of context views.
-    """
-    num_context_views = max(1, int(num_views * context_ratio))
-    ranks = torch.rand(num_views - 1, generator=generator).argsort().argsort()
-    is_target = torch.cat([torch.tensor([False]), ranks >= num_context_views - 1])
-    return is_target.long().argsort(stable=True), num_context_views
-
-
-class ViewBatchSampler(Sampler[list[tuple[int, int, int]]]):
-    """Plans batches of requests `(pass, scene_index, num_views)` for `SceneViews`.
-
-    The plan is one endless sequence of batches, cut into epochs of constant length. Passes over the scenes, each in an
-    order of its own, follow each other without a gap, so that a batch may end one and begin the next. Processes take
-    turns: with `accelerate`, process `r` of `n` gets the batches `r, r + n, ...`. The number of views is drawn anew
-    every 8 batches, from shuffled rounds in which each number occurs once.
-
-    A scene occurs twice in a batch only if there are fewer scenes than the batch holds.
-
-    Args:
-        num_scenes (`int`): Scenes to draw from.
-        min_views (`int`, *optional*, defaults to 4): Least number of views of a scene.
-        max_views (`int`, *optional*, defaults to 12): Greatest number of views of a scene.
-        images_per_batch (`int`, *optional*, defaults to 24):
-            Views in a batch: as many scenes as fit, at least one.
-        seed (`int`, *optional*, defaults to 0): Seed of the plan.
-        batches_per_epoch_multiple (`int`, *optional*, defaults to 1):
-            The length of an epoch, about one pass, is rounded up to a multiple of it. Set it to processes times
-            gradient accumulation steps, or the wrappers of `accelerate` repeat batches to fill the last step.
-    """
-
-    def __init__(
-        self,
-        num_scenes: int,
-        min_views: int = 4,
-        max_views: int = 12,
-        images_per_batch: int = 24,
-        seed: int = 0,
-        batches_per_epoch_multiple: int = 1,
-    ):
-        if num_scenes < 1:
-            raise ValueError(f"There must be at least 1 scene to draw from, got {num_scenes}.")
-        if not 2 <= min_views <= max_views:
-            raise ValueError(
-                "A scene needs at least 2 views, one to see and one to predict: set 2 <= `min_views` <= `max_views`, "
-                f"got {min_views} and {max_views}."
-            )
-        self.num_scenes = num_scenes
-        self.view_counts = list(range(min_views, max_views + 1))
-        self.images_per_batch = images_per_batch
-        self.seed = seed
-        self.epoch = 0
-        self._round_size = BATCHES_PER_VIEW_COUNT * sum(map(self._batch_size, self.view_counts))
-        mean_batch_size = self._round_size / BATCHES_PER_VIEW_COUNT / len(self.view_counts)
-        multiple = batches_per_epoch_multiple
-        self._num_batches = math.ceil(math.ceil(num_scenes / mean_batch_size) / multiple) * multiple
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self._num_batches
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        first = self.epoch * len(self)
-        for batch in range(first, first + len(self)):
-            num_views, start = self._locate(batch)
-            yield [
-                (*self._scene_at(position), num_views)
-                for position in range(start, start + self._batch_size(num_views))
-            ]
-
-    def _batch_size(self, num_views: int) -> int:
-        return max(1, self.images_per_batch // num_views)
-
-    def _locate(self, batch: int) -> tuple[int, int]:
-        """Number of views in a batch, and how many requests come before it.
-
-        As a round holds each number of views equally often, all rounds hold the same number of requests.
-        """
-        group, batch_in_group = divmod(batch, BATCHES_PER_VIEW_COUNT)
-        round_index, group_in_round = divmod(group, len(self.view_counts))
-        counts = self.view_counts.copy()
-        seeded_draws(self.seed, "views", round_index).shuffle(counts)
-        sizes = [self._batch_size(count) for count in counts]
-        before = BATCHES_PER_VIEW_COUNT * sum(sizes[:group_in_round]) + batch_in_group * sizes[group_in_round]
-        return counts[group_in_round], round_index * self._round_size + before
-
-    def _scene_at(self, position: int) -> tuple[int, int]:
-        """Pass and scene at a position of the endless sequence of passes."""
-        pass_index, place = divmod(position, self.num_scenes)
-        max_batch_size = self._batch_size(self.view_counts[0])
-        return pass_index, _scene_order(self.num_scenes, max_batch_size, self.seed, pass_index)[place]
-
-
-@functools.lru_cache(maxsize=4)
-def _scene_order(num_scenes: int, max_batch_size: int, seed: int, pass_index: int) -> list[int]:
-    """Scenes in the order in which a pass visits them.
-
-    The scenes that end the pass before are kept from the first places, which may share a batch with them. That takes
-    enough scenes for the beginning and the end of a pass not to meet; with fewer, all passes keep one order, in which
-    a scene returns only after all others.
-    """
-    near = max_batch_size - 1
-    if num_scenes < 3 * near:
-        return _shuffled(num_scenes, seed, 0)
-    order = _shuffled(num_scenes, seed, pass_index)
-    if pass_index == 0:
-        return order
-    just_seen = set(_shuffled(num_scenes, seed, pass_index - 1)[num_scenes - near :])
-    first = [scene for scene in order if scene not in just_seen][:near]
-    return list(dict.fromkeys(first + order))
-
-
-def _shuffled(num_scenes: int, seed: int, pass_index: int) -> list[int]:
-    order = list(range(num_scenes))
-    seeded_draws(seed, "scenes", pass_index).shuffle(order)
-    return order
-
 
 class SceneViews(torch.utils.data.Dataset):
-    """Views of scenes on request: frames drawn, read, sized, and ordered context first.
+    """Views of scenes, context views first, for requests `(pass, scene_index, num_views)`.
 
-    An item is asked for by `(pass, scene_index, num_views)`; its frames and their partition are drawn from the seed,
-    the pass and the scene. Held-out scenes are always asked for in pass 0, so that their draws stay the same.
+    The frames of an item and their partition are drawn from the seed, the pass and the scene. Evaluation always asks
+    for pass 0, so that its draws stay the same.
 
     - **pixel_values** (`torch.Tensor` of bytes of shape `(num_views, 3, height, width)`) -- RGB, context views first.
     - **num_context_views** (`int`) -- How many of the views are context.
@@ -176,9 +32,9 @@ class SceneViews(torch.utils.data.Dataset):
     - **extrinsics** (`torch.Tensor` of shape `(num_views, 4, 4)`) -- World-to-camera, OpenCV axes. With `cameras`.
     - **intrinsics** (`torch.Tensor` of shape `(num_views, 3, 3)`) -- In pixels of the views. With `cameras`.
     - **depth** (`torch.Tensor` of shape `(num_views, height, width)`) -- In meters, 0 where unknown. With `depth`.
-    - **replaced_frames** (`list[str]`) -- Frames that could not be used, with the reasons. Each was replaced by the
-      nearest frame of the scene that is not in use yet, or by one that is where there is no other.
-    - **dropped_scenes** (`list[str]`) -- Scenes without a readable frame, in whose place the next scene is given.
+    - **replaced_frames** (`list[str]`) -- Errors that name the frames that could not be used. Each was replaced by the
+      nearest unused frame of the scene, or by the nearest used one if no other can be read.
+    - **dropped_scenes** (`list[str]`) -- Scenes without a readable frame; the item shows the next scene instead.
 
     Args:
         scenes (`datasets.Dataset`): Scenes, from `load_scenes`.
@@ -200,11 +56,11 @@ class SceneViews(torch.utils.data.Dataset):
     ):
         if not 0 < context_ratio < 1:
             raise ValueError(
-                "`context_ratio` must lie between 0 and 1, so that there are context views to see and target views "
-                f"to predict, got {context_ratio}."
+                f"`context_ratio` must lie between 0 and 1, got {context_ratio}: there must be context views and "
+                "target views."
             )
         if image_width < 14:
-            raise ValueError(f"`image_width` must be at least 14, the width of a patch, got {image_width}.")
+            raise ValueError(f"`image_width` must be at least 14, the width of a patch, got {image_width}; raise it.")
         _check_files(scenes, cameras, depth)
         self.scenes = scenes
         self.image_width = image_width
@@ -220,13 +76,13 @@ class SceneViews(torch.utils.data.Dataset):
     def __getitem__(self, request: tuple[int, int, int]) -> dict[str, Any]:
         pass_index, scene_index, num_views = request
         if num_views < 2:
-            raise ValueError(f"A scene needs at least 2 views, one to see and one to predict, got {num_views}.")
+            raise ValueError(f"`num_views` must be at least 2, one as context and one to predict, got {num_views}.")
         dropped = []
         for step in range(len(self.scenes)):
             index = (scene_index + step) % len(self.scenes)
             scene = self.scenes[index]
             if index not in self._unreadable_scenes:
-                rng = seeded_draws(self.seed, "frames", pass_index, index)
+                rng = seeded_generator(self.seed, "frames", pass_index, index)
                 frames = sample_frames(scene["num_frames"], num_views, scene["interval"], rng)
                 views, unreadable = self._read_scene(scene, frames)
                 if views:
@@ -235,14 +91,19 @@ class SceneViews(torch.utils.data.Dataset):
                         "replaced_frames": unreadable,
                         "dropped_scenes": dropped,
                     }
-                logger.warning(f"No frame of scene {scene['scene_id']} is readable; it is dropped: {unreadable[0]}")
+                logger.warning(
+                    f"Scene {scene['scene_id']} is dropped; no frame can be read: {unreadable[0]}"
+                )
                 self._unreadable_scenes[index] = unreadable[0]
             dropped.append(scene["scene_id"])
         reason = self._unreadable_scenes[scene_index]
-        raise ValueError(f"None of the {len(self.scenes)} scenes has a readable frame, for example {reason}.")
+        raise ValueError(f"No frame of the {len(self.scenes)} scenes can be read. For example: {reason}")
 
     def _read_scene(self, scene: dict[str, Any], frames: list[int]) -> tuple[list[dict[str, Any]], list[str]]:
-        """The wanted frames or their stand-ins as views, and why frames were not readable; no views if none was."""
+        """Views of the frames or of their replacements, and the errors of unreadable frames.
+
+        If no frame of the scene can be read, there are no views.
+        """
         views: dict[int, dict[str, Any]] = {}
         reasons: dict[int, str] = {}
 
@@ -299,20 +160,20 @@ class SceneViews(torch.utils.data.Dataset):
 def collate_views(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack items of `SceneViews` into a batch.
 
-    Images of different sizes are center-cropped to the smallest height and width of the batch, with their depth and
-    intrinsics following.
+    Images of different sizes are center-cropped to the smallest height and width of the batch; depth and intrinsics
+    follow.
 
     Args:
         items (`Sequence[dict[str, Any]]`): Items with the same number of views.
 
     Returns:
         `dict[str, Any]`: Tensors with a batch dimension in front; `num_context_views` as one `int`; lists of
-        `scene_id` and `frame_indices`; `replaced_frames` and `dropped_scenes` of all items in one list each.
+        `scene_id` and `frame_indices`; one list each of the `replaced_frames` and `dropped_scenes` of all items.
     """
     shapes = {(len(item["pixel_values"]), item["num_context_views"]) for item in items}
     if len(shapes) > 1:
         raise ValueError(
-            "The scenes of a batch must have the same number of views and of context views, "
+            "All scenes of a batch must have the same numbers of views and of context views, "
             f"got {sorted(shapes)}; take the requests from `ViewBatchSampler`."
         )
     tensors = {name: [item[name] for item in items] for name, value in items[0].items() if torch.is_tensor(value)}
@@ -326,11 +187,11 @@ def collate_views(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _stack(tensors: dict[str, list[Tensor]]) -> dict[str, Tensor]:
-    """Stack images, cameras and depth maps, cropped to a common size."""
+    """Stack images, cameras and depth maps after cropping them to a common size."""
     stacked = {name: torch.stack(values) for name, values in tensors.items() if name in ("extrinsics", "intrinsics")}
     stacked["pixel_values"], starts = crop_to_common(tensors["pixel_values"])
     if "intrinsics" in stacked:
-        # (row, column) of the crop to (x, y) of the principal point, the same for all views of an item.
+        # From (row, column) of the crop to (x, y) of the principal point; all views of an item share the crop.
         shift = starts[:, [-1, -2]].to(stacked["intrinsics"].dtype)
         stacked["intrinsics"][..., :2, 2] -= shift.view(len(shift), *[1] * (stacked["intrinsics"].dim() - 3), 2)
     if "depth" in tensors:
@@ -339,7 +200,7 @@ def _stack(tensors: dict[str, list[Tensor]]) -> dict[str, Tensor]:
 
 
 def _check_files(scenes: Dataset, cameras: bool, depth: bool) -> None:
-    """Check that each scene has the files that it is to be read with."""
+    """Refuse scenes without the cameras or the depth that will be read."""
     for scene in scenes.select_columns(["scene_id", "poses", "intrinsics", "transforms", "depths"]):
         if cameras and not (scene["transforms"] or (scene["poses"] and scene["intrinsics"])):
             files = (

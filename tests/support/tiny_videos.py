@@ -1,20 +1,20 @@
-"""Small videos whose frames tell which they are, for all tests that read videos."""
+"""Small videos whose frames show their own number."""
 
 from pathlib import Path
 
 import av
 import numpy as np
 
-# Brightness from one frame to the next: more than a codec changes it.
+# Brightness between frames: more than a codec changes it.
 STEP = 12
-# A quarter turn clockwise, as phones write it into the header of a video that was held upright.
+# A quarter turn clockwise, as phones write it into the header of an upright video.
 TURNED = [0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30]
 
 
 def write_video(
     path: Path, num_frames: int = 20, codec: str = "libx264", size=(64, 48), matrix=None, **options
 ) -> Path:
-    """Encode frames of one gray each, `STEP` brighter from one to the next, the left half of each black."""
+    """Encode frames of one gray each, `STEP` brighter than the one before; the left half of each is black."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
@@ -28,5 +28,5 @@ def write_video(
 
 
 def numbers_of(frames) -> list[int]:
-    """Which frames of the video these are."""
+    """Numbers of these frames in the video."""
     return [round(np.asarray(frame).max(axis=-1)[8:-8, -16:-8].mean() / STEP) - 1 for frame in frames]

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ...data_scripts.common.files import write_text
 from ...data_scripts.common.videos import index_video, read_frames_at, spread_evenly
-from ...data_scripts.scenes.index import load_scene_sources, parse_source, split_scenes
+from ...data_scripts.scenes.index import load_scene_sources, split_scenes
 from ...data_scripts.scenes.view_transforms import crop_to_common, load_frame
 from ...data_scripts.scenes.views import SceneViews
 from ...modeling_spa3r.checkpoints.loading import require_checkpoint
@@ -86,7 +86,7 @@ def read_video(args: argparse.Namespace) -> PhotoScene:
 
 def read_scenes(args: argparse.Namespace) -> SceneViews:
     """The scenes of `--scenes`, all or those that a training run has held out."""
-    scenes = load_scene_sources([parse_source(args.scenes)])
+    scenes = load_scene_sources([args.scenes])
     if args.held_out_scenes is not None:
         scenes = split_scenes(scenes, args.held_out_scenes, seed=args.seed)[1]
     return SceneViews(

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from ...configuration import Spa3RConfig, VGGTConfig, load_preset
 from ...data_scripts.common.files import write_text
-from ...data_scripts.scenes.index import load_scene_sources, parse_source, split_scenes
+from ...data_scripts.scenes.index import load_scene_sources, split_scenes
 from ...data_scripts.scenes.views import SceneViews
 from ...modeling_spa3r.checkpoints.cards import write_card
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
@@ -226,7 +226,7 @@ def build_views(args: DataArguments, training_args: Spa3RTrainingArguments) -> t
     """Views of the scenes to train on, and of the held-out ones."""
     if not args.scenes:
         raise ValueError("There are no scenes to train on: give `--scenes KIND:FOLDER`, such as rooms:data/rooms.")
-    scenes = load_scene_sources([parse_source(source) for source in args.scenes], exclude=args.exclude)
+    scenes = load_scene_sources(args.scenes, exclude=args.exclude)
     train_scenes, held_out = split_scenes(scenes, args.held_out_scenes, seed=training_args.seed)
     options = {
         "image_width": args.image_width,

@@ -17,7 +17,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging
 
 from ...configuration import Spa3RConfig
-from ...data_scripts.scenes.views import SceneViews, ViewBatchSampler, collate_views
+from ...data_scripts.scenes.sampling import ViewBatchSampler
+from ...data_scripts.scenes.views import SceneViews, collate_views
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from ..runs.resume import MarkCompleteCheckpoints, first_line, mark_complete, say_where_to_go_on, write_whole
 from .evaluation import PSFMReport, evaluate_psfm

@@ -1,5 +1,3 @@
-"""Frames of videos: which are taken, from what files, and what is said of those that cannot be read."""
-
 import json
 import os
 import sys
@@ -13,7 +11,8 @@ import numpy as np
 import pytest
 from tiny_videos import TURNED, numbers_of, write_video
 
-from spa3r.data_scripts.common.videos import read_frames, spread_evenly
+from spa3r.data_scripts.common.images import UnreadableFrame
+from spa3r.data_scripts.common.videos import frame_rate, index_video, read_frames, read_frames_at, spread_evenly
 
 CASES = Path(os.environ.get("SPA3R_CASES_DIR") or Path(__file__).resolve().parents[4] / "shared" / "cases")
 VSIBENCH = CASES / "vsibench_cases.json"
@@ -52,7 +51,7 @@ def test_indices_are_those_of_the_official_evaluation():
 
 
 def test_less_than_one_frame_is_refused():
-    with pytest.raises(ValueError, match="`num_frames` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`num_frames`.* 0"):
         spread_evenly(5, 0)
 
 
@@ -124,26 +123,27 @@ def write_sound(path: Path):
 
 
 UNREADABLE = {
-    "missing.mp4": (lambda path: None, "No such file or directory"),
-    "folder.mp4": (Path.mkdir, "Is a directory"),
-    "empty.mp4": (Path.touch, "Invalid data found"),
-    "text.mp4": (lambda path: path.write_text("no video " * 99), "Invalid data found"),
-    "sound.wav": (write_sound, "it has no video stream"),
+    "missing.mp4": (lambda path: None, "No such file"),
+    "folder.mp4": (Path.mkdir, "directory"),
+    "empty.mp4": (Path.touch, "Invalid data"),
+    "text.mp4": (lambda path: path.write_text("no video " * 99), "Invalid data"),
+    "sound.wav": (write_sound, "stream"),
 }
 
 
+@pytest.mark.parametrize("read", [partial(read_frames, num_frames=4), index_video, frame_rate])
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_video_is_refused_by_name_and_reason(name, tmp_path):
+def test_a_file_that_is_no_video_is_named_with_the_reason(name, read, tmp_path):
     write, reason = UNREADABLE[name]
     write(tmp_path / name)
-    with pytest.raises(ValueError, match=f"^The video `.*{name}` cannot be read: {reason}"):
-        read_frames(tmp_path / name, 4)
+    with pytest.raises(UnreadableFrame, match=f"{name}`.*{reason}"):
+        read(tmp_path / name)
 
 
 def test_a_truncated_video_is_refused_by_name(video, tmp_path):
     # The index of an MP4 file lies at its end.
     (tmp_path / "half.mp4").write_bytes(video.read_bytes()[:500])
-    with pytest.raises(ValueError, match=r"^The video `.*half\.mp4` cannot be read: "):
+    with pytest.raises(ValueError, match=r"half\.mp4`"):
         read_frames(tmp_path / "half.mp4", 4)
 
 
@@ -157,8 +157,51 @@ def test_a_video_cut_behind_its_index_is_refused(tmp_path):
         container.mux(stream.encode())
     content = whole.read_bytes()
     (tmp_path / "half.mp4").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"half\.mp4` cannot be read: it ends within frame \d+ of 20"):
+    with pytest.raises(ValueError, match=r"half\.mp4`.* \d+ of 20"):
         read_frames(tmp_path / "half.mp4", 4)
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"), [("libx264", "mp4"), ("libx264", "mkv"), ("mpeg4", "mp4"), ("mpeg4", "avi")]
+)
+def test_single_frames_equal_those_decoded_in_sequence(tmp_path, codec, suffix):
+    path = write_video(tmp_path / f"room.{suffix}", codec=codec, g="6", bf="2")
+    with av.open(str(path)) as container:
+        expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    timestamps, key_frames = index_video(path)
+    assert len(timestamps) == 20 and len(key_frames) > 2
+    for wanted in ([0, 1, 2], [5, 12, 13], [2, 3, 8, 18], *([frame] for frame in range(20))):
+        images = dict(read_frames_at(path, [timestamps[frame] for frame in wanted], key_frames))
+        assert list(images) == [timestamps[frame] for frame in wanted]
+        for frame, image in zip(wanted, images.values(), strict=True):
+            np.testing.assert_array_equal(image, expected[frame], err_msg=f"{frame} of {wanted}")
+
+
+def test_key_frames_are_listed(tmp_path):
+    path = write_video(tmp_path / "room.mp4", g="6", bf="2", sc_threshold="0")
+    timestamps, key_frames = index_video(path)
+    assert key_frames == [timestamps[frame] for frame in (0, 6, 12, 18)]
+
+
+def test_single_frames_of_a_turned_video_are_turned_upright(tmp_path):
+    path = write_video(tmp_path / "phone.mp4", num_frames=5, matrix=TURNED)
+    with av.open(str(path)) as container:
+        stored = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    timestamps, key_frames = index_video(path)
+    ((_, image),) = read_frames_at(path, timestamps[3:4], key_frames)
+    np.testing.assert_array_equal(image, np.rot90(stored[3], -1))
+
+
+def test_the_frames_of_a_truncated_video_that_decode_are_listed(tmp_path):
+    path = write_video(tmp_path / "room.mkv", g="6", bf="2")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 4 // 5])
+    timestamps, key_frames = index_video(path)
+    assert 2 < len(timestamps) < 18
+    assert list(dict(read_frames_at(path, timestamps, key_frames))) == timestamps
+
+
+def test_the_frame_rate_is_the_streams(video):
+    assert frame_rate(video) == 10
 
 
 def test_a_video_without_pyav_is_refused_with_what_to_install(video, monkeypatch):

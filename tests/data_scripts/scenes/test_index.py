@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import logging
 import sys
@@ -7,20 +6,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_videos import numbers_of, write_video
 
 from spa3r.data_scripts.common.images import UnreadableFrame
 from spa3r.data_scripts.scenes.index import (
     load_scene_sources,
     load_scenes,
-    parse_source,
     read_camera,
     read_depth,
     read_images,
     split_scenes,
 )
 from spa3r.data_scripts.scenes.views import SceneViews
-
-needs_av = pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="PyAV is not installed")
 
 
 def write_images(folder, names):
@@ -50,27 +47,6 @@ def write_scannetpp(root, scene_ids, image_folder="undistorted_images"):
     (root / "splits" / "nvs_sem_train.txt").write_text("\n".join(scene_ids) + "\n")
 
 
-def write_video(path, codec="libx264", num_frames=50, **options):
-    """A video with B-frames and a key frame every 12 frames; each frame is unlike the others."""
-    import av
-
-    noise = np.random.default_rng(0).integers(0, 256, (num_frames, 6, 8, 3), dtype=np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.gop_size, stream.max_b_frames = 12, 2
-        for image in noise.repeat(8, 1).repeat(8, 2):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def decode_in_sequence(path):
-    import av
-
-    with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-
-
 def test_scannet_frames_are_in_natural_order(tmp_path):
     write_scannet(tmp_path, "scene0000_00", num_frames=12)
     (scene,) = load_scenes("scannet", tmp_path)
@@ -94,11 +70,6 @@ def test_scannetpp_reads_the_scenes_of_its_training_split(tmp_path, image_folder
     assert (scene["scene_id"], scene["interval"]) == ("0a7cc12c0e", [20, 60])
 
 
-def test_a_missing_scannetpp_split_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nvs_sem_train.txt"):
-        load_scenes("scannetpp", tmp_path)
-
-
 def test_folders_of_images_are_scenes(tmp_path):
     write_images(tmp_path / "living room", ["b.PNG", "a.jpg", "._a.jpg.png"])
     (tmp_path / "living room" / "notes.txt").touch()
@@ -113,7 +84,7 @@ def test_excluded_scenes_are_left_out_and_counted(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         scenes = load_scenes("folders", tmp_path / "data", exclude=tmp_path / "benchmark.txt")
     assert scenes["scene_id"][:] == ["room 0", "room 2"]
-    assert "2 of 4 scenes" in caplog.text and "excluded" in caplog.text
+    assert "2 of 4" in caplog.text
 
 
 def test_all_scans_of_an_excluded_scannet_room_are_left_out_and_counted(tmp_path, caplog):
@@ -122,19 +93,13 @@ def test_all_scans_of_an_excluded_scannet_room_are_left_out_and_counted(tmp_path
     with caplog.at_level(logging.WARNING):
         scenes = load_scenes("scannet", tmp_path, exclude=["scene0011_00", "scene0700_00"])
     assert scenes["scene_id"][:] == ["scene0012_00", "scene0110_01"]
-    assert "2 of 4 scenes" in caplog.text and "1 of them as further scans" in caplog.text
+    assert "2 of 4" in caplog.text and ", 1 of them" in caplog.text
 
 
 def test_scenes_other_than_scannets_are_excluded_by_their_whole_id(tmp_path):
     for scene_id in ("scene0011_00", "scene0011_01"):
         write_scannet(tmp_path, scene_id)
     assert load_scenes("rooms", tmp_path, exclude=["scene0011_00"])["scene_id"][:] == ["scene0011_01"]
-
-
-def test_a_missing_exclude_file_is_an_error(tmp_path):
-    write_images(tmp_path / "scene", ["0.jpg", "1.jpg"])
-    with pytest.raises(FileNotFoundError, match="typo.txt"):
-        load_scenes("folders", tmp_path, exclude=str(tmp_path / "typo.txt"))
 
 
 def test_scenes_of_fewer_than_two_frames_are_dropped_and_named(tmp_path, caplog):
@@ -144,38 +109,40 @@ def test_scenes_of_fewer_than_two_frames_are_dropped_and_named(tmp_path, caplog)
     with caplog.at_level(logging.WARNING):
         scenes = load_scenes("folders", tmp_path)
     assert scenes["scene_id"][:] == ["full"]
-    assert "2 of 3 scenes" in caplog.text and "dropped: bare, single" in caplog.text
+    assert "2 of 3" in caplog.text and "bare, single" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["scannet", "rooms", "folders", "videos"])
-def test_no_scenes_at_all_is_one_clear_error(tmp_path, kind):
-    with pytest.raises(FileNotFoundError, match=f"no {kind} scenes in `{tmp_path}`: looked for"):
-        load_scenes(kind, tmp_path)
-
-
-def test_a_missing_root_is_one_clear_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
-        load_scenes("rooms", tmp_path / "nowhere")
-
-
-def test_unknown_kinds_and_keys_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="Unknown kind of scenes `matterport`; choose one of scannet"):
-        load_scenes("matterport", tmp_path)
-    with pytest.raises(ValueError, match="may have `exclude` and `interval`"):
-        load_scene_sources([{"kind": "rooms", "root": tmp_path, "intervals": [1, 2]}])
-    with pytest.raises(ValueError, match=r"got \[3, 1\]"):
-        load_scenes("rooms", tmp_path, interval=[3, 1])
+@pytest.mark.parametrize(
+    "load, error, named",
+    [
+        (lambda root: load_scenes("matterport", root), ValueError, "`kind`.*matterport"),
+        (lambda root: load_scenes("folders", root, interval=[3, 1]), ValueError, r"`interval`.*\[3, 1\]"),
+        (lambda root: load_scenes("folders", root, exclude="typo.txt"), FileNotFoundError, "`typo.txt`"),
+        (lambda root: load_scenes("folders", root, exclude=["hall"]), FileNotFoundError, "folders.* 1 .*excluded"),
+        (lambda root: load_scenes("folders", root / "nowhere"), FileNotFoundError, "nowhere`"),
+        (lambda root: load_scenes("scannetpp", root), FileNotFoundError, "nvs_sem_train.txt`"),
+        *(
+            (lambda root, kind=kind: load_scenes(kind, root / "hall"), FileNotFoundError, f"{kind}.*hall`")
+            for kind in ("scannet", "rooms", "folders", "videos")
+        ),
+        (lambda root: load_scene_sources([str(root)]), ValueError, "KIND:FOLDER.*hold"),
+        (lambda root: load_scene_sources([f"rooms:{root}@3-1"]), ValueError, r"`interval`.*\[3, 1\]"),
+        (lambda root: split_scenes(load_scenes("folders", root), 1), ValueError, " 1 of 1 "),
+        (lambda root: split_scenes(load_scenes("folders", root), -1), ValueError, "`num_held_out`.*-1"),
+    ],
+)
+def test_scenes_that_cannot_be_had_are_refused(tmp_path, load, error, named):
+    write_images(tmp_path / "hold" / "hall", ["0.jpg", "1.jpg"])
+    with pytest.raises(error, match=named):
+        load(tmp_path / "hold")
 
 
 def test_sources_mix_into_one_data_set(tmp_path):
     write_scannet(tmp_path / "scannet", "scene0000_00")
     write_scannet(tmp_path / "scannet", "scene0001_00")
-    write_images(tmp_path / "photos" / "garden", ["0.jpg", "1.jpg"])
-    sources = [
-        {"kind": "scannet", "root": tmp_path / "scannet", "exclude": ["scene0001_00"]},
-        {"kind": "folders", "root": tmp_path / "photos", "interval": [2, 3]},
-    ]
-    scenes = load_scene_sources(sources)
+    write_images(tmp_path / "my:photos" / "garden", ["0.jpg", "1.jpg"])
+    sources = [f"scannet:{tmp_path}/scannet", f"folders:{tmp_path}/my:photos@2-3"]
+    scenes = load_scene_sources(sources, exclude=["scene0001_00"])
     assert list(zip(scenes["source"], scenes["scene_id"], scenes["interval"], strict=True)) == [
         ("scannet", "scene0000_00", [2, 6]),
         ("folders", "garden", [2, 3]),
@@ -190,17 +157,7 @@ def test_held_out_scenes_do_not_depend_on_the_order_of_the_scenes(tmp_path):
     assert len(held_out) == 3 and sorted([*train["scene_id"], *held_out["scene_id"]]) == sorted(scenes["scene_id"])
     reordered = split_scenes(scenes.shuffle(seed=0), 3, seed=1)[1]
     assert set(reordered["scene_id"]) == set(held_out["scene_id"])
-    assert set(split_scenes(scenes, 0.25, seed=1)[1]["scene_id"]) == set(held_out["scene_id"])
     assert set(split_scenes(scenes, 3, seed=2)[1]["scene_id"]) != set(held_out["scene_id"])
-
-
-def test_held_out_scenes_can_be_listed(tmp_path):
-    for name in ("hall", "attic", "cellar"):
-        write_images(tmp_path / "scenes" / name, ["0.jpg", "1.jpg"])
-    (tmp_path / "val.txt").write_text("hall\n")
-    scenes = load_scenes("folders", tmp_path / "scenes")
-    train, held_out = split_scenes(scenes, tmp_path / "val.txt")
-    assert (train["scene_id"][:], held_out["scene_id"][:]) == (["attic", "cellar"], ["hall"])
 
 
 def test_scans_of_a_scannet_room_are_held_out_together(tmp_path):
@@ -213,12 +170,6 @@ def test_scans_of_a_scannet_room_are_held_out_together(tmp_path):
     assert not rooms_of[0] & rooms_of[1]
 
 
-def test_holding_out_all_scenes_is_refused(tmp_path):
-    write_images(tmp_path / "hall", ["0.jpg", "1.jpg"])
-    with pytest.raises(ValueError, match="leaves none to train on"):
-        split_scenes(load_scenes("folders", tmp_path), 1)
-
-
 def test_scannet_cameras_are_world_to_camera(tmp_path):
     write_scannet(tmp_path, "scene0000_00")
     (scene,) = load_scenes("scannet", tmp_path)
@@ -229,10 +180,21 @@ def test_scannet_cameras_are_world_to_camera(tmp_path):
     assert torch.equal(intrinsics, torch.tensor([[35.0, 0, 20], [0, 36, 15], [0, 0, 1]], dtype=torch.float64))
 
 
-def test_depth_is_that_of_the_frame(tmp_path):
+def test_depth_is_that_of_the_frame_in_meters(tmp_path):
     write_scannet(tmp_path, "scene0000_00")
+    millimeters = np.array([[0, 1500], [65535, 1]], dtype=np.uint16)
+    Image.fromarray(millimeters).save(tmp_path / "scene0000_00" / "depth" / "1.png")
     (scene,) = load_scenes("scannet", tmp_path)
     assert torch.equal(read_depth(scene, 2), torch.full((30, 40), 1.002))
+    torch.testing.assert_close(read_depth(scene, 1), torch.tensor([[0, 1.5], [65.535, 0.001]]))
+
+
+def test_depth_of_several_channels_is_unreadable(tmp_path):
+    write_scannet(tmp_path, "scene0000_00")
+    Image.new("RGB", (40, 30)).save(tmp_path / "scene0000_00" / "depth" / "1.png")
+    (scene,) = load_scenes("scannet", tmp_path)
+    with pytest.raises(UnreadableFrame, match=r"1.png.*\(30, 40, 3\)"):
+        read_depth(scene, 1)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +213,7 @@ def test_poses_that_are_none_make_a_frame_unreadable(tmp_path, pose, reason):
     write_scannet(tmp_path, "scene0000_00")
     np.savetxt(tmp_path / "scene0000_00" / "pose" / "1.txt", pose)
     (scene,) = load_scenes("scannet", tmp_path)
-    with pytest.raises(UnreadableFrame, match=f"1.jpg: its pose .*{reason}"):
+    with pytest.raises(UnreadableFrame, match=f"1.jpg: .*pose.*{reason}"):
         read_camera(scene, 1, (30, 40))
 
 
@@ -264,7 +226,7 @@ def test_intrinsics_that_are_none_make_a_frame_unreadable(tmp_path, intrinsics):
     write_scannet(tmp_path, "scene0000_00")
     (tmp_path / "scene0000_00" / "intrinsic" / "intrinsic_color.txt").write_text(intrinsics)
     (scene,) = load_scenes("scannet", tmp_path)
-    with pytest.raises(UnreadableFrame, match="1.jpg: its intrinsics in .*intrinsic_color.txt are not finite"):
+    with pytest.raises(UnreadableFrame, match="1.jpg: .*intrinsic_color.txt.*finite"):
         read_camera(scene, 1, (30, 40))
 
 
@@ -275,13 +237,13 @@ def test_a_scene_whose_intrinsics_are_none_is_dropped_and_named(tmp_path, caplog
     views = SceneViews(load_scenes("scannet", tmp_path), image_width=42, cameras=True)
     item = views[0, 0, 2]
     assert (item["scene_id"], item["dropped_scenes"]) == ("scene0001_00", ["scene0000_00"])
-    assert "scene0000_00 is readable" in caplog.text and "intrinsics in" in caplog.text
+    assert "scene0000_00" in caplog.text and "intrinsic_color.txt" in caplog.text
 
 
 def test_intrinsics_of_another_image_size_are_noticed(tmp_path):
     write_scannet(tmp_path, "scene0000_00")
     (scene,) = load_scenes("scannet", tmp_path)
-    with pytest.raises(UnreadableFrame, match="another image size than 20 x 15"):
+    with pytest.raises(UnreadableFrame, match="20 x 15"):
         read_camera(scene, 0, (15, 20))
 
 
@@ -301,7 +263,7 @@ def test_scannetpp_cameras_turn_from_opengl_to_opencv(tmp_path):
     assert (extrinsics @ in_front).tolist() == [0, 0, 5, 1]
     assert (extrinsics @ above).tolist() == [0, -1, 0, 1]
     assert intrinsics.tolist() == [[30, 0, 19], [0, 31, 14], [0, 0, 1]]
-    with pytest.raises(UnreadableFrame, match="DSC00009.JPG: has no camera"):
+    with pytest.raises(UnreadableFrame, match="DSC00009.JPG: .*camera"):
         read_camera(scene, 0, (30, 40))
 
 
@@ -316,59 +278,25 @@ def test_a_scannetpp_pose_that_is_no_matrix_makes_a_frame_unreadable(tmp_path):
         read_camera(scene, 0, (30, 40))
 
 
-@needs_av
-@pytest.mark.parametrize(
-    ("codec", "suffix"), [("libx264", "mp4"), ("libx264", "mkv"), ("mpeg4", "mp4"), ("mpeg4", "avi")]
-)
-def test_video_frames_equal_those_decoded_in_sequence(tmp_path, monkeypatch, codec, suffix):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    write_video(tmp_path / f"walk.{suffix}", codec)
-    expected = decode_in_sequence(tmp_path / f"walk.{suffix}")
-    (scene,) = load_scenes("videos", tmp_path)
-    assert (scene["scene_id"], scene["num_frames"]) == ("walk", 50)
-    for wanted in ([0, 1, 2], [49], [13, 30, 31], [5, 6, 20, 47], *([frame] for frame in range(50))):
-        images = dict(read_images(scene, wanted))
-        assert sorted(images) == wanted
-        for frame in wanted:
-            np.testing.assert_array_equal(images[frame], expected[frame], err_msg=f"{frame} of {wanted}")
-
-
-@needs_av
-def test_a_video_is_read_from_the_key_frame_before_a_frame(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    write_video(tmp_path / "walk.mp4", **{"sc_threshold": "0"})
-    (scene,) = load_scenes("videos", tmp_path)
-    assert scene["key_frames"] == [scene["timestamps"][frame] for frame in (0, 12, 24, 36, 48)]
-
-
-@needs_av
-def test_a_phones_video_is_turned_upright(tmp_path, monkeypatch):
+def test_a_video_is_a_scene_of_its_frames(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     write_video(tmp_path / "walk.mp4")
-    file = bytearray((tmp_path / "walk.mp4").read_bytes())
-    # The matrix in the track's header, fixed point: to be shown turned clockwise by 90 degrees.
-    start = file.index(b"tkhd") + 44
-    matrix = [0, 1 << 16, 0, -(1 << 16), 0, 0, 48 << 16, 0, 1 << 30]
-    file[start : start + 36] = b"".join(entry.to_bytes(4, "big", signed=True) for entry in matrix)
-    (tmp_path / "walk.mp4").write_bytes(file)
     (scene,) = load_scenes("videos", tmp_path)
-    ((_, image),) = read_images(scene, [7])
-    np.testing.assert_array_equal(image, np.rot90(decode_in_sequence(tmp_path / "walk.mp4")[7], -1))
+    images = dict(read_images(scene, [13, 5, 19]))
+    assert (scene["scene_id"], scene["num_frames"]) == ("walk", 20)
+    assert list(images) == numbers_of(images.values()) == [5, 13, 19]
 
 
-@needs_av
-def test_a_truncated_video_keeps_the_frames_that_decode(tmp_path, monkeypatch):
+def test_a_video_that_was_cut_after_it_was_indexed_names_the_frames_that_are_missing(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    write_video(tmp_path / "walk.mkv")
-    whole = (tmp_path / "walk.mkv").read_bytes()
-    (tmp_path / "walk.mkv").write_bytes(whole[: len(whole) // 2])
+    video = write_video(tmp_path / "walk.mkv", g="6")
     (scene,) = load_scenes("videos", tmp_path)
-    images = dict(read_images(scene, range(scene["num_frames"])))
-    assert 5 < scene["num_frames"] < 45
-    assert all(isinstance(image, np.ndarray) for image in images.values())
+    video.write_bytes(video.read_bytes()[: video.stat().st_size * 4 // 5])
+    image, error = (image for _, image in read_images(scene, [0, 19]))
+    assert isinstance(image, np.ndarray) and isinstance(error, UnreadableFrame)
+    assert "walk.mkv" in str(error) and "19" in str(error)
 
 
-@needs_av
 def test_a_file_that_is_no_video_is_dropped_and_named(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     write_video(tmp_path / "walk.mp4")
@@ -379,13 +307,12 @@ def test_a_file_that_is_no_video_is_dropped_and_named(tmp_path, monkeypatch, cap
     assert "notes.mp4" in caplog.text
 
 
-@needs_av
 def test_a_changed_video_is_indexed_anew(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     write_video(tmp_path / "walk.mp4")
-    assert load_scenes("videos", tmp_path)["num_frames"][:] == [50]
-    write_video(tmp_path / "walk.mp4", num_frames=20)
     assert load_scenes("videos", tmp_path)["num_frames"][:] == [20]
+    write_video(tmp_path / "walk.mp4", num_frames=10)
+    assert load_scenes("videos", tmp_path)["num_frames"][:] == [10]
 
 
 def test_only_videos_need_pyav(tmp_path, monkeypatch):
@@ -395,17 +322,3 @@ def test_only_videos_need_pyav(tmp_path, monkeypatch):
     assert load_scenes("folders", tmp_path)["scene_id"][:] == ["hall"]
     with pytest.raises(ImportError, match="pip install av"):
         load_scenes("videos", tmp_path)
-
-
-def test_a_source_names_its_kind_its_folder_and_where_wanted_its_interval():
-    assert parse_source("scannet:data/scannet") == {"kind": "scannet", "root": "data/scannet"}
-    assert parse_source("videos:data/my:videos@5-9") == {
-        "kind": "videos",
-        "root": "data/my:videos",
-        "interval": [5, 9],
-    }
-
-
-def test_a_source_without_a_kind_is_refused():
-    with pytest.raises(ValueError, match="must read KIND:FOLDER .*got `data/scannet`"):
-        parse_source("data/scannet")
