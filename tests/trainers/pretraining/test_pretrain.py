@@ -265,12 +265,12 @@ def test_one_process_refuses_several_gpus(tmp_path, monkeypatch):
 def test_a_final_model_takes_the_place_of_an_older_one_whole(finished, tmp_path, rooms):
     _, output = finished
     trainer, _ = build(tmp_path, rooms)
-    for folder in ("model", ".model"):
+    for folder in ("model", ".model.partial"):
         (tmp_path / "run" / folder).mkdir()
         (tmp_path / "run" / folder / "rest.bin").touch()
     trainer.save_final_model()
     assert {path.name for path in (tmp_path / "run" / "model").iterdir()} == {"config.json", "model.safetensors"}
-    assert not (tmp_path / "run" / ".model").exists()
+    assert not (tmp_path / "run" / ".model.partial").exists()
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path):
@@ -375,7 +375,7 @@ def test_a_bare_no_in_a_recipe_is_a_strategy(tmp_path):
         ({"preset": "spa3r-huge"}, "no architecture preset `spa3r-huge`; known are"),
         ({"overrides": {"hiden_size": 8}}, r"no settings \['hiden_size'\]"),
         ({"scenes": []}, "no scenes to train on"),
-        ({"scenes": ["data/scannet"]}, "must read KIND:FOLDER.*got `data/scannet`"),
+        ({"scenes": ["data/scannet"]}, "KIND:FOLDER.*`data/scannet`"),
         ({"min_views": 1}, "`min_views` must be at least 2"),
         ({"images_per_device": 4}, "must hold a scene of `max_views`=5, got 4"),
         ({"save_total_limit": 1}, "at least 2, got 1"),
