@@ -10,26 +10,27 @@ __all__ = ["VGGTConfig", "check_model_type", "refuse_unknown"]
 
 
 def check_model_type(config_class: type[PreTrainedConfig], checkpoint: str | os.PathLike, **kwargs):
-    """Refuse a checkpoint of another model; the library takes a part of it or warns, and fills in random weights."""
+    """Refuse a checkpoint of another model; the library would fill what is missing with random weights."""
     model_type = config_class.get_config_dict(checkpoint, **kwargs)[0].get("model_type", config_class.model_type)
     if model_type != config_class.model_type:
         raise ValueError(
-            f"`{checkpoint}` holds a `{model_type}` model, not `{config_class.model_type}`; load it with its own "
-            "class, or convert it with `spa3r convert`."
+            f"`{checkpoint}` holds a `{model_type}` model, not `{config_class.model_type}`; load it with that "
+            "model's class, or convert it with `spa3r convert`."
         )
 
 
 def refuse_unknown(config: PreTrainedConfig, settings: dict[str, Any]):
-    """Refuse settings that are neither of a class nor of the library; the library itself accepts and keeps any.
+    """Refuse settings that neither the class nor the library has; the library itself would keep them.
 
-    What a library saved is another matter: trainers leave settings of their own in a configuration.
+    A saved configuration is exempt, because trainers add settings of their own to it.
     """
     unknown = sorted(name for name in settings if name not in LIBRARY_SETTINGS and not name.startswith("_"))
     if unknown and config.transformers_version is None:
         raise ValueError(f"`{type(config).__name__}` has no settings {unknown}; check the spelling.")
 
 
-# What transformers itself writes into a configuration file or hands on beside the fields of `PreTrainedConfig`.
+# What transformers writes into a configuration file, or passes to a constructor, besides the fields of
+# `PreTrainedConfig`.
 LIBRARY_SETTINGS = {
     "attn_implementation",
     "auto_map",
@@ -48,30 +49,31 @@ class VGGTConfig(PreTrainedConfig):
     The defaults are VGGT-1B (Wang et al., "VGGT: Visual Geometry Grounded Transformer", CVPR 2025).
 
     image_size (`int`, *optional*, defaults to 518):
-        Side of the square image that the patch embedding's position table was learnt for; other sizes resample it.
+        Side of the square image that the patch embedding's position table was learnt for. The table is resampled for
+        other sizes.
     num_hidden_layers (`int`, *optional*, defaults to 24):
-        Pairs of one block within each view and one block across all views.
+        Number of pairs of a frame block, within each view, and a global block, across all views.
     mlp_ratio (`float`, *optional*, defaults to 4.0):
-        Width of the MLPs in those blocks relative to `hidden_size`.
+        Width of the MLPs in those blocks divided by `hidden_size`.
     num_register_tokens (`int`, *optional*, defaults to 4):
-        Registers of each view, in the patch embedding and, learnt separately, in the blocks.
+        Number of registers of a view, the same in the patch embedding and in the blocks, which learn their own.
     patch_embedding (`Literal["vit", "conv"]`, *optional*, defaults to `"vit"`):
         A DINOv2 vision transformer with registers, or a single convolution.
     patch_embedding_layers, patch_embedding_heads, patch_embedding_mlp_ratio (`int`, *optional*):
         Size of the vision transformer, by default DINOv2's ViT-L.
     global_qk_norm (`Literal["layer_norm", "rms_norm"]`, *optional*, defaults to `"layer_norm"`):
-        Norm of queries and keys in the blocks across views. The official Spa3R code replaces VGGT's layer norm by an
-        RMS norm without bias, and its weights were trained on the features that this gives.
+        Norm of queries and keys in the global blocks. The official Spa3R code replaces VGGT's layer norm with an RMS
+        norm without bias, and its weights were trained on the resulting features.
     rope_base (`float`, *optional*, defaults to 100.0):
         Base of the frequencies of the 2-D rotary embedding.
     camera_layers, camera_heads, camera_iterations (`int`, *optional*, default to 4, 16, 4):
-        Size of the camera head, and how often it refines its estimate.
+        Size of the camera head, and how many times it refines its estimate.
     dense_hidden_size (`int`, *optional*, defaults to 256):
-        Channels in which the dense (depth, point) heads fuse their four levels.
+        Channels of the fused levels in the dense (depth and point) heads.
     dense_channels (`list[int]`, *optional*, defaults to `[256, 512, 1024, 1024]`):
         Channels of the four levels before fusion, from fine to coarse.
     dense_layers (`list[int]`, *optional*, defaults to `[4, 11, 17, 23]`):
-        Layers that the four levels are made from.
+        Layers whose features become the four levels.
 
     Example:
 
@@ -109,7 +111,7 @@ class VGGTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         refuse_unknown(self, kwargs)
-        # Lists, as JSON reads them back.
+        # JSON has no tuples, so lists make a configuration equal its saved copy.
         self.dense_channels, self.dense_layers = list(self.dense_channels), list(self.dense_layers)
         super().__post_init__(**kwargs)
 
@@ -118,8 +120,13 @@ class VGGTConfig(PreTrainedConfig):
         check_model_type(cls, pretrained_model_name_or_path, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks: a frame block and a global block in each layer."""
+        return 2 * self.num_hidden_layers
+
     def vit_config(self) -> Dinov2WithRegistersConfig:
-        """Configuration of the vision transformer that embeds the patches."""
+        """Configuration of the vision transformer that embeds patches."""
         return Dinov2WithRegistersConfig(
             image_size=self.image_size,
             patch_size=self.patch_size,
@@ -136,24 +143,25 @@ class VGGTConfig(PreTrainedConfig):
         if self.hidden_size % (4 * self.num_attention_heads):
             raise ValueError(
                 "`hidden_size` / `num_attention_heads` must be a multiple of 4 (two axes, rotated in pairs), got "
-                f"{self.hidden_size} / {self.num_attention_heads}."
+                f"{self.hidden_size} / {self.num_attention_heads}; change one of them."
             )
         if self.patch_embedding == "vit" and self.hidden_size % self.patch_embedding_heads:
             raise ValueError(
                 f"`hidden_size` must be a multiple of `patch_embedding_heads`, got {self.hidden_size} and "
-                f"{self.patch_embedding_heads}."
+                f"{self.patch_embedding_heads}; change one of them."
             )
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"`image_size` must be a multiple of `patch_size`, got {self.image_size} and {self.patch_size}."
+                f"`image_size` must be a multiple of `patch_size`, got {self.image_size} and {self.patch_size}; "
+                "change one of them."
             )
         if len(self.dense_channels) != 4 or len(self.dense_layers) != 4:
             raise ValueError(
-                "`dense_channels` and `dense_layers` must have one entry for each of the 4 levels of the dense heads, "
-                f"got {self.dense_channels} and {self.dense_layers}."
+                "`dense_channels` and `dense_layers` must each have 4 entries, one for each level of the dense heads, "
+                f"got {self.dense_channels} and {self.dense_layers}; add or remove entries."
             )
         if any(channels % 4 for channels in self.dense_channels) or self.dense_hidden_size % 8:
             raise ValueError(
                 "`dense_channels` must be multiples of 4 and `dense_hidden_size` of 8 (sine, cosine of two axes), "
-                f"got {self.dense_channels} and {self.dense_hidden_size}."
+                f"got {self.dense_channels} and {self.dense_hidden_size}; round them."
             )

@@ -1,8 +1,8 @@
 """Cameras, rays and projective position encoding: pure functions of tensors.
 
-Conventions, everywhere in this package: cameras follow OpenCV (x right, y down, z forward); `extrinsics` map world to
-camera coordinates (`x_camera = R @ x_world + t`), as homogeneous matrices; `intrinsics` are in pixels, with the origin
-at the top-left corner of the top-left pixel, so that pixel centres lie at half-integers.
+Conventions of the whole package: cameras follow OpenCV (x right, y down, z forward). `extrinsics` are homogeneous
+matrices that map world to camera coordinates (`x_camera = R @ x_world + t`). `intrinsics` are in pixels; the origin is
+the top-left corner of the top-left pixel, so pixel centres are at half-integers.
 """
 
 import copy
@@ -16,7 +16,6 @@ from torch import Tensor
 __all__ = [
     "PRoPE",
     "camera_rays",
-    "cameras_to_pose_encoding",
     "homogeneous",
     "invert_rigid",
     "plucker_rays",
@@ -26,7 +25,7 @@ __all__ = [
 
 
 def without_autocast(function: Callable) -> Callable:
-    """Keep a function's products in the precision of its tensors: camera poses do not survive bfloat16."""
+    """Turn autocast off inside a function, because camera poses do not survive matrix products in bfloat16."""
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
@@ -68,7 +67,7 @@ def invert_rigid(transforms: Tensor) -> Tensor:
 
 
 def quaternion_to_rotation(quaternions: Tensor) -> Tensor:
-    """Rotation matrices of quaternions of any non-zero length.
+    """Convert quaternions of any non-zero length to rotation matrices.
 
     Args:
         quaternions (`torch.Tensor` of shape `(..., 4)`): In the order x, y, z, w.
@@ -84,35 +83,6 @@ def quaternion_to_rotation(quaternions: Tensor) -> Tensor:
         (scale * (x * z - y * w), scale * (y * z + x * w), 1 - scale * (x * x + y * y)),
     )
     return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
-
-
-def rotation_to_quaternion(rotations: Tensor) -> Tensor:
-    """Unit quaternions of rotation matrices, with a non-negative scalar part.
-
-    All four components are recovered from whichever of them is largest, which keeps the division well conditioned.
-
-    Args:
-        rotations (`torch.Tensor` of shape `(..., 3, 3)`): Rotation matrices.
-
-    Returns:
-        `torch.Tensor` of shape `(..., 4)`: In the order x, y, z, w.
-    """
-    m = rotations
-    m00, m11, m22 = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
-    xy, xz, yz = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
-    xw, yw, zw = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
-    rows = (
-        (1 + m00 - m11 - m22, xy, xz, xw),
-        (xy, 1 - m00 + m11 - m22, yz, yw),
-        (xz, yz, 1 - m00 - m11 + m22, zw),
-        (xw, yw, zw, 1 + m00 + m11 + m22),
-    )
-    # Four times the outer product of (x, y, z, w) with itself: each row is the quaternion up to a factor.
-    outer = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
-    largest = outer.diagonal(dim1=-2, dim2=-1).argmax(-1)
-    quaternions = torch.take_along_dim(outer, largest[..., None, None], dim=-2).squeeze(-2)
-    quaternions = F.normalize(quaternions, dim=-1)
-    return torch.where(quaternions[..., 3:] < 0, -quaternions, quaternions)
 
 
 def pose_encoding_to_cameras(pose_encoding: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -143,44 +113,20 @@ def pose_encoding_to_cameras(pose_encoding: Tensor, image_size: tuple[int, int])
     return extrinsics, intrinsics
 
 
-def cameras_to_pose_encoding(extrinsics: Tensor, intrinsics: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Encode camera matrices as VGGT's nine numbers per view; the inverse of `pose_encoding_to_cameras`.
-
-    Args:
-        extrinsics (`torch.Tensor` of shape `(..., 3, 4)` or `(..., 4, 4)`): World to camera.
-        intrinsics (`torch.Tensor` of shape `(..., 3, 3)`): In pixels; the principal point is not encoded.
-        image_size (`tuple[int, int]`): Height and width of the images in pixels.
-
-    Returns:
-        `torch.Tensor` of shape `(..., 9)`: See `pose_encoding_to_cameras`; the quaternion has unit length and a
-        non-negative scalar part.
-    """
-    height, width = image_size
-    field_of_view = torch.stack(
-        [
-            2 * torch.atan((height / 2) / intrinsics[..., 1, 1]),
-            2 * torch.atan((width / 2) / intrinsics[..., 0, 0]),
-        ],
-        dim=-1,
-    )
-    quaternions = rotation_to_quaternion(extrinsics[..., :3, :3])
-    return torch.cat([extrinsics[..., :3, 3], quaternions, field_of_view], dim=-1).float()
-
-
 @without_autocast
 def relative_cameras(extrinsics: Tensor) -> tuple[Tensor, Tensor]:
     """Express the cameras of a scene in the frame of its first view, in units of their mean distance from it.
 
-    VGGT estimates cameras in the first view's frame and in a scale of its own; given cameras are brought to the same
-    form, which also makes everything computed from them independent of the world frame and of its unit of length.
+    VGGT also estimates cameras in the first view's frame and in a scale of its own. Everything computed from relative
+    cameras is therefore independent of the world frame and of its unit of length.
 
     Args:
         extrinsics (`torch.Tensor` of shape `(batch_size, num_views, 4, 4)`): World to camera.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: Extrinsics of shape `(batch_size, num_views, 4, 4)`, the first being the
-        identity, and the length of shape `(batch_size,)`, in the units given, that became 1. Where all cameras share
-        one place nothing is scaled.
+        identity, and the unit of length of shape `(batch_size,)`, measured in the given unit. The unit is 1 if all
+        cameras are in one place.
     """
     relative = extrinsics.double() @ invert_rigid(extrinsics[:, :1].double())
     # The distance between two camera centres is the length of the translation between their frames.
@@ -193,7 +139,9 @@ def relative_cameras(extrinsics: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def camera_rays(intrinsics: Tensor, grid_size: tuple[int, int], patch_size: int) -> Tensor:
-    """Unit directions, in the camera frame, through the centres of the patches: the paper's ray tokens.
+    """Unit directions, in the camera frame, through the centres of the patches.
+
+    Eq. 8: d = Normalize(K^-1 u~), u~ = (u, v, 1) the homogeneous pixel coordinates of a patch centre.
 
     Args:
         intrinsics (`torch.Tensor` of shape `(..., 3, 3)`): In pixels, without skew.
@@ -217,7 +165,7 @@ def camera_rays(intrinsics: Tensor, grid_size: tuple[int, int], patch_size: int)
 
 @without_autocast
 def plucker_rays(extrinsics: Tensor, rays: Tensor) -> Tensor:
-    """Plücker coordinates, in the world frame, of rays given in the camera frame.
+    """Plücker coordinates, in the world frame, of rays given in the camera frame (the ablation of Tab. 7).
 
     Args:
         extrinsics (`torch.Tensor` of shape `(..., 4, 4)`): World to camera.
@@ -240,7 +188,7 @@ def _lift(intrinsics: Tensor) -> Tensor:
 
 
 def _normalized_intrinsics(intrinsics: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Intrinsics in units of the image size with the origin at its centre, and their inverses; both 3x3."""
+    """Intrinsics in units of the image size, with the origin at the image centre, and their inverses; both 3x3."""
     height, width = image_size
     focal_x, focal_y = intrinsics[..., 0, 0] / width, intrinsics[..., 1, 1] / height
     centre_x, centre_y = intrinsics[..., 0, 2] / width - 0.5, intrinsics[..., 1, 2] / height - 0.5
@@ -253,25 +201,27 @@ def _normalized_intrinsics(intrinsics: Tensor, image_size: tuple[int, int]) -> t
 
 
 class PRoPE:
-    """Projective position encoding of patch tokens whose cameras are known (PRoPE, Li et al. 2025).
+    """Projective position encoding of patch tokens with known cameras (PRoPE, Li et al. 2025).
 
-    Half of each attention head is acted on by the camera's projection matrix `P = K [R|t]`, so that a product of query
-    and key sees the relative projection between their cameras; the other half by rotary embeddings of the patch's
-    column and row. Tokens in front of the patches (registers, latents) belong to no camera and are left alone: in the
-    paper's decoder the camera therefore enters where rays meet latents.
+    Eq. 9-10: O_i = sum_j softmax(Q_i^T T_ij K_j / sqrt(d)) T_ij V_j, T_ij = D_i D_j^-1.
 
-    An object holds the matrices and tables of one forward pass, computed once in float32 and shared by all layers; an
-    attention module calls `rotate` before and `restore` after its attention product.
+    D_i is block-diagonal: on the first half of an attention head, the camera's projection matrix `P = K [R|t]` for
+    every 4 channels; on the other half, the rotations by the patch's column and row. T_ij factorises, so `rotate`
+    transforms queries, keys and values before a plain attention product, and `restore` transforms its output.
+    D is the identity for the tokens before the patches (registers, latents), which belong to no camera. Between two
+    rays of one camera the pose cancels, so in the paper's decoder it acts between rays and latents only.
+
+    An object holds the matrices and tables of one forward pass. They are computed once, in float32, and all layers
+    share them.
 
     Args:
         extrinsics (`torch.Tensor` of shape `(batch_size, num_cameras, 4, 4)`): World to camera.
         intrinsics (`torch.Tensor` of shape `(batch_size, num_cameras, 3, 3)`, *optional*):
-            In pixels, without skew. Without them the projection is the rigid transform alone.
+            In pixels, without skew. If not given, `P` is the rigid transform alone.
         grid_size (`tuple[int, int]`): Rows and columns of each camera's patch grid.
         image_size (`tuple[int, int]`): Height and width of the images in pixels.
-        head_dim (`int`): Size of an attention head; a multiple of 8.
+        head_dim (`int`): Channels of an attention head, a multiple of 8.
         base (`float`, *optional*, defaults to 100.0): Base of the rotary frequencies.
-        frequency_scale (`float`, *optional*, defaults to 1.0): Factor on the rotary frequencies.
     """
 
     @without_autocast
@@ -283,10 +233,12 @@ class PRoPE:
         image_size: tuple[int, int],
         head_dim: int,
         base: float = 100.0,
-        frequency_scale: float = 1.0,
     ):
         if head_dim % 8:
-            raise ValueError(f"PRoPE splits a head into blocks of 8 channels, got `head_dim`={head_dim}.")
+            raise ValueError(
+                f"`head_dim` must be a multiple of 8, because PRoPE transforms blocks of 8 channels, got {head_dim}; "
+                "choose another number of attention heads."
+            )
         rows, columns = grid_size
         self.num_cameras = extrinsics.shape[1]
         self.num_patches = self.num_cameras * rows * columns
@@ -295,13 +247,13 @@ class PRoPE:
         if intrinsics is not None:
             matrix, matrix_inverse = _normalized_intrinsics(intrinsics.float(), image_size)
             projection, inverse = _lift(matrix) @ projection, inverse @ _lift(matrix_inverse)
-        # Row vectors are multiplied from the right: x @ M.T applies M, with an axis for the heads.
+        # D^T q, D^-1 k, D^-1 v and D o. Tokens are rows, so x @ M.T applies M. The new axis is for the heads.
         self.query_matrix = projection[:, None]
         self.key_matrix = inverse.transpose(-1, -2)[:, None]
         self.output_matrix = projection.transpose(-1, -2)[:, None]
 
         frequency_ids = torch.arange(head_dim // 8, device=extrinsics.device, dtype=torch.float32)
-        frequencies = frequency_scale * base ** (-frequency_ids / (head_dim // 8))
+        frequencies = base ** (-frequency_ids / (head_dim // 8))
         y, x = torch.meshgrid(
             torch.arange(rows, device=extrinsics.device),
             torch.arange(columns, device=extrinsics.device),
@@ -311,17 +263,17 @@ class PRoPE:
         self.cos, self.sin = (table.repeat(self.num_cameras, 1, 1) for table in (angles.cos(), angles.sin()))
 
     def to(self, device: torch.device, **kwargs) -> "PRoPE":
-        """Move to another device; a model that is spread over devices asks for this between its layers."""
+        """Copy to another device; accelerate calls this between the layers of a model that spans devices."""
         moved = copy.copy(self)
         moved.__dict__ |= {k: v.to(device, **kwargs) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return moved
 
     def rotate(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode queries, keys and values.
+        """Eq. 9: transform queries to D_i^T Q_i, keys to D_j^-1 K_j and values to D_j^-1 V_j.
 
         Args:
             query, key, value (`torch.Tensor` of shape `(batch_size, num_heads, num_tokens, head_dim)`):
-                The patch tokens come last, camera by camera, row by row.
+                The patch tokens come last, camera by camera and row by row.
         """
         return (
             self._apply(query, self.query_matrix, -self.sin),
@@ -330,7 +282,7 @@ class PRoPE:
         )
 
     def restore(self, output: Tensor) -> Tensor:
-        """Bring the attention output, of the shape of the queries, back into each patch's own frame."""
+        """Eq. 9: multiply the attention output, which has the shape of the queries, by D_i."""
         return self._apply(output, self.output_matrix, self.sin)
 
     @without_autocast

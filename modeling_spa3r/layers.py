@@ -6,21 +6,20 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import GradientCheckpointingLayer, PreTrainedConfig
 
 from .geometry import PRoPE
+from .library import ALL_ATTENTION_FUNCTIONS
 
-__all__ = ["Attention", "Block", "LayerScale", "MLP", "Rope2D", "attend", "grid_positions"]
+__all__ = ["Attention", "Block", "LayerScale", "MLP", "Rope2D", "grid_positions", "run_attention"]
 
 
 def grid_positions(grid_size: tuple[int, int], num_prefix_tokens: int, device: torch.device | str) -> Tensor:
-    """Row and column of each token of an image: patches count from 1, tokens in front of them sit at (0, 0).
+    """Row and column of each token of an image: patches count from 1, and the tokens before them are at (0, 0).
 
     Args:
         grid_size (`tuple[int, int]`): Rows and columns of the patch grid.
-        num_prefix_tokens (`int`): Tokens before the patches.
+        num_prefix_tokens (`int`): Number of tokens before the patches.
 
     Returns:
         `torch.Tensor` of shape `(num_prefix_tokens + rows * columns, 2)`: Integers (y, x).
@@ -32,21 +31,24 @@ def grid_positions(grid_size: tuple[int, int], num_prefix_tokens: int, device: t
 
 
 class Rope2D:
-    """Rotary embedding of tokens on a grid: the first half of each head turns with y, the second with x.
+    """Rotary embedding of tokens on a grid: the first half of each head is rotated by y, the second by x.
 
-    An object holds the tables of one forward pass, computed once in float32 and shared by all layers; an attention
-    module calls `rotate` before and `restore` after its attention product. Frequencies fall from 1 to about 1 / base;
-    within each half the two components of a rotated pair lie `head_dim / 4` channels apart (as in CroCo and DUSt3R).
+    An object holds the tables of one forward pass. They are computed once, in float32, and all layers share them. An
+    attention module calls `rotate` before and `restore` after its attention product. Frequencies fall from 1 to about
+    1 / base. Within each half, the two channels of a rotated pair are `head_dim / 4` apart, as in CroCo and DUSt3R.
 
     Args:
         positions (`torch.Tensor` of shape `(num_tokens, 2)` or `(batch_size, num_tokens, 2)`): Integers (y, x).
-        head_dim (`int`): Size of an attention head; a multiple of 4.
+        head_dim (`int`): Channels of an attention head, a multiple of 4.
         base (`float`, *optional*, defaults to 100.0): Base of the frequencies.
     """
 
     def __init__(self, positions: Tensor, head_dim: int, base: float = 100.0):
         if head_dim % 4:
-            raise ValueError(f"A two-dimensional rotary embedding needs `head_dim` divisible by 4, got {head_dim}.")
+            raise ValueError(
+                f"`head_dim` must be a multiple of 4, got {head_dim}: both axes are rotated in pairs; choose "
+                "another number of attention heads."
+            )
         num_frequencies = head_dim // 4
         exponents = torch.arange(num_frequencies, device=positions.device, dtype=torch.float32) / num_frequencies
         angles = positions[..., None].float() * base**-exponents
@@ -54,7 +56,7 @@ class Rope2D:
         self.cos, self.sin = angles.cos(), angles.sin()
 
     def to(self, device: torch.device, **kwargs) -> "Rope2D":
-        """Move to another device; a model that is spread over devices asks for this between its layers."""
+        """Copy to another device; accelerate calls this between the layers of a model that spans devices."""
         moved = copy.copy(self)
         moved.cos, moved.sin = self.cos.to(device, **kwargs), self.sin.to(device, **kwargs)
         return moved
@@ -64,7 +66,7 @@ class Rope2D:
         return self._apply(query), self._apply(key), value
 
     def restore(self, output: Tensor) -> Tensor:
-        """Return the attention output as it is: values were not rotated."""
+        """Return the attention output unchanged, because `rotate` leaves the values unchanged."""
         return output
 
     def _apply(self, hidden_states: Tensor) -> Tensor:
@@ -84,14 +86,14 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Attention spelled out, with the signature of transformers' attention functions; there is never a mask here."""
+    """Attention without a fused kernel, with the signature of transformers' attention functions and never a mask."""
     weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
     weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(value.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
-# `eps=None` of the official code means float32's epsilon, whatever the dtype of the input.
+# The official code's RMS norm has `eps=None`: the epsilon of float32, whatever the dtype of the input.
 QK_NORMS: dict[str | None, Callable[[int], nn.Module]] = {
     None: lambda head_dim: nn.Identity(),
     "layer_norm": lambda head_dim: nn.LayerNorm(head_dim, eps=1e-5),
@@ -99,33 +101,35 @@ QK_NORMS: dict[str | None, Callable[[int], nn.Module]] = {
 }
 
 
-def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of all queries to all keys by the implementation that `module.config` names.
+def run_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Let all queries attend to all keys, with the attention implementation that `module.config` names.
 
     Args:
         module (`nn.Module`): Has `config`, `scaling` and `is_causal = False`.
         query, key, value (`torch.Tensor` of shape `(batch_size, num_heads, num_tokens, head_dim)`):
-            There may be another number of queries than of keys.
+            The number of queries may differ from the number of keys.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, num_queries, num_heads, head_dim)`.
+        `tuple[torch.Tensor, torch.Tensor | None]`: Output of shape `(batch_size, num_queries, num_heads, head_dim)`,
+        and weights of shape `(batch_size, num_heads, num_queries, num_keys)` if the implementation computes them.
     """
     implementation = module.config._attn_implementation
     if query.dtype is torch.float32 and "flash" in implementation:
-        # Flash kernels take half precision; the camera head computes in full.
+        # Flash kernels need half precision, but the camera head runs in float32.
         implementation = "sdpa"
     attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-    return attention_interface(module, query, key, value, attention_mask=None, scaling=module.scaling)[0]
+    return attention_interface(module, query, key, value, attention_mask=None, scaling=module.scaling)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, optionally asymmetric between the first tokens and the rest.
+    """Multi-head self-attention. The first tokens can be kept from attending to the rest (paper Eq. 5).
 
     Args:
         config (`PreTrainedConfig`): Names the attention implementation.
         hidden_size (`int`): Channels of a token.
-        num_heads (`int`): Attention heads.
-        qk_norm (`str`, *optional*): `"layer_norm"` or `"rms_norm"` of each head's queries and keys, before rotation.
+        num_heads (`int`): Number of attention heads.
+        qk_norm (`str`, *optional*):
+            Norm of each head's queries and keys before rotation, `"layer_norm"` or `"rms_norm"`; none by default.
     """
 
     is_causal = False
@@ -139,7 +143,10 @@ class Attention(nn.Module):
     ):
         super().__init__()
         if hidden_size % num_heads:
-            raise ValueError(f"{hidden_size} channels cannot be divided among {num_heads} attention heads.")
+            raise ValueError(
+                f"`hidden_size` must be a multiple of `num_heads`, got {hidden_size} and {num_heads}; choose another "
+                "number of attention heads."
+            )
         self.config = config
         self.num_heads = num_heads
         self.head_dim = hidden_size // num_heads
@@ -154,18 +161,19 @@ class Attention(nn.Module):
         hidden_states: Tensor,
         position_embedding: Rope2D | PRoPE | None = None,
         num_context_tokens: int | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         """
         Args:
-            hidden_states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`).
+            hidden_states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`): Tokens.
             position_embedding (`Rope2D` or `PRoPE`, *optional*):
-                Turns queries, keys and values before, and the output after, the attention product.
+                Transforms queries, keys and values before the attention product, and the output after it.
             num_context_tokens (`int`, *optional*):
-                The first so many tokens attend to one another only, the others to all (paper Eq. 5). Two plain
-                attention products do this without a mask, hence with any kernel and less work than a masked one.
+                Number of context tokens, which come first. They attend to one another only; all other tokens attend to
+                all tokens. By default all tokens attend to all tokens.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`.
+            `tuple[torch.Tensor, torch.Tensor | None]`: Output of shape `(batch_size, num_tokens, hidden_size)`, and
+            weights of shape `(batch_size, num_heads, num_tokens, num_tokens)` with eager attention, else `None`.
         """
         qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head_dim)
@@ -175,24 +183,27 @@ class Attention(nn.Module):
             query, key, value = position_embedding.rotate(query, key, value)
 
         if num_context_tokens is None or num_context_tokens == hidden_states.shape[1]:
-            output = attend(self, query, key, value)
+            output, weights = run_attention(self, query, key, value)
         else:
+            # Eq. 5: M_ij = 0 if i is a target or j is context, else -inf. Context tokens come first, so two plain
+            # attention products replace the mask: any kernel can run them, and they need less work.
             context, target = slice(None, num_context_tokens), slice(num_context_tokens, None)
-            output = torch.cat(
-                [
-                    attend(self, query[:, :, context], key[:, :, context], value[:, :, context]),
-                    attend(self, query[:, :, target], key, value),
-                ],
-                dim=1,
+            context_output, context_weights = run_attention(
+                self, query[:, :, context], key[:, :, context], value[:, :, context]
             )
+            target_output, weights = run_attention(self, query[:, :, target], key, value)
+            output = torch.cat([context_output, target_output], dim=1)
+            if weights is not None:
+                unseen = hidden_states.shape[1] - num_context_tokens
+                weights = torch.cat([nn.functional.pad(context_weights, (0, unseen)), weights], dim=2)
 
         if position_embedding is not None:
             output = position_embedding.restore(output.transpose(1, 2)).transpose(1, 2)
-        return self.proj(output.flatten(2))
+        return self.proj(output.flatten(2)), weights
 
 
 class MLP(nn.Module):
-    """Two linear layers with an (exact) GELU in between."""
+    """Two linear layers with an exact (erf) GELU between them."""
 
     def __init__(self, in_features: int, hidden_features: int, out_features: int):
         super().__init__()
@@ -204,7 +215,7 @@ class MLP(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each channel of a residual branch."""
+    """Multiply each channel of a residual branch by a learned factor."""
 
     def __init__(self, hidden_size: int, initial_value: float):
         super().__init__()
@@ -221,10 +232,10 @@ class Block(GradientCheckpointingLayer):
     Args:
         config (`PreTrainedConfig`): Names the attention implementation.
         hidden_size (`int`): Channels of a token.
-        num_heads (`int`): Attention heads.
-        mlp_ratio (`float`): Width of the MLP relative to `hidden_size`.
-        qk_norm (`str`, *optional*): See `Attention`.
-        layer_scale_init (`float`, *optional*): Initial factor of both branches; none by default.
+        num_heads (`int`): Number of attention heads.
+        mlp_ratio (`float`): Width of the MLP divided by `hidden_size`.
+        qk_norm (`str` or `None`): See `Attention`.
+        layer_scale_init (`float` or `None`): Initial factor of both branches; `None` for branches without a factor.
         layer_norm_eps (`float`): Epsilon of the two pre-norms.
     """
 
@@ -256,8 +267,8 @@ class Block(GradientCheckpointingLayer):
         num_context_tokens: int | None = None,
     ) -> Tensor:
         """See `Attention.forward`."""
-        # Nothing but the residual stream is bound to a name while the MLP, the widest part, runs.
+        # While the MLP, the widest part, runs, only the residual stream has a name; all else is free.
         hidden_states = hidden_states + self.layer_scale1(
-            self.attention(self.norm1(hidden_states), position_embedding, num_context_tokens)
+            self.attention(self.norm1(hidden_states), position_embedding, num_context_tokens)[0]
         )
         return hidden_states + self.layer_scale2(self.mlp(self.norm2(hidden_states)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
-from ..layers import MLP, attend
+from ..layers import MLP, run_attention
 
 __all__ = ["FUSIONS", "AppendFusion", "QueryFusion", "SceneQuery"]
 
@@ -54,7 +54,7 @@ class SceneQuery(nn.Module):
         query, key, value = (states.unflatten(-1, (self.num_heads, -1)) for states in (query, key, value))
         query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
         scenes = zip(query.split(num_tokens), key.split(num_latents), value.split(num_latents), strict=True)
-        output = [attend(self, *(states.transpose(0, 1)[None] for states in scene))[0] for scene in scenes]
+        output = [run_attention(self, *(states.transpose(0, 1)[None] for states in scene))[0][0] for scene in scenes]
         return self.proj(torch.cat(output).flatten(1))
 
 

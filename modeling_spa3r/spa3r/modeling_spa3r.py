@@ -1,11 +1,18 @@
 """Spa3R: one compact latent of a scene from unposed views, learnt by Predictive Spatial Field Modeling (PSFM).
 
-Deviations from the official code, each chosen by configuration where both are of use:
-- Context views come first, so the asymmetric attention (paper Eq. 5) is two plain attention calls and needs no mask.
-- The loss is the paper's L1 + cosine over target views; the official code takes smooth-L1 over all views.
+Where the paper and its official code differ, the paper is the default and the code is an option of the configuration.
+
+Deviations from the official code:
+- Context views come first, so the asymmetric attention (paper Eq. 5) is two plain attention calls without a mask.
+- The loss is the paper's L1 + cosine over target views; the official code averages smooth-L1 + cosine over all views.
 - Teachers always run in eval mode; the official code leaves DINOv3 in train mode, which jitters its position encoding.
-- A constructor never downloads: teachers are built from configurations and get their weights from a checkpoint, from
-  `load_teachers`, or from `set_teachers`.
+- A constructor never downloads: teachers are built from configurations, and their weights come from a checkpoint, from
+  `load_teachers` or from `set_teachers`.
+
+Deviations from the paper, as in the official code:
+- The losses are means over views, patches and channels; Eq. 4 sums over target views.
+- The loss of the depth probe (Fig. 2) is part of the sum of losses; Eq. 4 and 13 have no such term. The probe trains
+  on detached features, so the rest of the model trains as if the term were not there.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,12 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils import logging
 
 from ...configuration.configuration_spa3r import Spa3RConfig, Spa3RTeacherConfig
 from ...configuration.configuration_vggt import VGGTConfig
 from ..geometry import PRoPE, camera_rays, plucker_rays, pose_encoding_to_cameras, relative_cameras
-from ..layers import MLP, Block, Rope2D, grid_positions
+from ..layers import MLP, Attention, Block, Rope2D, grid_positions
+from ..library import ModelOutput, OutputRecorder, record_outputs
 from ..vggt.modeling_vggt import (
     VGGTCameraHead,
     VGGTDenseHead,
@@ -36,7 +44,7 @@ __all__ = ["Spa3RForPreTraining", "Spa3RModel", "Spa3RPreTrainedModel"]
 
 logger = logging.get_logger(__name__)
 
-# A field of view of zero, which the camera head's ReLU can produce, would mean an infinite focal length.
+# Radians. The camera head's ReLU can produce a field of view of zero, which would mean an infinite focal length.
 MIN_FIELD_OF_VIEW = 1e-3
 
 
@@ -44,10 +52,17 @@ MIN_FIELD_OF_VIEW = 1e-3
 class Spa3RModelOutput(ModelOutput):
     """
     latents (`torch.FloatTensor` of shape `(batch_size, num_latents, hidden_size)`):
-        The scene, whatever the number of its views; their order does not matter, but for the first, the reference.
+        The scene's latents. They do not depend on the order of the views after the first, the reference frame.
+    hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned with `output_hidden_states=True`):
+        Tokens before the first and after every block of the encoder, each of shape
+        `(batch_size, num_register_tokens + num_latents + num_views * num_patches, hidden_size)`.
+    attentions (`tuple[torch.FloatTensor]`, *optional*, returned with `output_attentions=True` and eager attention):
+        Attention weights of every block of the encoder, `(batch_size, num_attention_heads, num_tokens, num_tokens)`.
     """
 
     latents: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
@@ -60,16 +75,21 @@ class Spa3RForPreTrainingOutput(ModelOutput):
     losses (`dict[str, torch.FloatTensor]`):
         `{target}_l1` and `{target}_cosine` of each target, and `depth_probe`.
     latents (`torch.FloatTensor` of shape `(batch_size, num_latents, hidden_size)`):
-        From the context views.
+        Latents of the context views.
     predicted_features, target_features (`dict[str, torch.FloatTensor]`):
-        Of each target, shape `(batch_size, num_predicted_views, num_patches, target_size)`.
+        Features of each target, of shape `(batch_size, num_predicted_views, num_patches, target_size)`.
     extrinsics (`torch.FloatTensor` of shape `(batch_size, num_views, 4, 4)`):
-        World to camera, in the first view's frame and a scale of its own.
+        World to camera; the world is the first view's frame, and the unit of length is the model's own.
     intrinsics (`torch.FloatTensor` of shape `(batch_size, num_views, 3, 3)`):
         In pixels.
     probe_depth, target_depth (`torch.FloatTensor` of shape `(batch_size, num_predicted_views, num_patches)`):
-        Depth at the top-left pixel of each patch, in the scale of `extrinsics` where the depth, or neither it nor the
-        cameras, was given, else in VGGT's; a target of 0 is unknown.
+        Depth at the top-left pixel of each patch; a target of 0 is unknown. The unit is that of `extrinsics`, except
+        when cameras were given without depth: then it is VGGT's.
+    hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned with `output_hidden_states=True`):
+        As in `Spa3RModelOutput`, followed by the tokens after every block of the decoder, each of shape
+        `(batch_size * num_predicted_views, num_register_tokens + num_latents + num_patches, hidden_size)`.
+    attentions (`tuple[torch.FloatTensor]`, *optional*, returned with `output_attentions=True` and eager attention):
+        As in `Spa3RModelOutput`, followed by the attention weights of every block of the decoder.
     """
 
     loss: torch.FloatTensor | None = None
@@ -81,10 +101,12 @@ class Spa3RForPreTrainingOutput(ModelOutput):
     intrinsics: torch.FloatTensor | None = None
     probe_depth: torch.FloatTensor | None = None
     target_depth: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class Spa3RTransformer(nn.Module):
-    """Pre-norm transformer with registers of its own; the encoder and the decoder are two of these."""
+    """Pre-norm transformer with its own registers: the architecture of both the encoder and the decoder."""
 
     def __init__(self, config: Spa3RConfig, num_layers: int):
         super().__init__()
@@ -104,7 +126,7 @@ class Spa3RTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: Tensor, position_embedding: Rope2D | PRoPE | None) -> Tensor:
-        """Map `(batch_size, num_tokens, hidden_size)` to the same shape; the registers come and go inside."""
+        """Map `(batch_size, num_tokens, hidden_size)` to the same shape; registers are added and removed inside."""
         registers = self.register_tokens.expand(hidden_states.shape[0], -1, -1).to(hidden_states)
         hidden_states = torch.cat([registers, hidden_states], dim=1)
         for layer in self.layers:
@@ -113,7 +135,7 @@ class Spa3RTransformer(nn.Module):
 
 
 class Spa3RTeacher(nn.Module):
-    """A frozen vision model as a source of patch features on another patch grid."""
+    """A frozen vision model whose patch features are resampled to VGGT's patch grid."""
 
     def __init__(self, config: Spa3RTeacherConfig, attn_implementation: str | None = None):
         super().__init__()
@@ -122,11 +144,11 @@ class Spa3RTeacher(nn.Module):
 
     @property
     def feature_size(self) -> int:
-        """Channels of the features."""
+        """Number of channels of the features."""
         return self.config.vision_config.hidden_size
 
     def preprocess(self, pixel_values: Tensor) -> Tensor:
-        """Resize images in [0, 1] to the model's square, whatever their aspect, and normalise them."""
+        """Resize images in [0, 1] to the teacher's square, which changes their aspect ratio, and normalise them."""
         size = (self.config.image_size, self.config.image_size)
         resized = F.interpolate(pixel_values.float(), size, mode="bilinear", align_corners=False)
         return normalize_images(resized, self.config.image_mean, self.config.image_std).to(self.model.dtype)
@@ -135,7 +157,7 @@ class Spa3RTeacher(nn.Module):
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`): RGB in [0, 1].
-            grid_size (`tuple[int, int]`): Rows and columns of the grid that the features are resampled to.
+            grid_size (`tuple[int, int]`): Rows and columns of the grid to resample the features to.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_views, rows * columns, feature_size)`.
@@ -149,34 +171,34 @@ class Spa3RTeacher(nn.Module):
 
 
 def _untrained(build: Callable[[], nn.Module], name: str, seed: int) -> nn.Module:
-    """Build a module with weights that depend on the seed alone, and say that they mean nothing."""
-    logger.warning(f"No checkpoint is named for {name}: its weights are untrained, drawn from seed {seed}.")
+    """Build a module whose weights depend on the seed alone, and warn that they are untrained."""
+    logger.warning(f"No checkpoint is configured for {name}: its weights are untrained, drawn from seed {seed}.")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return build()
 
 
 def _pretrained(model_class, checkpoint: str, config: PreTrainedConfig) -> PreTrainedModel:
-    """Load a teacher, all of it: the library would fill in random weights for what it does not find."""
+    """Load a teacher, and refuse a checkpoint that lacks weights, which the library would draw at random."""
     teacher, info = model_class.from_pretrained(checkpoint, config=config, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
-            f"`{checkpoint}` lacks {len(missing)} tensors of `{type(teacher).__name__}`, the first is `{missing[0]}`; "
+            f"`{checkpoint}` lacks {len(missing)} tensors of `{type(teacher).__name__}`, for example `{missing[0]}`; "
             "convert official weights with `spa3r convert`."
         )
     return teacher
 
 
 def _check_same_architecture(name: str, given: nn.Module, expected: nn.Module):
-    # DeepSpeed ZeRO-3 keeps the whole shape of a parameter that it has partitioned as `ds_shape`.
+    # DeepSpeed ZeRO-3 keeps the shape of a partitioned parameter in `ds_shape`.
     given_shapes, shapes = (
         {k: tuple(getattr(p, "ds_shape", p.shape)) for k, p in m.named_parameters()} for m in (given, expected)
     )
     if given_shapes != shapes:
         different = sorted(k for k in given_shapes | shapes if given_shapes.get(k) != shapes.get(k))
         raise ValueError(
-            f"The weights given for `{name}` are of another architecture than the configuration's: "
-            f"{len(different)} parameters differ, first `{different[0]}`."
+            f"`{name}` must have the architecture of the configuration, but {len(different)} parameters differ, for "
+            f"example `{different[0]}`; give weights of that architecture or change the configuration."
         )
 
 
@@ -192,7 +214,7 @@ class Spa3RPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Load a model; the teachers of a checkpoint made during training come from where it names them."""
+        """Load a model; a checkpoint made during training names its teachers, and these are loaded from there."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if not model.config.teachers_included:
@@ -202,8 +224,9 @@ class Spa3RPreTrainedModel(PreTrainedModel):
 
     def post_init(self):
         super().post_init()
-        # FSDP shards, and `device_map` keeps whole, the teachers' layers too: the library asks direct children only.
-        # FSDP refuses classes that the model does not have; a vision tower names those of its text tower.
+        # The library collects these names from direct children only, but FSDP must shard, and `device_map` must not
+        # split, the teachers' layers too. FSDP refuses names of classes that the model does not contain, and a vision
+        # tower names the layers of its text tower.
         modules = list(self.modules())
         layers = {name for module in modules for name in getattr(module, "_no_split_modules", None) or ()}
         self._no_split_modules = layers & {type(module).__name__ for module in modules}
@@ -220,7 +243,7 @@ class Spa3RPreTrainedModel(PreTrainedModel):
                 if getattr(given, name) != getattr(config, name):
                     raise ValueError(
                         f"The VGGT in `{checkpoint}` has `{name}` {getattr(given, name)}, but the configuration "
-                        f"{getattr(config, name)}: they must be of one architecture."
+                        f"{getattr(config, name)}; set it in `vggt_config` or name another `vggt_checkpoint`."
                     )
             vggt = _pretrained(VGGTForGeometry, checkpoint, config)
         return vggt.to(device=self.device, dtype=self.dtype)
@@ -241,9 +264,13 @@ class Spa3RPreTrainedModel(PreTrainedModel):
 
 
 class Spa3RModel(Spa3RPreTrainedModel):
-    """Views of a scene in, its latents out: the frozen VGGT and Spa3R's encoder."""
+    """The frozen VGGT and Spa3R's encoder: maps the views of a scene to its latents."""
 
-    # What PSFM needs besides; a pre-training checkpoint holds it, and the latents do not depend on it.
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(Block, num_hidden_layers_key="num_encoder_layers"),
+        "attentions": Attention,
+    }
+    # A pre-training checkpoint also holds what only PSFM needs; the latents do not depend on it.
     _keys_to_ignore_on_load_unexpected = [
         r"^(camera_head|depth_head|decoder|ray_embedding|heads|depth_probe|teachers)\.",
     ]
@@ -257,21 +284,22 @@ class Spa3RModel(Spa3RPreTrainedModel):
         self.post_init()
 
     def frozen_modules(self) -> dict[str, nn.Module]:
-        """The teachers, by their prefix in the state dict: what is never trained."""
+        """The teachers, which are never trained, by their prefix in the state dict."""
         return {"vggt": self.vggt}
 
     def load_teachers(self):
-        """Give VGGT the weights that the configuration names; without a name, untrained ones from its seed."""
+        """Load VGGT from `config.vggt_checkpoint`, or draw its weights from `config.teacher_seed` if there is none."""
         self.vggt = self._load_vggt().vggt
 
     def get_input_embeddings(self) -> nn.Module:
-        """What makes tokens of images."""
+        """Return the patch embedding."""
         return self.vggt.get_input_embeddings()
 
     def encode(self, features: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """Gather the VGGT features of all context views into latents.
+        """Encode the VGGT features of all context views into latents.
 
-        Patches know their place in their view by 2-D rotary position; no view index and no camera is given.
+        Eq. 2: z = E({(v_c, F_c)}), by Eq. 6-7: H = Transformer(Concat[q, F_c]), z = H[:N_q]. As in the official code,
+        the encoder gets no camera and no view index, only the 2-D rotary position of a patch in its view.
 
         Args:
             features (`torch.FloatTensor` of shape `(batch_size, num_views, num_patches, 2 * vggt_hidden_size)`):
@@ -289,24 +317,26 @@ class Spa3RModel(Spa3RPreTrainedModel):
         positions = torch.cat([patches.new_zeros(num_special, 2), patches.repeat(num_views, 1)])
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         rope = Rope2D(positions, head_dim, self.config.rope_base)
+        # Eq. 6-7: H = Transformer(Concat[q, F_c]), z = H[:N_q].
         hidden_states = self.encoder(torch.cat([queries, context], dim=1), rope)
         return hidden_states[:, : self.config.num_latents]
 
-    @can_return_tuple
+    @record_outputs
     def forward(self, pixel_values: Tensor) -> Spa3RModelOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`):
-            RGB in [0, 1], sides multiples of VGGT's patch size; all views are context, the first is the reference.
+            RGB in [0, 1], sides multiples of VGGT's patch size. All views are context; the first is the reference.
 
         Example:
 
         ```python
-        >>> import torch
-        >>> from transformers import AutoModel
+        >>> from transformers import AutoImageProcessor, AutoModel
         >>> import spa3r  # registers the Auto classes
 
+        >>> processor = AutoImageProcessor.from_pretrained("runs/quickstart/model")
         >>> model = AutoModel.from_pretrained("runs/quickstart/model")
-        >>> latents = model(torch.rand(1, 4, 3, 84, 112)).latents
+        >>> views = processor(["kitchen-1.jpg", "kitchen-2.jpg"], return_tensors="pt")
+        >>> latents = model(**views).latents
         ```
         """
         if pixel_values.device.type != "cpu":
@@ -317,7 +347,9 @@ class Spa3RModel(Spa3RPreTrainedModel):
 
 
 class Spa3RForPreTraining(Spa3RPreTrainedModel):
-    """Spa3R with its decoder, teachers and losses: predict the features of views that the encoder has not seen."""
+    """Spa3R with its decoder, teachers and losses: predicts the features of views that the encoder has not seen."""
+
+    _can_record_outputs = {"hidden_states": Block, "attentions": Attention}
 
     def __init__(self, config: Spa3RConfig):
         super().__init__(config)
@@ -340,12 +372,12 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         self.post_init()
 
     def frozen_modules(self) -> dict[str, nn.Module]:
-        """The teachers, by their prefix in the state dict: what is never trained."""
+        """The teachers, which are never trained, by their prefix in the state dict."""
         modules = {"model.vggt": self.model.vggt, "camera_head": self.camera_head, "depth_head": self.depth_head}
         return modules | {f"teachers.{name}": teacher for name, teacher in self.teachers.items()}
 
     def load_teachers(self):
-        """Give all teachers the weights that the configuration names; without a name, untrained ones from its seed."""
+        """Load all teachers from their configured checkpoints; those without one draw their weights from a seed."""
         teachers = {}
         for index, (name, teacher) in enumerate(self.teachers.items(), start=1):
             checkpoint, vision_config = teacher.config.checkpoint, teacher.config.vision_config
@@ -358,7 +390,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         self.set_teachers(self._load_vggt(), **teachers)
 
     def freeze_teachers(self):
-        """Turn off the gradients of the teachers; call it after loading, which turns all gradients on."""
+        """Turn off the gradients of the teachers. Call it after loading, because loading turns all gradients on."""
         for module in self.frozen_modules().values():
             module.requires_grad_(False)
 
@@ -370,18 +402,21 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         return self
 
     def set_teachers(self, vggt: VGGTForGeometry | None = None, **teachers: PreTrainedModel):
-        """Put pretrained teachers in the place of the untrained ones.
+        """Replace teachers with pretrained models.
 
         Args:
             vggt (`VGGTForGeometry`, *optional*): Backbone, camera head and depth head.
-            teachers (`PreTrainedModel`): Vision models by the names they have in `config.teachers`.
+            teachers (`PreTrainedModel`): Vision models by their names in `config.teachers`.
+
+        Raises:
+            ValueError: If a model has no such teacher or is of another architecture than the configuration's.
         """
         if vggt is not None:
             _check_same_architecture("vggt", vggt.vggt, self.model.vggt)
             self.model.vggt, self.camera_head, self.depth_head = vggt.vggt, vggt.camera_head, vggt.depth_head
         for name, teacher in teachers.items():
             if name not in self.teachers:
-                raise ValueError(f"The model has no teacher `{name}`; its teachers are {sorted(self.teachers)}.")
+                raise ValueError(f"The model has no teacher `{name}`; give one of {sorted(self.teachers)}.")
             _check_same_architecture(name, teacher, self.teachers[name].model)
             self.teachers[name].model = teacher
 
@@ -390,27 +425,28 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
     ) -> dict[str, Tensor]:
         """Predict the features that cameras would see.
 
-        Each camera is decoded by itself: registers, latents and one token per ray attend to each other.
+        Eq. 3: F_t = D(v_t | z), by Eq. 11-12: H' = Transformer(Concat[r, z]), prediction = H'[:-N_q]. Each camera is
+        decoded on its own. The latents precede the rays here; the order has no effect, as only rays have positions.
 
         Args:
-            latents (`torch.FloatTensor` of shape `(batch_size, num_latents, hidden_size)`): Scenes.
+            latents (`torch.FloatTensor` of shape `(batch_size, num_latents, hidden_size)`): Latents of each scene.
             extrinsics (`torch.FloatTensor` of shape `(batch_size, num_views, 4, 4)`):
-                World to camera, in the frame and scale of the views that made the latents.
+                World to camera, in the frame and scale of the encoded views.
             intrinsics (`torch.FloatTensor` of shape `(batch_size, num_views, 3, 3)`): In pixels.
             image_size (`tuple[int, int]`): Height and width of the images in pixels.
 
         Returns:
-            `dict[str, torch.FloatTensor]`: Of each target, shape `(batch_size, num_views, num_patches, target_size)`,
-            and `"depth"` of shape `(batch_size, num_views, num_patches)`, from a probe that trains on detached
-            features.
+            `dict[str, torch.FloatTensor]`: Features of each target, of shape
+            `(batch_size, num_views, num_patches, target_size)`, and `"depth"` of shape
+            `(batch_size, num_views, num_patches)` from a probe that trains on detached features.
         """
         batch_size, num_views = extrinsics.shape[:2]
         patch_size = self.config.vggt_config.patch_size
         grid_size = (image_size[0] // patch_size, image_size[1] // patch_size)
-        rays = camera_rays(intrinsics, grid_size, patch_size)
+        rays = camera_rays(intrinsics, grid_size, patch_size)  # Eq. 8
         if self.config.camera_embedding == "plucker":
             rays, position_embedding = plucker_rays(extrinsics.float(), rays), None
-        else:
+        else:  # Eq. 9-10
             position_embedding = PRoPE(
                 extrinsics.flatten(0, 1)[:, None],
                 intrinsics.flatten(0, 1)[:, None],
@@ -421,6 +457,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             )
         rays = self.ray_embedding(rays.flatten(0, 1).to(self.ray_embedding.weight.dtype))
         scenes = latents.to(rays.dtype).repeat_interleave(num_views, dim=0)
+        # Eq. 11-12: H' = Transformer(Concat[r, z]), prediction = H'[:-N_q].
         hidden_states = self.decoder(torch.cat([scenes, rays], dim=1), position_embedding)
         hidden_states = hidden_states[:, latents.shape[1] :].unflatten(0, (batch_size, num_views))
         predictions = {name: head(hidden_states) for name, head in self.heads.items()}
@@ -436,15 +473,15 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         depth: Tensor | None = None,
         first_target: int = 0,
     ) -> dict[str, Tensor | dict[str, Tensor]]:
-        """What the frozen teachers say of a batch: see `forward` for the first arguments.
+        """Run the frozen teachers on a batch; see `forward` for the arguments that are not listed.
 
         Args:
-            first_target (`int`, *optional*, defaults to 0): Views before this one get no target features and no depth.
+            first_target (`int`, *optional*, defaults to 0): First view with target features and depth.
 
         Returns:
             `dict`: `context_features` of shape `(batch_size, num_context_views, num_patches, 2 * vggt_hidden_size)`;
-            `extrinsics` and `intrinsics` of all views in the first view's frame; `targets`, the features of each
-            target of shape `(batch_size, num_views - first_target, num_patches, target_size)`; and `depth` of shape
+            `extrinsics` and `intrinsics` of all views, in the first view's frame; `targets`, the features of each
+            target, of shape `(batch_size, num_views - first_target, num_patches, target_size)`; and `depth` of shape
             `(batch_size, num_views - first_target, num_patches)`.
         """
         vggt, image_size = self.model.vggt, tuple(pixel_values.shape[-2:])
@@ -456,7 +493,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             output_layers=tuple(self.config.vggt_config.dense_layers) if depth is None else (),
         )
         if asymmetric:
-            context_features = output.patch_tokens[:, :num_context_views]
+            context_features = output.patch_tokens[:, :num_context_views]  # Eq. 5
         else:
             context_features = vggt(pixel_values[:, :num_context_views]).patch_tokens
 
@@ -486,17 +523,20 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         }
 
     def _estimate_cameras(self, camera_tokens: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        # Like VGGT's own code, in full precision also under autocast.
+        # In full precision even under autocast, as in VGGT's own code.
         with torch.autocast(camera_tokens.device.type, enabled=False):
             pose_encoding = self.camera_head(camera_tokens.to(self.dtype))[-1].float()
         field_of_view = pose_encoding[..., 7:].clamp(min=MIN_FIELD_OF_VIEW)
         return pose_encoding_to_cameras(torch.cat([pose_encoding[..., :7], field_of_view], dim=-1), image_size)
 
     def compute_losses(self, predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The named losses, in float32: the paper's L1 + cosine per target, equally weighted as in the official code.
+        """The named losses in float32; their unweighted sum is the objective.
+
+        Eq. 4: L_PSFM = E_(C,T) sum_t dist(prediction_t, F_t); Eq. 13: dist = |prediction - F|_1 + (1 - cosine), summed
+        over the targets. As in the official code, both are means over views, where the paper has a sum.
 
         Args:
-            predictions, targets (`dict[str, torch.FloatTensor]`): As `decode` returns them.
+            predictions, targets (`dict[str, torch.FloatTensor]`): Features of each target and depth, see `decode`.
         """
         distance = F.l1_loss if self.config.regression_loss == "l1" else F.smooth_l1_loss
         losses = {}
@@ -509,6 +549,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         losses["depth_probe"] = (depth_loss * known).sum() / known.sum().clamp(min=1)
         return losses
 
+    @record_outputs
     def forward(
         self,
         pixel_values: Tensor,
@@ -521,14 +562,17 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`):
             RGB in [0, 1], context views first; the first view is the reference frame.
         num_context_views (`int`):
-            How many of the views the encoder sees; at least one stays a target.
+            Number of views that the encoder sees; at least one view must remain to be predicted.
         extrinsics (`torch.FloatTensor` of shape `(batch_size, num_views, 4, 4)`, *optional*):
-            World to camera, in any frame and unit; with `intrinsics` they replace VGGT's estimates.
+            World to camera, in any frame and unit. Given with `intrinsics`, they replace VGGT's estimates.
         intrinsics (`torch.FloatTensor` of shape `(batch_size, num_views, 3, 3)`, *optional*):
             In pixels of `pixel_values`.
         depth (`torch.FloatTensor` of shape `(batch_size, num_views, height, width)`, *optional*):
-            Depth along the viewing axis in the unit of `extrinsics`, 0 where unknown: what the probe learns, in place
-            of VGGT's estimate. It has no influence on the other losses.
+            Depth along the viewing axis in the unit of `extrinsics`, 0 where unknown. The depth probe learns it
+            instead of VGGT's estimate; it has no influence on the other losses.
+
+        Raises:
+            ValueError: If a shape or a number is wrong, or cameras are incomplete or not finite.
         """
         self._check_views(pixel_values, num_context_views, extrinsics, intrinsics, depth)
         first = 0 if self.config.predict_context_views else num_context_views
@@ -554,26 +598,27 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
     def _check_views(self, pixel_values, num_context_views, extrinsics, intrinsics, depth):
         if pixel_values.ndim != 5 or pixel_values.shape[1] < 2:
             raise ValueError(
-                "Pre-training needs `pixel_values` of shape (batch_size, num_views, 3, height, width) with at least 2 "
-                f"views a scene, got shape {tuple(pixel_values.shape)}."
+                "`pixel_values` must have shape (batch_size, num_views, 3, height, width) with at least 2 views, got "
+                f"{tuple(pixel_values.shape)}; load more views per scene."
             )
         batch_size, num_views = pixel_values.shape[:2]
         if not 0 < num_context_views < num_views:
             raise ValueError(
-                f"`num_context_views` must be in [1, num_views - 1] so that a view is left to predict, got "
-                f"{num_context_views} of {num_views} views; lower the context ratio or load more views a scene."
+                f"`num_context_views` must be in [1, num_views - 1], so that a view remains to be predicted, got "
+                f"{num_context_views} for {num_views} views; change the context ratio or load more views per scene."
             )
         if (extrinsics is None) != (intrinsics is None):
             missing = "intrinsics" if intrinsics is None else "extrinsics"
-            raise ValueError(f"Cameras need both `extrinsics` and `intrinsics`, but `{missing}` is missing.")
+            raise ValueError(f"`{missing}` is missing; pass both `extrinsics` and `intrinsics`, or neither.")
         if depth is not None and extrinsics is None:
-            raise ValueError("`depth` is measured in the unit of the cameras: pass `extrinsics` and `intrinsics` too.")
+            raise ValueError("`depth` is in the unit of `extrinsics`, which is missing; pass the cameras too.")
         expected = {"extrinsics": (4, 4), "intrinsics": (3, 3), "depth": tuple(pixel_values.shape[-2:])}
         for (name, size), given in zip(expected.items(), (extrinsics, intrinsics, depth), strict=True):
             if given is not None and tuple(given.shape) != (batch_size, num_views, *size):
                 raise ValueError(
-                    f"`{name}` must have shape {(batch_size, num_views, *size)}, got {tuple(given.shape)}."
+                    f"`{name}` must have shape {(batch_size, num_views, *size)}, got {tuple(given.shape)}; "
+                    "give one for every view."
                 )
-            # Training must not stall an accelerator; its data is checked where it is read.
+            # Reading values would stall an accelerator in training, and training data is checked when it is read.
             if given is not None and given.device.type == "cpu" and not given.isfinite().all():
-                raise ValueError(f"`{name}` holds NaN or infinite values; leave such views out.")
+                raise ValueError(f"`{name}` has NaN or infinite values; leave such views out.")

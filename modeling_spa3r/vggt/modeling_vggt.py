@@ -1,10 +1,10 @@
 """VGGT: features, cameras, depth and points of a scene from its unposed views (Wang et al., CVPR 2025).
 
 Deviations from the official code:
-- Context views come first; `num_context_views` makes the attention across views asymmetric (Spa3R paper Eq. 5) by two
-  plain attention products, where Spa3R's code builds a mask over all pairs of tokens.
-- A layer's output (its frame and its global tokens, concatenated) is formed for the layers asked for, not for all.
-- The norm of queries and keys across views is VGGT's or that of the official Spa3R code: `config.global_qk_norm`.
+- Context views come first. With `num_context_views`, attention across views is asymmetric (Eq. 5 of the Spa3R paper):
+  two plain attention products replace the official code's mask over all pairs of tokens.
+- A layer's output, its frame and global tokens concatenated, is formed only for the requested layers.
+- The norm of queries and keys across views is VGGT's or the official Spa3R code's: `config.global_qk_norm`.
 
 Dimensions: B batch, V views, P tokens of a view (camera, registers, N patches), C hidden size.
 """
@@ -17,18 +17,17 @@ import torch
 from torch import Tensor, nn
 from transformers import Dinov2WithRegistersModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, can_return_tuple
-from transformers.utils.import_utils import torch_compilable_check
 
 from ...configuration.configuration_vggt import VGGTConfig
 from ..geometry import pose_encoding_to_cameras
-from ..layers import MLP, Block, LayerScale, Rope2D, grid_positions
+from ..layers import MLP, Attention, Block, LayerScale, Rope2D, grid_positions
+from ..library import ModelOutput, OutputRecorder, can_return_tuple, record_outputs, torch_compilable_check
 
 __all__ = ["VGGTCameraHead", "VGGTDenseHead", "VGGTForGeometry", "VGGTModel", "VGGTPreTrainedModel"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Of the residual branches in the blocks; the vision transformer's is DINOv2's.
+# Initial factor of the residual branches in the blocks. The vision transformer of the patch embedding has DINOv2's.
 LAYER_SCALE_INIT = 0.01
 LAYER_NORM_EPS = 1e-5
 
@@ -36,40 +35,50 @@ LAYER_NORM_EPS = 1e-5
 @dataclass
 class VGGTModelOutput(ModelOutput):
     """
-    Channels are those of the frame block followed by those of the global block.
+    In a layer's output, the channels of the frame block precede those of the global block.
 
     patch_tokens (`torch.FloatTensor` of shape `(batch_size, num_views, num_patches, 2 * hidden_size)`):
-        Of the last layer, row by row.
+        Patch tokens of the last layer, row by row.
     camera_tokens (`torch.FloatTensor` of shape `(batch_size, num_views, 2 * hidden_size)`):
-        Of the last layer.
+        Camera tokens of the last layer.
     layer_patch_tokens (`tuple[torch.FloatTensor]`):
-        As `patch_tokens`, of each layer in `output_layers`, in their order.
+        Patch tokens of each layer in `output_layers`, in that order, with the shape of `patch_tokens`.
+    hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned with `output_hidden_states=True`):
+        All tokens before the first block and after every block, frame and global blocks in turn: the input and frame
+        blocks of shape `(batch_size * num_views, num_tokens, hidden_size)`, global blocks of shape
+        `(batch_size, num_views * num_tokens, hidden_size)`.
+    attentions (`tuple[torch.FloatTensor]`, *optional*, returned with `output_attentions=True` and eager attention):
+        Attention weights of every block, in the same order: frame blocks of shape
+        `(batch_size * num_views, num_heads, num_tokens, num_tokens)`, global blocks of shape
+        `(batch_size, num_heads, num_views * num_tokens, num_views * num_tokens)`.
     """
 
     patch_tokens: torch.FloatTensor | None = None
     camera_tokens: torch.FloatTensor | None = None
     layer_patch_tokens: tuple[torch.FloatTensor, ...] | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
 class VGGTForGeometryOutput(ModelOutput):
     """
-    Everything is in the first view's frame and in a scale of the model's own.
+    World coordinates are in the first view's frame and in the model's own scale.
 
     extrinsics (`torch.FloatTensor` of shape `(batch_size, num_views, 4, 4)`):
-        World to camera, OpenCV axes.
+        World to camera, OpenCV axes (x right, y down, z forward).
     intrinsics (`torch.FloatTensor` of shape `(batch_size, num_views, 3, 3)`):
         In pixels.
     pose_encodings (`tuple[torch.FloatTensor]`):
-        The camera head's estimates of shape `(batch_size, num_views, 9)`, the last being the best.
+        The camera head's estimates after each iteration, of shape `(batch_size, num_views, 9)`; the last is the best.
     depth (`torch.FloatTensor` of shape `(batch_size, num_views, height, width)`):
-        Along the viewing axis.
+        Depth along the viewing axis.
     depth_confidence (`torch.FloatTensor` of shape `(batch_size, num_views, height, width)`):
-        From 1 up.
+        Confidence of the depth, at least 1.
     points (`torch.FloatTensor` of shape `(batch_size, num_views, height, width, 3)`):
-        Where each pixel lies in the world.
+        World coordinates of each pixel.
     points_confidence (`torch.FloatTensor` of shape `(batch_size, num_views, height, width)`):
-        From 1 up.
+        Confidence of the points, at least 1.
     """
 
     extrinsics: torch.FloatTensor | None = None
@@ -84,26 +93,26 @@ class VGGTForGeometryOutput(ModelOutput):
 def normalize_images(
     pixel_values: Tensor, means: Sequence[float] = IMAGENET_MEAN, deviations: Sequence[float] = IMAGENET_STD
 ) -> Tensor:
-    """Subtract means (by default ImageNet's) and divide by deviations, in float32; channels are third from last."""
+    """Subtract means and divide by standard deviations, in float32; the channels are the third dimension from last."""
     channels = pixel_values.float().unbind(-3)
     return torch.stack([(c - mean) / std for c, mean, std in zip(channels, means, deviations, strict=True)], dim=-3)
 
 
 def check_pixel_range(pixel_values: Tensor):
-    """Refuse images outside [0, 1]. This reads values, for which an accelerator must be waited for."""
+    """Refuse images outside [0, 1]. Reading the values makes the host wait for an accelerator."""
     if pixel_values.is_meta:
         return
     torch_compilable_check(
         (pixel_values >= 0) & (pixel_values <= 1),
         lambda: (
             f"`pixel_values` must lie in [0, 1], got {pixel_values.min():.4g} to {pixel_values.max():.4g}; "
-            "images are not to be normalised beforehand, and bytes are to be divided by 255."
+            "do not normalise the images, and divide bytes by 255."
         ),
     )
 
 
 class VGGTConvPatchEmbedding(nn.Module):
-    """One token a patch, by a convolution."""
+    """Embed each patch with one convolution."""
 
     def __init__(self, config: VGGTConfig):
         super().__init__()
@@ -115,7 +124,7 @@ class VGGTConvPatchEmbedding(nn.Module):
 
 
 class VGGTViTPatchEmbedding(nn.Module):
-    """One token a patch, by DINOv2 with registers."""
+    """Embed each patch with DINOv2 with registers."""
 
     def __init__(self, config: VGGTConfig):
         super().__init__()
@@ -139,7 +148,8 @@ class VGGTPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
-    # An RMS norm has no bias: with `global_qk_norm="rms_norm"` those of upstream VGGT are left out, as officially.
+    # An RMS norm has no bias. With `global_qk_norm="rms_norm"`, the biases of upstream VGGT are dropped, as in the
+    # official Spa3R code.
     _keys_to_ignore_on_load_unexpected = [r"global_blocks\.\d+\.attention\.[qk]_norm\.bias$"]
     _input_embed_layer = "patch_embedding"
     _supports_sdpa = True
@@ -160,7 +170,11 @@ class VGGTPreTrainedModel(PreTrainedModel):
 class VGGTModel(VGGTPreTrainedModel):
     """The aggregator: blocks within each view alternate with blocks across all views of a scene."""
 
-    # A checkpoint with heads is welcome: the features do not depend on them.
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(Block, num_hidden_layers_key="num_blocks"),
+        "attentions": Attention,
+    }
+    # A checkpoint of VGGT with its heads loads too, because the features do not depend on the heads.
     _keys_to_ignore_on_load_unexpected = [
         *VGGTPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"^(camera_head|depth_head|point_head)\.",
@@ -170,7 +184,7 @@ class VGGTModel(VGGTPreTrainedModel):
         super().__init__(config)
         size = config.hidden_size
         self.patch_embedding = PATCH_EMBEDDINGS[config.patch_embedding](config)
-        # The first of two versions is for the first view, the reference frame; the second for all others.
+        # Each token has two versions: one for the first view, which is the reference frame, and one for all others.
         self.camera_token = nn.Parameter(torch.empty(1, 2, 1, size))
         self.register_tokens = nn.Parameter(torch.empty(1, 2, config.num_register_tokens, size))
         self.frame_blocks = self._make_blocks("layer_norm")
@@ -198,7 +212,7 @@ class VGGTModel(VGGTPreTrainedModel):
         return height // self.config.patch_size, width // self.config.patch_size
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """Tokens of each view before the first layer: camera, registers, patches.
+        """Make the tokens of each view: camera, registers, patches.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`): RGB in [0, 1].
@@ -213,23 +227,25 @@ class VGGTModel(VGGTPreTrainedModel):
         special = special.expand(batch_size, -1, -1, -1)
         return torch.cat([special, patches.unflatten(0, (batch_size, num_views))], dim=2)
 
-    @can_return_tuple
+    @record_outputs
     def forward(
         self,
         pixel_values: Tensor,
         num_context_views: int | None = None,
         output_layers: Sequence[int] = (),
-        **kwargs,
     ) -> VGGTModelOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`):
-            RGB in [0, 1], context views first, sides multiples of `config.patch_size`; the first view is the reference
+            RGB in [0, 1], context views first, sides multiples of `config.patch_size`. The first view is the reference
             frame.
         num_context_views (`int`, *optional*):
-            Context views attend across views to one another only, the others to all views, so that the features of
-            context views do not depend on the rest. By default all views are context.
+            Number of context views; all views by default. Context views attend to context views only and target views
+            to all views (paper Eq. 5), so the features of context views do not depend on target views.
         output_layers (`Sequence[int]`, *optional*):
-            Layers whose patch tokens are wanted besides the last layer's.
+            Layers whose patch tokens to return besides the last layer's.
+
+        Raises:
+            ValueError: If shape, sides, range or type of the images, or one of the numbers, is wrong.
         """
         self._check_inputs(pixel_values, num_context_views, output_layers)
         hidden_states = self.embed(pixel_values)
@@ -274,22 +290,23 @@ class VGGTModel(VGGTPreTrainedModel):
             raise ValueError(
                 f"`pixel_values` must be floating point in [0, 1], got {pixel_values.dtype}; divide bytes by 255."
             )
-        # Training must not stall an accelerator: there, only the models that users call look at the values.
+        # Reading values would stall an accelerator in training; there, only the models that users call check them.
         if pixel_values.device.type == "cpu":
             check_pixel_range(pixel_values)
         if num_context_views is not None and not 0 < num_context_views <= num_views:
             raise ValueError(
-                f"`num_context_views` must be in [1, num_views], got {num_context_views} of {num_views} views."
+                f"`num_context_views` must be in [1, num_views], got {num_context_views} for {num_views} views; leave "
+                "it out if all views are context."
             )
         if unknown := sorted(set(output_layers) - set(range(self.config.num_hidden_layers))):
             raise ValueError(
-                f"The model has layers 0 to {self.config.num_hidden_layers - 1}, but layers {unknown} were asked for; "
-                "for the dense heads set `dense_layers` in the configuration."
+                f"`output_layers` must be in [0, {self.config.num_hidden_layers - 1}], got {unknown}; choose other "
+                "layers, for the dense heads by `dense_layers` in the configuration."
             )
 
 
 class VGGTCameraHead(VGGTPreTrainedModel):
-    """Estimates the cameras of all views together, from their camera tokens, by iterative refinement."""
+    """Estimate the cameras of all views together, from their camera tokens, by iterative refinement."""
 
     def __init__(self, config: VGGTConfig):
         super().__init__(config)
@@ -318,17 +335,17 @@ class VGGTCameraHead(VGGTPreTrainedModel):
         """
         Args:
             camera_tokens (`torch.FloatTensor` of shape `(batch_size, num_views, 2 * hidden_size)`):
-                See `VGGTModelOutput`.
+                Camera tokens of VGGT's last layer.
 
         Returns:
-            `tuple[torch.FloatTensor]`: For each iteration, float32 of shape `(batch_size, num_views, 9)`; see
-            `pose_encoding_to_cameras`. Fields of view are not negative.
+            `tuple[torch.FloatTensor]`: Pose encoding after each iteration, float32 of shape
+            `(batch_size, num_views, 9)`, see `pose_encoding_to_cameras`. Fields of view are not negative.
         """
         tokens = self.token_norm(camera_tokens.to(self.token_norm.weight.dtype))
         unscaled = nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
         pose, pose_encodings = None, []
         for _ in range(self.config.camera_iterations):
-            # Each iteration learns to correct the one before it, and is not trained through it.
+            # Each iteration learns to correct the previous one; no gradient flows from one to the other.
             previous = self.empty_pose.expand(*tokens.shape[:2], -1) if pose is None else pose.detach()
             embedding = self.pose_embedding(previous.to(tokens.dtype))
             shift, scale, gate = self.modulation(nn.functional.silu(embedding)).chunk(3, dim=-1)
@@ -342,10 +359,11 @@ class VGGTCameraHead(VGGTPreTrainedModel):
 
 
 def add_uv_embedding(features: Tensor, aspect: float) -> Tensor:
-    """Add a tenth of sines and cosines of each pixel's place in an image of unit half-diagonal.
+    """Add sines and cosines of each pixel's position, times 0.1; the image's half-diagonal is the unit of length.
 
     Args:
-        features (`torch.Tensor` of shape `(num_images, channels, rows, columns)`): A multiple of 4 channels.
+        features (`torch.Tensor` of shape `(num_images, channels, rows, columns)`):
+            The number of channels is a multiple of 4.
         aspect (`float`): Width of the image divided by its height.
     """
     num_frequencies = features.shape[1] // 4
@@ -370,13 +388,13 @@ class VGGTResidualConvUnit(nn.Module):
         self.conv2 = nn.Conv2d(num_channels, num_channels, kernel_size=3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        # The skip starts behind the activation, which the official code computes in place.
+        # The skip starts after the activation, because the official code computes the activation in place.
         features = features.relu()
         return features + self.conv2(self.conv1(features).relu())
 
 
 class VGGTFusionLayer(nn.Module):
-    """Adds a finer level to what the coarser ones gave, refines, and enlarges."""
+    """Add a finer level to the fused coarser levels, refine the sum, and upsample it."""
 
     def __init__(self, num_channels: int, has_skip: bool):
         super().__init__()
@@ -391,20 +409,21 @@ class VGGTFusionLayer(nn.Module):
 
 
 def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resample bilinearly, corner pixels onto corner pixels."""
+    """Resample bilinearly with aligned corners."""
     return nn.functional.interpolate(features, size, mode="bilinear", align_corners=True)
 
 
 class VGGTDenseHead(VGGTPreTrainedModel):
-    """Dense prediction transformer head (Ranftl et al., 2021) on four layers: depth, or points, with a confidence.
+    """Dense prediction head (DPT, Ranftl et al. 2021) on four layers: depth or points, with a confidence.
 
     Args:
         config (`VGGTConfig`): Architecture.
-        num_outputs (`int`): Predicted values per pixel, the last being the confidence: 2 for depth, 4 for points.
-        activation (`Literal["exp", "inv_log"]`): Of the prediction: exponential for depth, signed for points.
+        num_outputs (`int`): Values per pixel, the last of them the confidence: 2 for depth, 4 for points.
+        activation (`Literal["exp", "inv_log"]`):
+            Activation of the prediction: `"exp"` for depth, `"inv_log"`, which keeps the sign, for points.
     """
 
-    # Full-resolution features of so many frames are in memory at a time.
+    # Number of frames whose full-resolution features are in memory at once.
     FRAMES_PER_CHUNK = 8
 
     def __init__(self, config: VGGTConfig, num_outputs: int, activation: Literal["exp", "inv_log"]):
@@ -432,13 +451,13 @@ class VGGTDenseHead(VGGTPreTrainedModel):
         """
         Args:
             layer_patch_tokens (`Sequence[torch.FloatTensor]`):
-                Of the layers `config.dense_layers`, each of shape
+                Patch tokens of the layers `config.dense_layers`, each of shape
                 `(batch_size, num_views, num_patches, 2 * hidden_size)`.
             image_size (`tuple[int, int]`): Height and width of the images in pixels.
 
         Returns:
             `tuple[torch.FloatTensor, torch.FloatTensor]`: Prediction of shape
-            `(batch_size, num_views, height, width, num_outputs - 1)`, and confidence, from 1 up, of shape
+            `(batch_size, num_views, height, width, num_outputs - 1)` and confidence, at least 1, of shape
             `(batch_size, num_views, height, width)`; both float32.
         """
         batch_size, num_views = layer_patch_tokens[0].shape[:2]
@@ -453,7 +472,7 @@ class VGGTDenseHead(VGGTPreTrainedModel):
         return prediction.sign() * prediction.abs().expm1(), confidence
 
     def _predict(self, layer_patch_tokens: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
-        """Outputs before activation, `(num_frames, num_outputs, height, width)`, of `(num_frames, N, 2C)` tokens."""
+        """Map tokens `(num_frames, N, 2C)` to outputs before activation `(num_frames, num_outputs, height, width)`."""
         height, width = image_size
         grid_size = (height // self.config.patch_size, width // self.config.patch_size)
         levels = []
@@ -492,7 +511,7 @@ class VGGTForGeometry(VGGTPreTrainedModel):
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`):
             See `VGGTModel.forward`.
         num_context_views (`int`, *optional*):
-            See `VGGTModel.forward`; the camera head sees all views in any case, as in the official Spa3R code.
+            See `VGGTModel.forward`. The camera head attends to all views in any case, as in the official Spa3R code.
 
         Example:
 

@@ -45,7 +45,7 @@ from spa3r.modeling_spa3r.checkpoints.names import (
     convert_spa3r_state_dict,
     convert_vggt_state_dict,
 )
-from spa3r.modeling_spa3r.geometry import PRoPE, camera_rays, cameras_to_pose_encoding, pose_encoding_to_cameras
+from spa3r.modeling_spa3r.geometry import PRoPE, camera_rays, pose_encoding_to_cameras
 from spa3r.modeling_spa3r.layers import Attention, Rope2D, grid_positions
 from spa3r.modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining, Spa3RTeacher
 from spa3r.modeling_spa3r.vggt.modeling_vggt import VGGTCameraHead, VGGTDenseHead, VGGTModel, normalize_images
@@ -200,6 +200,13 @@ def test_rotary_embedding_matches_official_code(name):
     assert_every_output_matches(recording, computed)
 
 
+def unique_pose_encoding(encoding: Tensor) -> Tensor:
+    """The one encoding of the same camera with a unit quaternion, a scalar part >= 0 and fields of view in [0, pi)."""
+    translation, quaternion, field_of_view = encoding.split([3, 4, 2], dim=-1)
+    quaternion = torch.nn.functional.normalize(quaternion, dim=-1) * torch.where(quaternion[..., 3:] < 0, -1, 1)
+    return torch.cat([translation, quaternion, 2 * (field_of_view / 2).tan().atan()], dim=-1)
+
+
 @pytest.mark.parametrize("name", recordings("camera_head"))
 @torch.no_grad()
 def test_camera_head_matches_official_code(name):
@@ -212,7 +219,7 @@ def test_camera_head_matches_official_code(name):
 
     extrinsics, intrinsics = pose_encoding_to_cameras(pose_encodings[-1], image_size)
     computed |= {"extrinsics": extrinsics[..., :3, :], "intrinsics": intrinsics}
-    computed["roundtrip_pose_enc"] = cameras_to_pose_encoding(extrinsics, intrinsics, image_size)
+    computed["roundtrip_pose_enc"] = unique_pose_encoding(pose_encodings[-1])
     extrinsics, intrinsics = pose_encoding_to_cameras(recording.inputs["pose_enc_random"], image_size)
     computed |= {"extrinsics_random": extrinsics[..., :3, :], "intrinsics_random": intrinsics}
     assert_every_output_matches(recording, computed)
@@ -320,15 +327,16 @@ def test_camera_rays(name):
 
 
 def prope_of(case: dict, extrinsics: Tensor, intrinsics: Tensor | None, head_dim: int) -> PRoPE:
-    return PRoPE(
-        extrinsics,
-        intrinsics,
-        grid_size=(case["patches_y"], case["patches_x"]),
-        image_size=(case["image_height"], case["image_width"]),
-        head_dim=head_dim,
-        base=case["effective_freq_base"],
-        frequency_scale=case["effective_freq_scale"],
-    )
+    rows, columns, base = case["patches_y"], case["patches_x"], case["effective_freq_base"]
+    image_size = (case["image_height"], case["image_width"])
+    prope = PRoPE(extrinsics, intrinsics, (rows, columns), image_size, head_dim, base)
+    if case["effective_freq_scale"] != 1:
+        # The official code can scale the frequencies; no model does, so ours cannot.
+        y, x = (grid_positions((rows, columns), 0, "cpu") - 1).unbind(-1)
+        frequencies = case["effective_freq_scale"] * base ** (-torch.arange(head_dim // 8) / (head_dim // 8))
+        angles = torch.stack([x, y], dim=-1)[..., None] * frequencies
+        prope.cos, prope.sin = (table.repeat(extrinsics.shape[1], 1, 1) for table in (angles.cos(), angles.sin()))
+    return prope
 
 
 @pytest.mark.parametrize("name", recordings("prope"))
@@ -359,7 +367,7 @@ def test_prope(name):
         case |= {"image_height": patch_size * module["patches_y"], "image_width": patch_size * module["patches_x"]}
         case |= {"effective_freq_base": 100.0, "effective_freq_scale": 1.0}
         prope = prope_of(case, inputs["viewmats"], inputs["Ks"], module["dim"] // module["num_heads"])
-        computed["module.out"] = attention(inputs["x"], prope)
+        computed["module.out"], _ = attention(inputs["x"], prope)
     assert_every_output_matches(recording, computed)
 
 

@@ -1,0 +1,82 @@
+"""The internals of transformers that this package relies on.
+
+Look here first when a new release of transformers breaks something. Every name below was checked on transformers
+5.23.0. All other imports from transformers are top-level names, or `transformers.utils.logging`, which is documented.
+
+The models and processors also set or override these hooks of the library, checked on the same version:
+
+- `PreTrainedModel`: `_init_weights`, `_from_config`, `_no_split_modules`, `_input_embed_layer`, `_tied_weights_keys`,
+  `_keys_to_ignore_on_load_missing`, `_keys_to_ignore_on_load_unexpected`, `_skip_keys_device_placement`,
+  `_can_record_outputs`, `_supports_sdpa`, `_supports_flash_attn`, `_can_compile_fullgraph`;
+- `PreTrainedConfig`: `_attn_implementation`, `sub_configs_defaults`, `validate_architecture`;
+- `GenerationMixin`: `_prepare_generation_config`, `_prepare_position_ids_for_generation`;
+- image processors: `_standardize_kwargs`, `_preprocess_image_like_inputs`, `fetch_images`.
+"""
+
+import functools
+from collections.abc import Callable
+
+from torch import nn
+from transformers.generation import GenerationMode
+from transformers.image_utils import is_valid_image
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorKwargs,
+    Qwen2VLImageProcessorPil,
+)
+from transformers.utils import ModelOutput, can_return_tuple, torch_compilable_check
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+__all__ = [
+    "ALL_ATTENTION_FUNCTIONS",
+    "GenerationMode",
+    "ModelOutput",
+    "OutputRecorder",
+    "Qwen2VLImageProcessorKwargs",
+    "Qwen2VLImageProcessorPil",
+    "can_return_tuple",
+    "is_deepspeed_zero3_enabled",
+    "is_valid_image",
+    "record_outputs",
+    "torch_compilable_check",
+]
+
+
+def record_outputs(forward: Callable) -> Callable:
+    """Give a model's `forward` the keywords `output_hidden_states`, `output_attentions` and `return_dict`.
+
+    The library records what the model's `_can_record_outputs` names. Its own decorator passes these keywords on, so
+    `forward` would have to accept any keyword. This one consumes them, so Python refuses a misspelt keyword.
+
+    Raises:
+        ValueError: If `output_attentions` is requested but the attention implementation computes no weights.
+    """
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def captured(self, *args, output_hidden_states=None, output_attentions=None, **kwargs):
+        return forward(self, *args, **kwargs)
+
+    @functools.wraps(forward)
+    def recorded(self, *args, **kwargs):
+        names = ("output_hidden_states", "output_attentions")
+        requested = {name for name in names if kwargs.get(name, getattr(self.config, name, False))}
+        implementation = self.config._attn_implementation
+        if "output_attentions" in requested and implementation != "eager":
+            raise ValueError(
+                f"`output_attentions` needs the attention implementation `eager`, but the model uses "
+                f"`{implementation}`; call `model.set_attn_implementation('eager')` first."
+            )
+        if requested and not getattr(self, "_output_capturing_hooks_installed", False):
+            _remove_recording_hooks(self)
+        return captured(self, *args, **kwargs)
+
+    return recorded
+
+
+def _remove_recording_hooks(model: nn.Module):
+    """Remove the hooks of parts that were recorded on their own, because the library would install them twice."""
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__name__", "") == "output_capturing_hook":
+                del module._forward_hooks[key]
