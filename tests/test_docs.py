@@ -16,6 +16,7 @@ import pytest
 from tiny_spa3_vlm import tiny_model, tiny_processor
 
 import spa3r
+from spa3r.modeling_spa3r.checkpoints.cards import PUBLISHED
 from spa3r.trainers.integrations.cli import VERBS, main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,6 +152,11 @@ def test_the_readme_example_runs(rooms, tmp_path, monkeypatch, capsys):
     exec(compile(source, "README.md", "exec"), {})
     spatial = model.config.spatial_config
     assert str((1, spatial.num_latents, spatial.hidden_size))[1:-1] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/checkpoints.md"])
+def test_published_weights_are_listed(page):
+    assert all(re.search(rf"{name}\b.* \| .* \|", PAGES[page]) for name, _ in PUBLISHED.values())
 
 
 def test_the_readme_is_short():
