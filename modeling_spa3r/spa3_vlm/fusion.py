@@ -68,7 +68,8 @@ class QueryFusion(nn.Module):
         self.cross_attention = SceneQuery(config)
         self.norm = nn.LayerNorm(size)
         self.adapter = MLP(size, size // 4, size)
-        # The mark is on the layer itself: `_init_weights` is never called on a module without parameters of its own.
+        # Zero at first (paper), so that a fresh adapter changes nothing. The mark is on the layer itself, because
+        # transformers never calls `_init_weights` on a module without parameters of its own.
         self.adapter.fc2.zero_init = True
         self.gate = nn.Linear(size, size)
 
