@@ -1,17 +1,81 @@
-"""The command `spa3r convert-data SET`: one module for each published set."""
+"""The command `spa3r convert-data SET`: convert a published data set to an instruction set."""
 
+import argparse
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 
 from . import llava_hound, spar, vlm3r, vsi590k
+from .convert import convert
+from .exclusions import BENCHMARKS, fetch_benchmark_scenes, read_excluded
 
 SETS = {"vsi590k": vsi590k, "spar": spar, "llava-hound": llava_hound, "vlm3r": vlm3r}
 
 
-def main(arguments: Sequence[str] | None = None):
-    """Run the converter that the first argument names."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if not arguments or arguments[0] not in SETS:
-        seen = f"got `{arguments[0]}`" if arguments else "none was given"
-        sys.exit(f"spa3r convert-data: name the data set first, one of {', '.join(SETS)}; {seen}.")
-    SETS[arguments[0]].main(arguments[1:])
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Convert the data set that the first argument names."""
+    options = _parse(arguments)
+    program = f"spa3r convert-data {options.set}"
+    try:
+        manifest = convert(
+            SETS[options.set].read_record,
+            options.set.replace("-", "_"),
+            options.input,
+            options.media_root,
+            options.output,
+            _read_exclusions(options),
+            options.workers,
+            options.max_records,
+        )
+    except BrokenProcessPool:
+        sys.exit(
+            f"{program}: a worker process ended abruptly, perhaps because memory ran out with `--workers` "
+            f"{options.workers}; run the command again with fewer to resume."
+        )
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; run the same command again to resume.", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, ImportError) as error:
+        # Errors with a number come from the operating system, such as a full disk; a conversion survives them.
+        hint = "; finished blocks are kept: fix this and run again" if getattr(error, "errno", None) else ""
+        sys.exit(f"{program}: {error}{hint}")
+    print(
+        f"{manifest['kept']} of {manifest['records']} records are in {options.output}; {manifest['excluded']} are "
+        f"about excluded scenes, {manifest['rejected']} are rejected (see rejected.jsonl)."
+    )
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--input", required=True, help="annotations: lines of JSON, or one JSON list")
+    common.add_argument("--media-root", required=True, help="folder that the annotations' paths are relative to")
+    common.add_argument("--output", required=True, help="folder of the instruction set; an interrupted run is resumed")
+    exclusion = common.add_mutually_exclusive_group()
+    exclusion.add_argument(
+        "--exclude",
+        nargs="+",
+        metavar="FILE",
+        help="scenes to leave out: lists with one id per line, or the benchmarks' own files "
+        f"(default: the test sets of {' and '.join(BENCHMARKS)}, downloaded from the Hub)",
+    )
+    exclusion.add_argument("--no-exclude", action="store_true", help="leave no scene out")
+    common.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    common.add_argument("--max-records", type=int, help="read only this many records")
+    parser = argparse.ArgumentParser(prog="spa3r convert-data", description=__doc__.partition(": ")[2])
+    subparsers = parser.add_subparsers(dest="set", metavar="SET", required=True)
+    for name, module in SETS.items():
+        subparsers.add_parser(
+            name,
+            parents=[common],
+            help=module.__doc__.partition("\n")[0],
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    return parser.parse_args(arguments)
+
+
+def _read_exclusions(options: argparse.Namespace) -> frozenset[str]:
+    if options.no_exclude:
+        return frozenset()
+    return read_excluded(options.exclude) if options.exclude else fetch_benchmark_scenes()

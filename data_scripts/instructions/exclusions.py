@@ -1,4 +1,4 @@
-"""Which scene a record is about, and whether it is one of a benchmark's test set, which must not be trained on."""
+"""The scene that a record is about, and the test scenes of benchmarks, which must not be trained on."""
 
 import functools
 import os
@@ -14,20 +14,21 @@ from ..common.records import BadRecord, parse_record, read_records
 from ..common.scene_ids import SCANNET_SCAN, SCANNETPP_OR_ARKITSCENES_SCENE
 from ..common.videos import VIDEO_SUFFIXES
 
-# Ids shorter than this are looked for as whole folder and file names only.
+# Shorter ids match whole names of folders and files only.
 MIN_WORD = 8
 COLUMN, PATHS_COLUMN = "scene_name", "image_path"
-# On the Hub. The other benchmarks are of photos, or hold images that do not tell which scene they show.
+# On the Hub. The other benchmarks consist of photos, or their images do not say which scene they show.
 BENCHMARKS = {"nyu-visionx/VSI-Bench": "test.jsonl", "lidingm/ViewSpatial-Bench": "ViewSpatial-Bench.json"}
-NAMED = " and ".join(f"{file} of {name}" for name, file in BENCHMARKS.items())
+PUBLISHED_FILES = " and ".join(f"{file} of {name}" for name, file in BENCHMARKS.items())
 HOW_TO_EXCLUDE = (
-    "name the scenes to leave out with `--exclude FILE...`: lists, one id a line, or benchmarks' own files with the "
-    f"column {COLUMN} or {PATHS_COLUMN}, such as {NAMED} on the Hub; or keep all with `--no-exclude`"
+    "name the scenes to leave out with `--exclude FILE...`: lists with one id per line, or benchmarks' own files with "
+    f"the column {COLUMN} or {PATHS_COLUMN}, such as {PUBLISHED_FILES} on the Hub; or keep all scenes with "
+    "`--no-exclude`"
 )
 
 
 def find_scene(path: str, is_video: bool) -> str:
-    """Scene that a path of an image or video names: a known kind of id in it, else a video, or an image's folder."""
+    """Return the scene that a path names: an id of a known data set in it, or else the video or the image's folder."""
     if match := SCANNET_SCAN.search(path):
         return match[0]
     stem, suffix = os.path.splitext(path)
@@ -37,18 +38,19 @@ def find_scene(path: str, is_video: bool) -> str:
 
 
 def find_excluded(paths: Sequence[str], excluded: frozenset[str]) -> str | None:
-    """The scene by which paths are excluded, if any.
+    """Find an excluded scene in paths.
 
     Args:
         paths (`Sequence[str]`): Paths, or names of scenes.
-        excluded (`frozenset[str]`): Ids of scenes. They are found as whole paths, and as names of folders and files
-            (without suffix), and if they are of 8 or more characters, also as words within these. A scan of ScanNet
-            stands for all of its room: scene0011_00 excludes scene0011_01 too.
+        excluded (`frozenset[str]`):
+            Ids of scenes. An id matches a whole path, and the name of a folder or file with or without its suffix. An
+            id of 8 or more characters also matches a word in such a name. A ScanNet scan stands for all scans of its
+            room: scene0011_00 excludes scene0011_01 too.
 
     Returns:
-        `str`: Id as it was found in a path, or None.
+        `str`, *optional*: The id as the path has it.
     """
-    rooms = _rooms(excluded)
+    rooms = _scannet_rooms(excluded)
     for path in paths:
         if path in excluded:
             return path
@@ -64,40 +66,40 @@ def find_excluded(paths: Sequence[str], excluded: frozenset[str]) -> str | None:
 
 
 def read_excluded(files: Iterable[str | os.PathLike]) -> frozenset[str]:
-    """Scene ids from lists, one a line, and from benchmarks' own files: Parquet or JSON with the column `scene_name`,
-    or JSON with the column `image_path`, of which ScanNet's scenes are taken.
+    """Read scene ids from lists with one id per line, and from benchmarks' own files.
+
+    Such a file is Parquet or JSON with the column `scene_name`, or JSON with the column `image_path`, whose ScanNet
+    scenes are taken.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a file names no scene, or something else.
+        FileNotFoundError: If a file does not exist.
+        ValueError: If a file names no scene, or something that is not a scene id.
     """
     return frozenset().union(*map(_read_scenes, files))
 
 
 def fetch_benchmark_scenes() -> frozenset[str]:
-    """Scenes of the test sets of `BENCHMARKS`, from the Hub or its cache; raises `ValueError` where they cannot be
-    had."""
+    """Fetch the test scenes of `BENCHMARKS` from the Hub or its cache; raise `ValueError` if that fails."""
     files = []
     for benchmark, file in BENCHMARKS.items():
         try:
             files.append(hf_hub_download(benchmark, file, repo_type="dataset"))
-        except (OSError, ValueError) as error:  # what huggingface_hub raises is one of these
+        except (OSError, ValueError) as error:  # The errors of huggingface_hub are of these types.
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise ValueError(
-                f"the scenes of {benchmark}, which are left out by default, cannot be fetched from the Hub "
-                f"({reason}): {HOW_TO_EXCLUDE}."
+                f"The test scenes of `{benchmark}` cannot be fetched from the Hub ({reason}): {HOW_TO_EXCLUDE}."
             ) from error
     return read_excluded(files)
 
 
 @functools.lru_cache(1)
-def _rooms(scenes: frozenset[str]) -> frozenset[str]:
+def _scannet_rooms(scenes: frozenset[str]) -> frozenset[str]:
     return frozenset(match[1] for scene in scenes if (match := SCANNET_SCAN.fullmatch(scene)))
 
 
 def _read_scenes(file: str | os.PathLike) -> frozenset[str]:
     if not os.path.isfile(file):
-        raise FileNotFoundError(f"There is no file `{file}` to read excluded scenes from: {HOW_TO_EXCLUDE}.")
+        raise FileNotFoundError(f"The file of excluded scenes `{file}` does not exist: {HOW_TO_EXCLUDE}.")
     with open(file, "rb") as stream:
         start = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"PAR1"):
@@ -111,7 +113,7 @@ def _read_scenes(file: str | os.PathLike) -> frozenset[str]:
         raise ValueError(f"`{file}` names no scene: {HOW_TO_EXCLUDE}.")
     for scene in sorted(scenes):
         if re.search(r"[\s\"',;]", scene) or os.path.splitext(scene)[1].lower() in VIDEO_SUFFIXES:
-            raise ValueError(f"`{file}` names {scene!r:.100}, which is no id of a scene: {HOW_TO_EXCLUDE}.")
+            raise ValueError(f"`{file}` names {scene!r:.100}, which is not a scene id: {HOW_TO_EXCLUDE}.")
     return scenes
 
 
@@ -119,7 +121,7 @@ def _parquet_column(file: str | os.PathLike) -> list[str]:
     try:
         return [str(name) for name in pq.read_table(file, columns=[COLUMN])[COLUMN].to_pylist()]
     except (pa.ArrowException, KeyError) as error:
-        raise ValueError(f"`{file}` is no Parquet file with the column {COLUMN}: {HOW_TO_EXCLUDE}.") from error
+        raise ValueError(f"`{file}` is not a Parquet file with the column `{COLUMN}`: {HOW_TO_EXCLUDE}.") from error
 
 
 def _json_column(file: str | os.PathLike) -> list[str]:
@@ -127,16 +129,16 @@ def _json_column(file: str | os.PathLike) -> list[str]:
     for line, raw in read_records(file):
         try:
             record = parse_record(raw)
-            names += [str(record[COLUMN])] if COLUMN in record else _scenes_of(record[PATHS_COLUMN])
+            names += [str(record[COLUMN])] if COLUMN in record else _scannet_scenes(record[PATHS_COLUMN])
         except (BadRecord, KeyError) as error:
             raise ValueError(
-                f"Line {line} of `{file}` is no JSON object with {COLUMN} or {PATHS_COLUMN}: {HOW_TO_EXCLUDE}."
+                f"Line {line} of `{file}` is not a JSON object with `{COLUMN}` or `{PATHS_COLUMN}`: {HOW_TO_EXCLUDE}."
             ) from error
     return names
 
 
-def _scenes_of(paths: str | list[str]) -> list[str]:
-    """Scenes of ScanNet that paths name; of photos there are none."""
+def _scannet_scenes(paths: str | list[str]) -> list[str]:
+    """Return the ScanNet scenes that paths name; a photo names none."""
     paths = [paths] if isinstance(paths, str) else paths
     return [match[0] for path in paths for match in SCANNET_SCAN.finditer(str(path))]
 
@@ -145,4 +147,4 @@ def _lines(file: str | os.PathLike) -> list[str]:
     try:
         return Path(file).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"`{file}` is no text in UTF-8: {HOW_TO_EXCLUDE}.") from error
+        raise ValueError(f"`{file}` is not text in UTF-8: {HOW_TO_EXCLUDE}.") from error

@@ -1,11 +1,11 @@
-"""Images and videos that the records of an instruction set name: checked, and videos turned into frames.
+"""Check the images and videos that records name, and extract frames from videos.
 
-Nothing is read from outside the media folder, and nothing is written into it. Frames and marked images go to
+Nothing is read from outside the media folder, and nothing is written into it. Frames and marked images are
 
     <output>/frames/<path of the video>/<index>.jpg
     <output>/marked/<path of the image>/<fingerprint of the markers>.jpg
 
-each made once and moved into place when complete, so that several processes may ask for the same one.
+Each is made once and moved into place when it is complete, so several processes may ask for the same one.
 """
 
 import functools
@@ -28,22 +28,22 @@ JPEG_QUALITY = 95
 MIN_VIDEO_FRAMES, MAX_VIDEO_FRAMES = 4, 8
 SECONDS_PER_FRAME = 2
 FRAME_FOLDER_FPS = 1
-# Images beyond it have less than one patch of height when resized for the model.
+# Resized for the model, a more elongated image is less than one patch high.
 MAX_ASPECT_RATIO = 20
-# Files whose check is remembered: many questions share a scene's images. Some 30 MB at most.
-MAX_REMEMBERED = 1 << 16
+# Many questions share a scene's images, so the results of checks are cached, in 30 MB at most.
+CACHE_SIZE = 1 << 16
 
 _numbers = itertools.count()
 
 
 @dataclass(frozen=True)
 class MediaFolders:
-    """Where media are read from, and where what is made of them goes.
+    """Folders that media are read from and written to.
 
     Args:
         root (`str`): Absolute path of the media folder.
         output (`str`): Absolute path of the instruction set.
-        scratch (`str`): Folder for what is not complete yet, on the same file system as `output`.
+        scratch (`str`): Folder for incomplete files, on the same file system as `output`.
     """
 
     root: str
@@ -58,85 +58,85 @@ def video_indices(
     max_frames: int = MAX_VIDEO_FRAMES,
     seconds_per_frame: float = SECONDS_PER_FRAME,
 ) -> list[int]:
-    """Which frames of a video the official training takes.
+    """Choose frames of a video as the official training code does: evenly from the first to the last.
 
     Args:
         num_frames (`int`): Frames of the video.
-        frames_per_second (`float`): Its frame rate; 1 for a folder of frames.
-        min_frames (`int`, *optional*, defaults to 4): Frames of a short video, if it has so many.
-        max_frames (`int`, *optional*, defaults to 8): Frames of a long video.
-        seconds_per_frame (`float`, *optional*, defaults to 2): Between these, one frame for so many seconds.
+        frames_per_second (`float`): Frame rate; 1 for a folder of frames.
+        min_frames (`int`, *optional*, defaults to 4): Frames to take from a short video, if it has that many.
+        max_frames (`int`, *optional*, defaults to 8): Frames to take from a long video.
+        seconds_per_frame (`float`, *optional*, defaults to 2): Interval between frames, within these limits.
 
     Returns:
-        `list[int]`: Indices in ascending order, spread evenly over the whole video.
+        `list[int]`: Indices in ascending order.
     """
     wanted = round(num_frames / frames_per_second / seconds_per_frame)
     return spread_evenly(num_frames, min(max(wanted, min_frames), max_frames))
 
 
-def find_image(folders: MediaFolders, path: str) -> str:
-    """Absolute path of an image that can be decoded; raises `BadRecord` where it is none."""
-    return os.path.join(folders.root, _checked_image(folders.root, path)[0])
+def require_image(folders: MediaFolders, path: str) -> str:
+    """Return the absolute path of an image; raise `BadRecord` unless it can be decoded."""
+    return os.path.join(folders.root, _check_image(folders.root, path)[0])
 
 
-def find_video(folders: MediaFolders, path: str) -> list[str]:
-    """Frames of a video file, which are extracted unless they are there, or of a folder of frames.
+def video_frames(folders: MediaFolders, path: str) -> list[str]:
+    """Return the frames of a video file, extracted once, or of a folder of frames.
 
     Args:
-        folders (`MediaFolders`): Where to read and write.
-        path (`str`): The video, or folder, relative to the media folder.
+        folders (`MediaFolders`): Folders to read from and write to.
+        path (`str`): The video or folder, relative to the media folder.
 
     Returns:
         `list[str]`: Absolute paths of the frames that `video_indices` chooses.
 
     Raises:
-        BadRecord: If there is no such video, it lies outside the media folder, or it cannot be decoded.
+        BadRecord: If the video does not exist, lies outside the media folder, or cannot be decoded.
     """
     location = _locate(folders.root, path)
     if os.path.isdir(os.path.join(folders.root, location)):
         return _frames_of_folder(folders, location)
-    frames, problem = _frames_of_video(folders, location)
+    frames, problem = _frames_of_file(folders, location)
     if problem:
         raise BadRecord(*problem)
     return list(frames)
 
 
 def mark_images(folders: MediaFolders, paths: Sequence[str], spar_info: Mapping[str, Any]) -> list[str]:
-    """Check images, and draw the markers of a SPAR question on copies of those that have any.
+    """Check images, and draw the markers of a SPAR question on copies.
 
     Args:
-        folders (`MediaFolders`): Where to read and write.
+        folders (`MediaFolders`): Folders to read from and write to.
         paths (`Sequence[str]`): Images of the question, relative to the media folder.
-        spar_info (`Mapping`): What `place_markers` takes.
+        spar_info (`Mapping`): See `place_markers`.
 
     Returns:
-        `list[str]`: Absolute paths of all images, the marked ones by their copies.
+        `list[str]`: Absolute paths: copies of the images that have markers, the originals of the others.
     """
-    checked = [_checked_image(folders.root, path) for path in paths]
+    checked = [_check_image(folders.root, path) for path in paths]
     markers = place_markers(spar_info, [size for _, size in checked])
     result = []
     for index, (location, _) in enumerate(checked):
-        drawn = [marker for marker in markers if marker.image == index]
+        on_image = [marker for marker in markers if marker.image == index]
         source = os.path.join(folders.root, location)
-        result.append(_marked_copy(folders, source, location, drawn) if drawn else source)
+        result.append(_marked_copy(folders, source, location, on_image) if on_image else source)
     return result
 
 
-def forget_media() -> None:
-    """Forget what is remembered of files, which may have changed since an earlier conversion in this process."""
-    for remembered in (_find, _upright_size, _list_frames, _frames_of_video):
-        remembered.cache_clear()
+def clear_caches() -> None:
+    """Forget all checks: files may have changed since an earlier conversion in this process."""
+    for cached in (_find, _check_size, _list_frames, _frames_of_file):
+        cached.cache_clear()
 
 
 def _locate(root: str, path: str) -> str:
-    """Path of a file or folder that exists, relative to the media folder, free of symbolic links and `..`."""
+    """Return the real path of an existing file or folder, relative to the real media folder."""
     location, problem = _find(root, path)
     if problem:
         raise BadRecord(*problem)
     return location
 
 
-@functools.lru_cache(MAX_REMEMBERED)
+@functools.lru_cache(CACHE_SIZE)
 def _find(root: str, path: str) -> tuple[str, tuple[str, str] | None]:
     if "\0" in path:
         return "", ("malformed record", f"a path has no null character, got {path!r}")
@@ -153,31 +153,31 @@ def _find(root: str, path: str) -> tuple[str, tuple[str, str] | None]:
     return os.path.relpath(real, real_root), None
 
 
-def _checked_image(root: str, path: str) -> tuple[str, tuple[int, int]]:
-    """Location of an image that can be decoded, and its upright width and height."""
+def _check_image(root: str, path: str) -> tuple[str, tuple[int, int]]:
+    """Return the location of an image, and its width and height when upright; raise `BadRecord` if it is unusable."""
     location = _locate(root, path)
     if os.path.splitext(location)[1].lower() not in IMAGE_SUFFIXES:
         raise BadRecord("unknown extension", f"{path} is no image; known are {' '.join(sorted(IMAGE_SUFFIXES))}")
-    size, problem = _upright_size(os.path.join(root, location))
+    size, problem = _check_size(os.path.join(root, location))
     if problem:
         raise BadRecord(*problem)
     return location, size
 
 
-@functools.lru_cache(MAX_REMEMBERED)
-def _upright_size(path: str) -> tuple[tuple[int, int], tuple[str, str] | None]:
-    """Size of an image, which takes decoding it: a truncated file has a perfect header."""
+@functools.lru_cache(CACHE_SIZE)
+def _check_size(path: str) -> tuple[tuple[int, int], tuple[str, str] | None]:
+    """Return the upright size of an image. It is decoded for this: the header of a truncated file looks complete."""
     try:
         image = turn_upright(open_image(path))
     except UnreadableFrame as error:
         return (0, 0), ("unreadable image", str(error))
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return (0, 0), ("unusable image", f"{path}: of mode {image.mode}, as depth maps are, and not of bytes")
-    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
         return (0, 0), (
             "unusable image",
-            f"{path}: {image.width} x {image.height} pixels, too elongated",
+            f"{path}: has mode {image.mode}, as depth maps do, not 8-bit channels",
         )
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        return (0, 0), ("unusable image", f"{path}: {image.width} x {image.height} pixels, too elongated")
     return image.size, None
 
 
@@ -185,10 +185,10 @@ def _frames_of_folder(folders: MediaFolders, location: str) -> list[str]:
     names, problem = _list_frames(os.path.join(folders.root, location))
     if problem:
         raise BadRecord("unreadable video", problem)
-    return [find_image(folders, os.path.join(location, name)) for name in names]
+    return [require_image(folders, os.path.join(location, name)) for name in names]
 
 
-@functools.lru_cache(MAX_REMEMBERED)
+@functools.lru_cache(CACHE_SIZE)
 def _list_frames(folder: str) -> tuple[tuple[str, ...], str]:
     try:
         entries = os.listdir(folder)
@@ -201,8 +201,8 @@ def _list_frames(folder: str) -> tuple[tuple[str, ...], str]:
     return tuple(images[index] for index in video_indices(len(images), FRAME_FOLDER_FPS)), ""
 
 
-@functools.lru_cache(MAX_REMEMBERED)
-def _frames_of_video(folders: MediaFolders, location: str) -> tuple[tuple[str, ...], tuple[str, str] | None]:
+@functools.lru_cache(CACHE_SIZE)
+def _frames_of_file(folders: MediaFolders, location: str) -> tuple[tuple[str, ...], tuple[str, str] | None]:
     if os.path.splitext(location)[1].lower() not in VIDEO_SUFFIXES:
         known = " ".join(sorted(VIDEO_SUFFIXES))
         return (), ("unknown extension", f"{location} is no video; known are {known} and folders of frames")
@@ -228,7 +228,7 @@ def _extract_frames(video: str, folder: str, scratch: str) -> None:
                 raise UnreadableFrame(f"{video}: frames {sorted(wanted.values())} cannot be decoded")
             os.makedirs(os.path.dirname(folder), exist_ok=True)
     except OSError:
-        # Another process was faster.
+        # Another process may have made the folder first.
         if not os.path.isdir(folder):
             raise
 

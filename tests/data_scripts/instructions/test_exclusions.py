@@ -1,4 +1,4 @@
-"""Scenes of records, and scenes of benchmarks, which are left out."""
+"""Scenes of records, and scenes of benchmarks that are left out."""
 
 import json
 import os
@@ -82,22 +82,25 @@ def test_scenes_of_several_files_are_put_together(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "named"),
     [
-        (None, "no file"),
-        (b"\n", "names no scene"),
-        (b"\xff\xd8\xff", "no text in UTF-8"),
-        (b"PAR1 and nothing else", "no Parquet file with the column scene_name"),
-        (b'{"scene": "scene0011_00"}', "Line 1 .* no JSON object with scene_name"),
-        (b"scene0011_00.mp4\n", "'scene0011_00.mp4', which is no id of a scene"),
-        (b"scene0011_00, scene0012_00\n", "which is no id of a scene"),
+        (None, ""),
+        (b"\n", ""),
+        (b"\xff\xd8\xff", "UTF-8"),
+        (b"PAR1 and nothing else", "`scene_name`"),
+        (b'{"scene": "scene0011_00"}', "`scene_name`"),
+        (b'{"scene_name": "scene0011_00"}\n{', "Line 2"),
+        (b"scene0011_00.mp4\n", "'scene0011_00.mp4'"),
+        (b"scene0011_00, scene0012_00\n", "'scene0011_00, scene0012_00'"),
     ],
 )
-def test_a_file_that_names_no_scenes_is_refused(tmp_path, content, message):
+def test_a_file_that_names_no_scenes_is_refused(tmp_path, content, named):
     if content is not None:
         (tmp_path / "scenes").write_bytes(content)
-    with pytest.raises((ValueError, OSError), match=rf"(?s){message}.*name the scenes to leave out with `--exclude"):
+    with pytest.raises(FileNotFoundError if content is None else ValueError) as caught:
         read_excluded([tmp_path / "scenes"])
+    for part in (named, f"`{tmp_path / 'scenes'}`", "`--exclude"):
+        assert part in str(caught.value)
 
 
 def fetch(hub, tmp_path):
@@ -121,10 +124,10 @@ def test_scenes_of_the_benchmarks_are_fetched_from_the_hub_once(tmp_path):
 
 
 @pytest.mark.parametrize("missing", BENCHMARKS)
-def test_a_hub_without_a_benchmark_is_told_with_what_to_do(tmp_path, missing):
+def test_a_benchmark_that_cannot_be_fetched_is_named_with_the_option_to_use(tmp_path, missing):
     with Hub() as hub:
         for name, file in BENCHMARKS.items():
             if name != missing:
                 hub.commits["datasets", name] = [("All", {file: json.dumps(ROWS).encode()})]
         errors = fetch(hub, tmp_path).stderr
-    assert f"ValueError: the scenes of {missing}" in errors and "--exclude FILE" in errors
+    assert "ValueError" in errors and f"`{missing}`" in errors and "--exclude" in errors

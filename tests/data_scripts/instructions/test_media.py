@@ -4,14 +4,14 @@ import os
 
 import numpy as np
 import pytest
-from instruction_records import fingerprint, write_frames, write_image, write_tiny_video
+from instruction_records import fingerprint, recorded, write_frames, write_image, write_tiny_video
 from PIL import Image
-from recordings import CASES, needs_cases, training_cases
 from tiny_videos import numbers_of
 
 from spa3r.data_scripts.common.records import BadRecord
-from spa3r.data_scripts.instructions.media import MediaFolders, find_image, find_video, mark_images, video_indices
+from spa3r.data_scripts.instructions.media import MediaFolders, mark_images, require_image, video_frames, video_indices
 
+OUTSIDE = "outside the media root"
 POINT = {"type": "depth_prediction_oc", "red_point": [[500, 500]]}
 
 
@@ -33,8 +33,7 @@ def reason_of(function, *arguments):
     return caught.value.reason
 
 
-@needs_cases
-@pytest.mark.parametrize("case", training_cases("sft_video_indices") if CASES.is_file() else [])
+@pytest.mark.parametrize("case", recorded("sft_video_indices"))
 def test_indices_of_frames_are_the_official_ones(case):
     limits = (case["min_frames"], case["max_frames"], case["base_interval"])
     assert video_indices(case["total_frames"], case["fps"], *limits) == case["indices"]
@@ -42,7 +41,7 @@ def test_indices_of_frames_are_the_official_ones(case):
 
 def test_frames_of_a_video_are_named_by_their_index_and_show_it(folders, media):
     write_tiny_video(media / "scannet/scene0000_00.mp4")
-    frames = find_video(folders, "scannet/scene0000_00.mp4")
+    frames = video_frames(folders, "scannet/scene0000_00.mp4")
     # 20 frames at 10 a second are 2 seconds, for which the least number of frames is taken.
     assert [os.path.relpath(frame, folders.output) for frame in frames] == [
         f"frames/scannet/scene0000_00.mp4/{index}.jpg" for index in (0, 6, 12, 19)
@@ -53,29 +52,29 @@ def test_frames_of_a_video_are_named_by_their_index_and_show_it(folders, media):
 def test_videos_that_differ_in_their_suffix_alone_keep_frames_of_their_own(folders, media):
     write_tiny_video(media / "room.mp4", 20)
     write_tiny_video(media / "room.mkv", 10)
-    assert len(find_video(folders, "room.mp4") + find_video(folders, "room.mkv")) == 8
-    assert find_video(folders, "room.mp4") != find_video(folders, "room.mkv")
+    assert len(video_frames(folders, "room.mp4") + video_frames(folders, "room.mkv")) == 8
+    assert video_frames(folders, "room.mp4") != video_frames(folders, "room.mkv")
 
 
 def test_frames_that_are_there_are_not_made_again(folders, media):
     write_tiny_video(media / "room.mp4")
-    first = find_video(folders, "room.mp4")
+    first = video_frames(folders, "room.mp4")
     before = {frame: os.stat(frame).st_mtime_ns for frame in first}
-    again = find_video(MediaFolders(folders.root, folders.output, folders.scratch + "/missing"), "room.mp4")
+    again = video_frames(MediaFolders(folders.root, folders.output, folders.scratch + "/missing"), "room.mp4")
     assert again == first and {frame: os.stat(frame).st_mtime_ns for frame in again} == before
 
 
 def test_nothing_is_left_in_scratch(folders, media):
     write_tiny_video(media / "room.mp4")
     write_image(media / "a.jpg")
-    find_video(folders, "room.mp4")
+    video_frames(folders, "room.mp4")
     mark_images(folders, ["a.jpg"], POINT)
     assert os.listdir(folders.scratch) == []
 
 
 def test_a_folder_of_frames_counts_as_one_frame_a_second_in_natural_order(folders, media):
     write_frames(media / "clip", 12)
-    frames = find_video(folders, "clip")
+    frames = video_frames(folders, "clip")
     # 12 seconds give 6 frames; read as text, frame_10 would come before frame_2.
     assert [os.path.basename(frame) for frame in frames] == [f"frame_{index}.jpg" for index in (0, 2, 4, 6, 8, 11)]
 
@@ -84,95 +83,86 @@ def test_what_is_no_image_in_a_folder_of_frames_does_not_count(folders, media):
     write_frames(media / "clip", 4)
     for name in ("notes.txt", ".hidden.jpg"):
         (media / "clip" / name).write_text("x")
-    assert len(find_video(folders, "clip")) == 4
+    assert len(video_frames(folders, "clip")) == 4
 
 
-def test_a_folder_without_images_is_no_video(folders, media):
-    (media / "clip").mkdir()
-    assert reason_of(find_video, folders, "clip") == "unreadable video"
-
-
-@pytest.mark.parametrize("find", [find_image, find_video])
-def test_what_is_missing_is_said_to_be_missing(folders, find):
-    assert reason_of(find, folders, "a/b.jpg") == "missing media"
-
-
-@pytest.mark.parametrize("find", [find_image, find_video])
-def test_an_unknown_extension_is_refused(folders, media, find):
-    (media / "a.pkl").write_text("x")
-    assert reason_of(find, folders, "a.pkl") == "unknown extension"
-
-
-def test_an_image_that_is_cut_off_is_unreadable(folders, media):
-    path = write_image(media / "a.jpg")
+def cut_off(path):
     path.write_bytes(path.read_bytes()[:-40])
-    assert reason_of(find_image, folders, "a.jpg") == "unreadable image"
 
 
-@pytest.mark.parametrize(("mode", "size"), [("I;16", (64, 48)), ("RGB", (2000, 90)), ("L", (9, 200))])
-def test_an_image_that_would_end_a_training_run_is_unusable(folders, media, mode, size):
-    Image.new(mode, size).save(media / "a.png")
-    assert reason_of(find_image, folders, "a.png") == "unusable image"
+def write_empty(path, mode="RGB", size=(64, 48)):
+    Image.new(mode, size).save(path)
 
 
-def test_a_pipe_is_no_image_to_wait_for(folders, media):
-    os.mkfifo(media / "a.jpg")
-    assert reason_of(find_image, folders, "a.jpg") == "missing media"
-
-
-@pytest.mark.parametrize("path", ["", ".", "clip/.."])
-def test_the_media_folder_itself_is_no_video(folders, media, path):
-    write_frames(media, 4)
-    (media / "clip").mkdir()
-    assert reason_of(find_video, folders, path) == "malformed record"
-
-
-def test_a_broken_frame_of_a_folder_is_an_unreadable_image(folders, media):
+def write_broken_clip(media):
     write_frames(media / "clip", 4)
     (media / "clip/frame_1.jpg").write_bytes(b"x")
-    assert reason_of(find_video, folders, "clip") == "unreadable image"
 
 
-def test_a_video_that_cannot_be_decoded_is_unreadable(folders, media):
-    (media / "a.mp4").write_bytes(b"x" * 1000)
-    assert reason_of(find_video, folders, "a.mp4") == "unreadable video"
+def write_clip_with_link(media):
+    write_frames(media / "clip", 3)
+    (media / "clip/frame_3.jpg").symlink_to(write_image(media.parent / "secret.jpg"))
 
 
-@pytest.mark.parametrize("path", ["../secret.jpg", "a/../../secret.jpg", "link.jpg", "folder/secret.jpg"])
-def test_a_path_that_leaves_the_media_root_is_refused(folders, media, tmp_path, path):
-    write_image(tmp_path / "secret.jpg")
+def write_secrets(media):
+    """An image outside of the media folder, and links to it and to its folder."""
+    secret = write_image(media.parent / "secret.jpg")
     (media / "a").mkdir()
-    (media / "link.jpg").symlink_to(tmp_path / "secret.jpg")
-    (media / "folder").symlink_to(tmp_path)
-    assert reason_of(find_image, folders, path) == "outside the media root"
+    (media / "link.jpg").symlink_to(secret)
+    (media / "folder").symlink_to(media.parent)
 
 
-def test_a_folder_beside_the_media_root_with_a_longer_name_is_outside(folders, tmp_path):
-    write_image(tmp_path / "media2/a.jpg")
-    assert reason_of(find_image, folders, "../media2/a.jpg") == "outside the media root"
+# Function, what is in the media folder, path, and reason.
+REFUSED = [
+    (video_frames, lambda media: (media / "clip").mkdir(), "clip", "unreadable video"),
+    (video_frames, lambda media: (media / "a.mp4").write_bytes(b"x" * 1000), "a.mp4", "unreadable video"),
+    (video_frames, write_broken_clip, "clip", "unreadable image"),
+    (video_frames, write_clip_with_link, "clip", OUTSIDE),
+    (video_frames, lambda media: (media / "a.pkl").write_text("x"), "a.pkl", "unknown extension"),
+    (video_frames, lambda media: None, "a/b.mp4", "missing media"),
+    (video_frames, lambda media: write_frames(media, 4), "", "malformed record"),
+    (video_frames, lambda media: write_frames(media, 4), ".", "malformed record"),
+    (video_frames, lambda media: write_frames(media / "clip", 4), "clip/..", "malformed record"),
+    (require_image, lambda media: cut_off(write_image(media / "a.jpg")), "a.jpg", "unreadable image"),
+    (require_image, lambda media: write_empty(media / "a.png", "I;16"), "a.png", "unusable image"),
+    (require_image, lambda media: write_empty(media / "a.png", size=(2000, 90)), "a.png", "unusable image"),
+    (require_image, lambda media: write_empty(media / "a.png", "L", (9, 200)), "a.png", "unusable image"),
+    (require_image, lambda media: (media / "a.pkl").write_text("x"), "a.pkl", "unknown extension"),
+    (require_image, lambda media: None, "a/b.jpg", "missing media"),
+    (require_image, lambda media: os.mkfifo(media / "a.jpg"), "a.jpg", "missing media"),
+    (require_image, lambda media: None, "a\0.jpg", "malformed record"),
+    (require_image, write_secrets, "../secret.jpg", OUTSIDE),
+    (require_image, write_secrets, "a/../../secret.jpg", OUTSIDE),
+    (require_image, write_secrets, "link.jpg", OUTSIDE),
+    (require_image, write_secrets, "folder/secret.jpg", OUTSIDE),
+    (
+        require_image,
+        lambda media: write_image(media.parent / "media2/a.jpg"),
+        "../media2/a.jpg",
+        OUTSIDE,
+    ),
+]
+
+
+@pytest.mark.parametrize(("find", "write", "path", "reason"), REFUSED)
+def test_media_that_cannot_be_used_are_refused_with_a_reason(folders, media, find, write, path, reason):
+    write(media)
+    assert reason_of(find, folders, path) == reason
 
 
 def test_an_absolute_path_is_refused_even_into_the_media_root(folders, media):
-    write_image(media / "a.jpg")
-    assert reason_of(find_image, folders, str(media / "a.jpg")) == "outside the media root"
-
-
-def test_a_frame_that_links_out_of_the_media_root_is_refused(folders, media, tmp_path):
-    write_frames(media / "clip", 3)
-    write_image(tmp_path / "secret.jpg")
-    (media / "clip/frame_3.jpg").symlink_to(tmp_path / "secret.jpg")
-    assert reason_of(find_video, folders, "clip") == "outside the media root"
+    assert reason_of(require_image, folders, str(write_image(media / "a.jpg"))) == OUTSIDE
 
 
 def test_the_media_root_itself_may_be_a_link(folders, media, tmp_path):
     write_image(media / "a.jpg")
     (tmp_path / "link").symlink_to(media)
     linked = MediaFolders(str(tmp_path / "link"), folders.output, folders.scratch)
-    assert find_image(linked, "a.jpg") == str(tmp_path / "link/a.jpg")
+    assert require_image(linked, "a.jpg") == str(tmp_path / "link/a.jpg")
 
 
 def test_a_null_character_in_a_path_is_refused(folders):
-    assert reason_of(find_image, folders, "a\0.jpg") == "malformed record"
+    assert reason_of(require_image, folders, "a\0.jpg") == "malformed record"
 
 
 def test_markers_are_drawn_on_a_copy_and_the_original_keeps_its_bytes(folders, media):

@@ -1,32 +1,26 @@
-"""Markers of SPAR are compared with recorded draw calls, and drawn ones by the pixels that they color."""
+"""Markers of SPAR agree with recorded draw calls, and color the right pixels."""
 
 import numpy as np
 import pytest
+from instruction_records import recorded
 from PIL import Image
-from recordings import CASES, needs_cases, training_cases
 
 from spa3r.data_scripts.common.records import BadRecord
-from spa3r.data_scripts.instructions.spar_markers import Marker, draw_markers, place_markers
+from spa3r.data_scripts.instructions.spar_markers import BOX_WIDTH, Marker, draw_markers, place_markers
 
 SIZES = [(1000, 1000)] * 4
 BOXES = {f"{color}_bbox": [[100, 100, 200, 200]] for color in ("red", "blue", "green", "yellow")}
 
 
-def load(key):
-    return training_cases(key) if CASES.is_file() else []
-
-
-@needs_cases
-@pytest.mark.parametrize("case", load("spar_markers"), ids=lambda case: f"{case['type']}-{case['image_wh'][0]}")
+@pytest.mark.parametrize("case", recorded("spar_markers"), ids=lambda case: f"{case['type']}-{case['image_wh'][0]}")
 def test_markers_are_those_of_the_recorded_draw_calls(case):
     markers = place_markers(case["spar_info"], [tuple(case["image_wh"])] * case["num_images"])
-    calls = [[m.shape, m.image, list(m.box), m.color] + [20] * (m.shape == "rectangle") for m in markers]
+    calls = [[m.shape, m.image, list(m.box), m.color] + [BOX_WIDTH] * (m.shape == "rectangle") for m in markers]
     assert calls == case["draw_calls"]
 
 
-@needs_cases
-@pytest.mark.parametrize("kind", load("spar_draw_types"))
-def test_no_type_without_markers_in_its_record_is_refused(kind):
+@pytest.mark.parametrize("kind", recorded("spar_draw_types"))
+def test_a_known_type_without_markers_draws_nothing(kind):
     assert place_markers({"type": kind}, SIZES) == []
 
 
@@ -54,7 +48,7 @@ def test_each_image_is_measured_in_its_own_size():
 
 @pytest.mark.parametrize("kind", ["spatial_imagination_map_mv", "spatial_volume_infer", "of_tomorrow"])
 def test_markers_of_a_type_that_is_not_known_are_refused(kind):
-    with pytest.raises(BadRecord, match="not known") as caught:
+    with pytest.raises(BadRecord, match=kind) as caught:
         place_markers({"type": kind, "red_point": [[1, 2]]}, SIZES)
     assert caught.value.reason == "unknown markers"
 
