@@ -1,18 +1,14 @@
-"""How answers are scored: one module for each benchmark, with its named protocols."""
+"""Benchmarks: one file for each, which holds all that is known about it."""
 
-from .cv_bench import PROTOCOLS as CV_BENCH
-from .protocol import Protocol
-from .spar_bench import PROTOCOLS as SPAR_BENCH
-from .viewspatial_bench import PROTOCOLS as VIEWSPATIAL_BENCH
-from .vsi_bench import PROTOCOLS as VSI_BENCH
+from .cv_bench import CV_BENCH
+from .protocol import Benchmark, Protocol
+from .rooms import ROOMS
+from .spar_bench import SPAR_BENCH
+from .viewspatial_bench import VIEWSPATIAL_BENCH
+from .vsi_bench import VSI_BENCH
 
-__all__ = ["BENCHMARKS", "Protocol"]
+__all__ = ["BENCHMARKS", "Benchmark", "Protocol"]
 
-# The first protocol of a benchmark is its default.
-BENCHMARKS: dict[str, dict[str, Protocol]] = {
-    "vsi-bench": VSI_BENCH,
-    "cv-bench": CV_BENCH,
-    "spar-bench": SPAR_BENCH,
-    "viewspatial-bench": VIEWSPATIAL_BENCH,
-    "rooms": VSI_BENCH,
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark for benchmark in (VSI_BENCH, CV_BENCH, SPAR_BENCH, VIEWSPATIAL_BENCH, ROOMS)
 }

@@ -1,31 +1,24 @@
-"""CV-Bench: prompts, scores and aggregates of VG-LLM, whose numbers papers compare, and of lmms-eval."""
+"""CV-Bench: its files, prompts and scores of VG-LLM, whose figures papers compare, and of lmms-eval, and figures."""
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any
 
-from .protocol import Protocol, average_groups, check_groups, check_known, mean, mean_of_all
+from .protocol import Benchmark, Protocol, ReferenceRow, mean, mean_of_all
 from .vsi_bench import CHOICE_SUFFIX, LEAD
 
-__all__ = ["PROTOCOLS", "aggregate"]
+__all__ = ["CV_BENCH"]
 
-SOURCES_2D = ("ADE20K", "COCO")
-SOURCES_3D = ("Omni3D",)
-SOURCES = (*SOURCES_2D, *SOURCES_3D)
-COLUMNS = {"overall": "Avg.", "2D": "2D", "3D": "3D"}
+# Data sets that the images are from.
+HALVES = {"2D": ("ADE20K", "COCO"), "3D": ("Omni3D",)}
 _OPENING_LETTER = re.compile(r"[(\s]*([A-Z])", re.IGNORECASE)
 _CAPITAL = re.compile("[A-F]")
 
 
-def source(record: Mapping[str, Any]) -> str:
-    """The data set that an image is from; `ValueError` if CV-Bench has none such."""
-    return check_known("The source", record["source"], SOURCES)
-
-
 def write_prompt_paper(record: Mapping[str, Any]) -> str:
-    """VG-LLM's text, which calls the image frames of a video, as for VSI-Bench, and letters the choices itself."""
+    """Write VG-LLM's prompt, which letters the choices itself and, as for VSI-Bench, calls the image a video."""
     choices = "".join(
         f"{letter}. {choice}\n" for letter, choice in zip(ascii_uppercase, record["choices"], strict=False)
     )
@@ -33,120 +26,101 @@ def write_prompt_paper(record: Mapping[str, Any]) -> str:
 
 
 def write_prompt_lmms_eval(record: Mapping[str, Any]) -> str:
-    """lmms-eval's text: letters that may be answered, then the published `prompt`, which lists the choices."""
+    """Write lmms-eval's prompt: the letters to choose from, then the published `prompt`, which lists the choices."""
     letters = ", ".join(ascii_uppercase[: len(record["choices"])])
     note = f"Note: You only need to respond with {letters} without providing any additional information."
     return f"{note}\n\n{record['prompt']}"
 
 
 def find_capital(prediction: str) -> str:
-    """The letter that VG-LLM takes: the first of the capitals A to F, wherever it stands, or none.
+    """Return the letter that VG-LLM scores: the first capital from A to F anywhere in an answer, or "".
 
-    - Small letters never count: "a", "(b)" and "the answer is b" are no letter.
-    - Capitals count inside of words: "Based on the image, A" is B, "Depth" is D, "Cabinet" is C.
-    - Phrases such as "The answer is" are removed before, which changes nothing, as none has such a capital. One would,
-      but two entries of the list have grown together, "Best answer:" and "Best option:": so "Best answer: A" is B.
+    - Small letters never count: "a", "(b)" and "the answer is b" have no letter.
+    - Capitals inside words count: "Based on the image, A" is B, "Depth" is D, "Cabinet" is C.
+    - VG-LLM first removes phrases such as "The answer is". None has such a capital except "Best answer:" and "Best
+      option:", which a missing comma joins in its list. So "Best answer: A" is B.
     """
     found = _CAPITAL.search(prediction.replace("Best answer:Best option:", ""))
     return found.group() if found else ""
 
 
 def find_opening_letter(prediction: str) -> str:
-    """The letter that lmms-eval takes: the first of an answer, in capitals, after brackets and space at most, or none.
+    """Return the letter that lmms-eval scores: the first of an answer, as a capital, or "".
 
-    - Whole words count as their first letter: "apple" is A, "bed" is B, and "The answer is A" is T.
-    - Any other sign before the letter is fatal: "[B]", "**B**" and "'B'" are no letter.
+    - Only brackets and whitespace may stand before it: "[B]", "**B**" and "'B'" have no letter.
+    - A whole word counts as its first letter: "apple" is A, "bed" is B, and "The answer is A" is T.
     """
     found = _OPENING_LETTER.match(prediction.strip())
     return found.group(1).upper() if found else ""
 
 
 def score_paper(record: Mapping[str, Any], prediction: str) -> float:
-    """1 if the letter of `find_capital` is the one in the brackets of `answer`, "(B)"."""
+    """Return 1 if the letter of `find_capital` is the one in the brackets of `answer`, as in "(B)"."""
     return float(find_capital(prediction) == record["answer"][1])
 
 
 def score_lmms_eval(record: Mapping[str, Any], prediction: str) -> float:
-    """1 if the letter of `find_opening_letter` is `answer` without its brackets."""
+    """Return 1 if the letter of `find_opening_letter` is `answer` without its brackets."""
     return float(find_opening_letter(prediction) == record["answer"].strip("()"))
 
 
-def _combine(means: Mapping[str, float]) -> dict[str, float]:
-    """Overall, 2D and 3D by means of sources: 2D is the mean of two sources, and overall that of 2D and 3D.
+def _average_halves(means: Mapping[str, float], average: Callable[[dict[str, float]], float]) -> dict[str, float]:
+    present = {half: {each: means[each] for each in sources if each in means} for half, sources in HALVES.items()}
+    return {half: average(each) for half, each in present.items() if each}
 
-    So each of Omni3D's questions counts more than one of ADE20K or COCO. What there is no mean of is left out.
+
+def average_paper(means: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
+    """Average as CV-Bench's paper: ((ADE20K + COCO) / 2 + Omni3D) / 2, and its halves; see `Protocol`.
+
+    So a question of Omni3D weighs more than one of ADE20K or COCO. VG-LLM gives NaN if a source is missing.
     """
-    halves = {}
-    for name, sources in (("2D", SOURCES_2D), ("3D", SOURCES_3D)):
-        present = [means[each] for each in sources if each in means]
-        halves |= {name: mean(present)} if present else {}
+    halves = _average_halves(means, lambda each: mean(each.values()))
     return {"overall": mean(halves.values())} | halves
 
 
-def summarize_paper(means: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
-    """The combined score of CV-Bench's paper, ((ADE20K + COCO) / 2 + Omni3D) / 2, and its halves; see `Protocol`."""
-    check_groups("CV-Bench", "The source", means, SOURCES)
-    return _combine(means)
+def average_lmms_eval(means: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
+    """Average over all questions, and over those of 2D and of 3D; see `Protocol`."""
+    return {"overall": mean_of_all(means, counts)} | _average_halves(means, lambda each: mean_of_all(each, counts))
 
 
-def summarize_lmms_eval(means: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
-    """The share of right answers over all questions, and over those of 2D and 3D; see `Protocol`."""
-    check_groups("CV-Bench", "The source", means, SOURCES)
-    columns = {"overall": mean_of_all(means, counts)}
-    for column, sources in (("2D", SOURCES_2D), ("3D", SOURCES_3D)):
-        present = {each: means[each] for each in sources if each in means}
-        columns |= {column: mean_of_all(present, counts)} if present else {}
-    return columns
+PAPER = Protocol(
+    name="paper",
+    source="VG-LLM's CV-Bench: the first capital A to F; 2D and 3D count alike",
+    prompt=write_prompt_paper,
+    score=score_paper,
+    group_by="source",
+    groups=(*HALVES["2D"], *HALVES["3D"]),
+    truth="answer",
+    average=average_paper,
+    columns={"overall": "Avg.", "2D": "2D", "3D": "3D"},
+    max_new_tokens=16,
+)
+LMMS_EVAL = replace(
+    PAPER,
+    name="lmms-eval",
+    source="lmms-eval@75571cf: the opening letter; all questions count alike",
+    prompt=write_prompt_lmms_eval,
+    score=score_lmms_eval,
+    average=average_lmms_eval,
+    max_new_tokens=1024,
+)
 
-
-def aggregate(sources: Sequence[str], scores: Sequence[float], code: str = "vg-llm") -> dict[str, float]:
-    """What some official code prints, under its keys and in its scale.
-
-    - `vg-llm`: `combined_times100`, in percent; not a number if a source is missing.
-    - `lmms-eval`: `accuracy`, the share of right answers; 0 if there are none.
-    - `lmms-eval-original-formula`: `original_formula`, VG-LLM's as a fraction, which is in lmms-eval's code but not
-      called. A `KeyError` if a source is missing.
-
-    Args:
-        sources (`Sequence[str]`): Of each answer.
-        scores (`Sequence[float]`): Of each answer, under the protocol of that code.
-        code (`str`, *optional*, defaults to `"vg-llm"`): Whose.
-    """
-    check_known("The code", code, ("vg-llm", "lmms-eval", "lmms-eval-original-formula"))
-    if code == "lmms-eval":
-        return {"accuracy": mean(scores) if scores else 0.0}
-    means, _ = average_groups(sources, scores)
-    means = {check_known("The source", each, SOURCES): value for each, value in means.items()}
-    missing = [each for each in SOURCES if each not in means]
-    if code == "vg-llm":
-        return {"combined_times100": math.nan if missing else 100 * _combine(means)["overall"]}
-    if missing:
-        raise KeyError(missing[0])
-    return {"original_formula": _combine(means)["overall"]}
-
-
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            name="paper",
-            source="VG-LLM's CV-Bench: the first capital A to F; 2D and 3D count alike",
-            prompt=write_prompt_paper,
-            score=score_paper,
-            group=source,
-            summarize=summarize_paper,
-            columns=COLUMNS,
-            max_new_tokens=16,
-        ),
-        Protocol(
-            name="lmms-eval",
-            source="lmms-eval@75571cf: the opening letter; all questions count alike",
-            prompt=write_prompt_lmms_eval,
-            score=score_lmms_eval,
-            group=source,
-            summarize=summarize_lmms_eval,
-            columns=COLUMNS,
-            max_new_tokens=1024,
-        ),
-    )
-}
+TABLE_2 = "arXiv:2602.21186, Tab. 2"
+CV_BENCH = Benchmark(
+    name="cv-bench",
+    title="CV-Bench",
+    protocols=(PAPER, LMMS_EVAL),
+    question_files=("test_[23]d.parquet", "test.parquet"),
+    columns=("idx", "type", "task", "question", "choices", "answer", "prompt", "source"),
+    id_column="idx",
+    image_column="image",
+    sizes=(2638,),
+    how_to_get="hf download nyu-visionx/CV-Bench --repo-type dataset --local-dir ...",
+    published=(
+        ReferenceRow("Qwen2.5-VL-3B", {"overall": 70.6, "2D": 69.1, "3D": 72.2}, TABLE_2),
+        ReferenceRow("SpatialLadder-3B", {"overall": 73.7, "2D": 72.4, "3D": 74.9}, TABLE_2),
+        ReferenceRow("Spatial-MLLM-4B", {"overall": 73.8}, TABLE_2),
+        ReferenceRow("SpatialThinker-3B", {"overall": 73.6, "2D": 71.0, "3D": 76.3}, TABLE_2),
+        ReferenceRow("Spa3-VLM", {"overall": 75.6, "2D": 72.9, "3D": 78.3}, TABLE_2),
+    ),
+)

@@ -1,7 +1,7 @@
-"""Where the images of a benchmark's questions are: videos, folders of frames, image files, or rows of Parquet files.
+"""The images of a benchmark's questions: files under a folder, or rows of Parquet files.
 
-Each kind is asked by the key of the media: `is_missing(media)` looks without decoding, `load(media, num_frames,
-read_video)` decodes. Nothing is kept of what was decoded.
+Both kinds are read by a key: `is_missing(media)` does not decode, `load(media, num_frames)` does. Decoded images are
+not kept.
 """
 
 import bisect
@@ -9,7 +9,7 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,91 +20,69 @@ from tqdm import tqdm
 
 from ..common.files import natural_key
 from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image, turn_upright
-from ..common.videos import spread_evenly
+from ..common.videos import VIDEO_SUFFIXES, read_frames, spread_evenly
 
-ReadVideo = Callable[[Path, int], list[Image.Image]]
-
-# Rows that are in memory at once; SPAR-Bench has some 200 KB a row, ViewSpatial-Bench up to some MB.
+# Rows in memory at once. A row of SPAR-Bench has about 200 KB, one of ViewSpatial-Bench up to a few MB.
 BATCH_ROWS = 16
 BUFFER_BYTES = 1 << 20
-# Published paths begin with the name of the folder that holds the images, or do not.
-LEADING_FOLDER = "ViewSpatial-Bench/"
 
 
-class Videos:
-    """Videos under a folder; a key is the path of one."""
-
-    def __init__(self, root: Path):
-        self.root = root
-
-    def is_missing(self, media: str) -> bool:
-        return not (self.root / media).is_file()
-
-    def load(self, media: str, num_frames: int, read_video: ReadVideo) -> list[Image.Image]:
-        return read_video(self.root / media, num_frames)
-
-
-class FrameFolders:
-    """Rooms under a folder, `<key>/color/*.jpg` each."""
-
-    def __init__(self, root: Path):
-        self.root = root
-
-    def is_missing(self, media: str) -> bool:
-        return not self._frames(media)
-
-    def load(self, media: str, num_frames: int, read_video: ReadVideo) -> list[Image.Image]:
-        frames = self._frames(media)
-        if not frames:
-            raise UnreadableFrame(f"{media}/color: no frames there")
-        chosen = (frames[index] for index in spread_evenly(len(frames), num_frames))
-        return [_decode(self.root / media / "color" / name, f"{media}/color/{name}") for name in chosen]
-
-    def _frames(self, media: str) -> list[str]:
-        folder = self.root / media / "color"
-        names = os.listdir(folder) if folder.is_dir() else []
-        images = [name for name in names if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
-        return sorted(images, key=natural_key)
-
-
-class ImageFiles:
-    """Image files under a folder.
+class MediaFiles:
+    """Videos, folders of frames and images under a folder.
 
     Args:
         root (`Path`): The folder.
-        paths (`Mapping[str, Sequence[str]]`):
-            By key the paths of the images in order, with or without `ViewSpatial-Bench/` in front.
+        paths (`Mapping[str, Sequence[str]]`): Paths under it, in order, by key.
+        leading_folder (`str`): First folder of a path that may be missing on disk, with its slash.
     """
 
-    def __init__(self, root: Path, paths: Mapping[str, Sequence[str]]):
-        self.root, self.paths = root, paths
+    def __init__(self, root: Path, paths: Mapping[str, Sequence[str]], leading_folder: str = ""):
+        self.root, self.paths, self.leading_folder = root, paths, leading_folder
         # Questions about one scene share most of their images.
-        self._find = functools.lru_cache(1 << 16)(self._look)
+        self._find = functools.lru_cache(1 << 16)(self._look_up)
 
     def is_missing(self, media: str) -> bool:
         return any(self._find(path) is None for path in self.paths[media])
 
-    def load(self, media: str, num_frames: int, read_video: ReadVideo) -> list[Image.Image]:
-        return [_decode(self._look(path) or self.root / path, path) for path in self.paths[media]]
+    def load(self, media: str, num_frames: int) -> list[Image.Image]:
+        images = []
+        for path in self.paths[media]:
+            place = self._look_up(path) or self.root / path
+            if place.suffix.lower() in VIDEO_SUFFIXES:
+                images += read_frames(place, num_frames)
+            elif place.is_dir():
+                names = _list_frames(place)
+                chosen = [names[index] for index in spread_evenly(len(names), num_frames)]
+                images += [_decode(place / name, f"{path}/{name}") for name in chosen]
+            else:
+                images.append(_decode(place, path))
+        return images
 
-    def _look(self, path: str) -> Path | None:
-        places = (self.root / path, self.root / path.removeprefix(LEADING_FOLDER))
-        return next((place for place in places if place.is_file()), None)
+    def _look_up(self, path: str) -> Path | None:
+        places = (self.root / path, self.root / path.removeprefix(self.leading_folder))
+        return next((place for place in places if place.is_file() or _list_frames(place)), None)
+
+
+def _list_frames(folder: Path) -> list[str]:
+    names = os.listdir(folder) if folder.is_dir() else []
+    images = [name for name in names if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+    return sorted(images, key=natural_key)
 
 
 class EmbeddedImages:
-    """Images in one column of Parquet files, a row's by a key that equal images share.
+    """Images in a column of Parquet files. Rows with equal images share a key.
 
-    Rows are streamed, a few in memory at once. Reading rows in ascending order goes through the files once; a step
+    Rows are streamed, a few in memory at once. Reading them in ascending order passes through the files once; a step
     back restarts at the beginning of the row group. `datasets` does not replace this: `Dataset.from_parquet` copies
-    every image to its cache first, and took 895 MB of memory and 13 s for 573 MB, where this takes 114 MB and 8 s.
+    every image to its cache first, and took 895 MB of memory and 13 s for a file of 573 MB, where this takes 114 MB
+    and 8 s.
 
     Args:
-        files (`Sequence[Path]`): Parquet files, whose rows are counted through.
-        column (`str`): Of structs with `bytes` and `path`, or lists of these, as `datasets` writes images.
+        files (`Sequence[Path]`): Parquet files.
+        column (`str`): Column of structs with `bytes` and `path`, or of lists of them, as `datasets` writes images.
 
     Raises:
-        ValueError: If a file is not Parquet, or the column is no column of images.
+        ValueError: If a file is not Parquet, or its column does not hold images.
     """
 
     def __init__(self, files: Sequence[Path], column: str):
@@ -122,19 +100,19 @@ class EmbeddedImages:
                 self._groups.append((opened, group))
                 self._starts.append(self.num_rows)
                 self.num_rows += opened.metadata.row_group(group).num_rows
-        self._current = None  # the row group that is open
+        self._current = None  # open row group
         self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._batch, self._first = None, 0  # rows in memory, and the number of the first
+        self._batch, self._first = None, 0  # rows in memory, number of the first one
 
     def scan(self, title: str) -> Iterator[tuple[dict[str, Any], str, list[str]]]:
-        """Read all rows once, hashing the images.
+        """Read all rows once and hash the images.
 
         Args:
-            title (`str`): What is read, for the progress bar.
+            title (`str`): Title of the progress bar.
 
         Yields:
-            `tuple[dict, str, list[str]]`: The other columns of a row, the key of its images, and what their `path`s
-            say, where they say anything.
+            `tuple[dict, str, list[str]]`: The other columns of a row, the key of its images, and the images' paths, if
+            they have some.
         """
         with tqdm(total=self.num_rows, desc=f"Reading {title}", unit="question") as progress:
             for (file, group), start in zip(self._groups, self._starts, strict=True):
@@ -149,7 +127,7 @@ class EmbeddedImages:
     def is_missing(self, media: str) -> bool:
         return media in self._missing
 
-    def load(self, media: str, num_frames: int, read_video: ReadVideo) -> list[Image.Image]:
+    def load(self, media: str, num_frames: int) -> list[Image.Image]:
         if media in self._missing:
             raise UnreadableFrame(f"there is {media}")
         images = self._read(self._rows[media])
@@ -181,28 +159,32 @@ class EmbeddedImages:
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
-    """Open a Parquet file for streaming; raises `ValueError` where it is none."""
+    """Open a Parquet file for streaming; raises `ValueError` if it is damaged or not Parquet."""
     try:
         return pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"`{file}` is no whole Parquet file ({error}); download it again.") from error
+        raise ValueError(f"`{file}` is not a complete Parquet file ({error}); download it again.") from error
 
 
 def check_columns(file: Path, opened: pq.ParquetFile, columns: Sequence[str]):
-    """Raise `ValueError` where a file lacks columns."""
+    """Raise `ValueError` if a file lacks columns."""
     names = opened.schema_arrow.names
     if missing := [name for name in columns if name not in names]:
-        raise ValueError(f"`{file}` lacks the column{'s'[: len(missing) > 1]} {', '.join(missing)}; it has {names}.")
+        raise ValueError(
+            f"`{file}` has the columns {', '.join(names)}, but lacks {', '.join(missing)}; give another file."
+        )
 
 
 def _check_images(file: Path, kind: pa.DataType, column: str):
     element = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
     if not pa.types.is_struct(element) or element.get_field_index("bytes") < 0:
-        raise ValueError(f"The column {column} of `{file}` holds {kind}, where images with their bytes are expected.")
+        raise ValueError(
+            f"The column `{column}` of `{file}` holds {kind} instead of images with their bytes; download it again."
+        )
 
 
 def _images_of(value: pa.Scalar) -> list[tuple[pa.Buffer | None, str | None]]:
-    """Bytes and path of each image of a row; bytes are not copied."""
+    """Return bytes and path of each image of a row, without copying the bytes."""
     if not value.is_valid:
         return []
     structs = [value] if isinstance(value, pa.StructScalar) else value.values
@@ -215,5 +197,5 @@ def _images_of(value: pa.Scalar) -> list[tuple[pa.Buffer | None, str | None]]:
 
 
 def _decode(source: Path | io.BytesIO, name: str) -> Image.Image:
-    """An image in RGB, upright; raises `UnreadableFrame` with its name, and the same words in every process."""
+    """Decode an image, RGB and upright. The error names it, with the same text in every process."""
     return turn_upright(open_image(source, name)).convert("RGB")

@@ -29,14 +29,14 @@ from bench_spa3r import print_table, timed
 
 from spa3r import Spa3VLMForConditionalGeneration, Spa3VLMImageProcessor, Spa3VLMProcessor
 from spa3r.data_scripts.benchmarks import BENCHMARKS
-from spa3r.data_scripts.benchmarks.reader import Benchmark, read_benchmark
-from spa3r.data_scripts.common.files import write_json
-from spa3r.data_scripts.common.videos import read_frames
+from spa3r.data_scripts.benchmarks.reader import BenchmarkData, read_benchmark
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
+from spa3r.trainers.benchmark.answers import Answers
 from spa3r.trainers.benchmark.report import write_report
-from spa3r.trainers.benchmark.runner import Answers, ask_all
+from spa3r.trainers.benchmark.runner import ask_all
+from spa3r.trainers.runs.resume import write_json
 
-PROTOCOL = BENCHMARKS["vsi-bench"]["official"]
+PROTOCOL = BENCHMARKS["vsi-bench"].protocol("official")
 QUESTIONS_PER_SCENE = 18  # of VSI-Bench: 5130 questions of 288 videos
 TYPES = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")
 CHOICES = ("object_rel_distance", "route_planning", "obj_appearance_order", "object_rel_direction_easy")
@@ -89,7 +89,7 @@ def make_attentive(model: Spa3VLMForConditionalGeneration):
 def bench_grouping(
     model: Spa3VLMForConditionalGeneration,
     processor: Spa3VLMProcessor,
-    benchmark: Benchmark,
+    benchmark: BenchmarkData,
     options: argparse.Namespace,
     folder: Path,
 ) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def bench_grouping(
     def one_by_one() -> dict[str, str]:
         predictions = {}
         for question in benchmark.questions:
-            images = benchmark.load_images(question.media, options.frames, read_frames)
+            images = benchmark.load_images(question.media, options.frames)
             tokens = answer(model, prepare(processor, [images], [PROTOCOL.prompt(question.record)], options), options)
             predictions[question.id] = processor.decode(tokens[0], skip_special_tokens=True)
         return predictions
@@ -148,7 +148,7 @@ def bench_scoring(folder: Path) -> dict[str, Any]:
 
 def ask_and_measure(num_questions: int) -> dict[str, float]:
     """Ask a tiny model in this process, which must be a fresh one; its peak memory in MB."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
     from tiny_spa3_vlm import tiny_model, tiny_processor
 
     with tempfile.TemporaryDirectory() as folder:

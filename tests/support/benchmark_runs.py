@@ -5,11 +5,11 @@ import pytest
 
 from spa3r.data_scripts.benchmarks import BENCHMARKS
 from spa3r.data_scripts.benchmarks.reader import BenchmarkQuestion
-from spa3r.data_scripts.benchmarks.vsi_bench import QUESTION_TYPES
+from spa3r.data_scripts.benchmarks.vsi_bench import NUMBER_TYPES, QUESTION_TYPES
 from spa3r.trainers.benchmark import report as benchmark_report
 from spa3r.trainers.benchmark.report import write_report
 
-PROTOCOL = BENCHMARKS["vsi-bench"]["official"]
+PROTOCOL = BENCHMARKS["vsi-bench"].protocol("official")
 RUN = {
     "benchmark": "vsi-bench",
     "protocol": "official",
@@ -27,7 +27,7 @@ def make_questions(num_questions=300, num_scenes=30, types=QUESTION_TYPES):
     questions = []
     for number in range(num_questions):
         kind = types[number % len(types)]
-        truth = "4" if kind in QUESTION_TYPES[6:] else "B"
+        truth = "4" if kind in NUMBER_TYPES else "B"
         record = {"question_type": kind, "ground_truth": truth, "question": "?", "options": None}
         scene = f"scene{(number + number // 10) % num_scenes:04d}_00"
         questions.append(BenchmarkQuestion(id=str(number), scene_id=scene, media=scene, record=record))
@@ -46,7 +46,7 @@ PREDICTIONS = make_predictions(QUESTIONS)
 
 
 def write_without_chart(*arguments):
-    """A report whose chart, which takes the most time, is left empty."""
+    """Write a report with an empty chart, because drawing takes the most time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark_report, "draw_report", lambda report: b"")
         return write_report(*arguments)

@@ -1,1 +1,1 @@
-"""Benchmarks: ask a model, score its answers, report."""
+"""Run a benchmark: ask a model, score its answers, report."""

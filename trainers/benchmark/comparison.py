@@ -1,4 +1,4 @@
-"""Two runs on the same questions: is one better, in what, how sure is that, and what else differs between them?"""
+"""Compare two runs on the same questions: by column, by question, and in their settings."""
 
 import json
 import os
@@ -9,17 +9,17 @@ from typing import Any
 from ...data_scripts.benchmarks import BENCHMARKS
 from ...data_scripts.benchmarks.protocol import Protocol
 from ..runs.resume import flatten
-from .report import format_table, read_report
+from .formatting import clip, format_percent, format_table
+from .report import ANSWERS, read_report
 from .statistics import LEVEL, NUM_PERMUTATIONS, NUM_RESAMPLES, SceneScores, compare_paired
 
 __all__ = ["compare_runs", "format_comparison"]
 
-ANSWERS = "answers.jsonl"
-MAX_LISTED = 25  # of questions answered better, and of those answered worse
-TEXT_WIDTH = 40  # characters of an answer
+MAX_LISTED = 25  # questions answered better, and questions answered worse
+TEXT_WIDTH = 40  # characters
 RUNS = (("A", "first"), ("B", "second"))
 
-# Answers of both runs to the same question.
+# Answers of both runs to each question.
 Pairs = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
 
 
@@ -27,30 +27,28 @@ def compare_runs(first: str | os.PathLike, second: str | os.PathLike) -> dict[st
     """Compare two runs question by question.
 
     Args:
-        first, second (`str` or `os.PathLike`): Their folders, as `write_report` leaves them.
+        first, second (`str` or `os.PathLike`): Their folders, as `write_report` wrote them.
 
     Returns:
         `dict`: `first` and `second` (folder and label), `columns` (both values, their difference, second minus first,
-            its interval and p-values; fractions), `provenance` (what differs, by flat names), `groups` (how many
-            questions were answered better, worse, otherwise with the same score, or the same), and `questions` (those
-            that were answered otherwise).
+            its interval and p-values; fractions), `provenance` (settings that differ, by flat names), `groups` (number
+            of questions answered better, worse, differently with the same score, or equally), and `questions` (those
+            with different answers).
 
     Raises:
         ValueError: If a folder has no report, or the runs differ in benchmark, protocol, data or questions.
     """
     reports = [read_report(folder) for folder in (first, second)]
-    for what in ("benchmark", "protocol"):
-        _check_same(what, first, second, *(report[what] for report in reports))
-    fingerprints = [report["provenance"].get("data_fingerprint") for report in reports]
-    _check_same("data fingerprint", first, second, *fingerprints)
+    for what in ("benchmark", "protocol", "data_fingerprint"):
+        _check_same(what, first, second, *(report["provenance"].get(what) for report in reports))
     answers = [_read_answers(folder) for folder in (first, second)]
     if different := answers[0].keys() ^ answers[1].keys():
         raise ValueError(
-            f"`{first}` and `{second}` cannot be compared, as {len(different):,} questions are answered in only one "
-            "of them; run both on the same questions."
+            f"`{first}` and `{second}` cannot be compared: {len(different):,} questions have an answer in only "
+            "one of them. Run both on the same questions."
         )
     pairs = [(answer, answers[1][name]) for name, answer in answers[0].items()]
-    protocol = _find_protocol(reports[0])
+    protocol = BENCHMARKS[reports[0]["benchmark"]].protocol(reports[0]["protocol"])
     return {
         "first": {"folder": str(first), "label": reports[0]["label"]},
         "second": {"folder": str(second), "label": reports[1]["label"]},
@@ -68,16 +66,16 @@ def compare_runs(first: str | os.PathLike, second: str | os.PathLike) -> dict[st
 def _check_same(what: str, first: str | os.PathLike, second: str | os.PathLike, *values: str | None):
     if values[0] != values[1]:
         raise ValueError(
-            f"`{first}` and `{second}` cannot be compared, as their {what} differs: `{values[0]}` and `{values[1]}`; "
-            "compare runs in which it is the same."
+            f"`{first}` and `{second}` cannot be compared: their `{what}` is `{values[0]}` and `{values[1]}`. Compare "
+            "runs with the same."
         )
 
 
 def _read_answers(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """Answers of a run by the ids of their questions."""
+    """Read the answers of a run by question id."""
     file = Path(folder) / ANSWERS
     if not file.is_file():
-        raise ValueError(f"`{folder}` holds no report: there is no {ANSWERS} in it; run the benchmark again.")
+        raise ValueError(f"`{folder}` holds no {ANSWERS}; run the benchmark again.")
     answers = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         try:
@@ -88,22 +86,12 @@ def _read_answers(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     return answers
 
 
-def _find_protocol(report: Mapping[str, Any]) -> Protocol:
-    protocols = BENCHMARKS.get(report["benchmark"], {})
-    if report["protocol"] not in protocols:
-        raise ValueError(
-            f"The runs were scored by the protocol `{report['protocol']}` of {report['benchmark']}, which is not "
-            "known here; score their answers again."
-        )
-    return protocols[report["protocol"]]
-
-
 def _compare_columns(pairs: Pairs, protocol: Protocol) -> list[dict[str, Any]]:
     scenes, groups = ([answer[key] for answer, _ in pairs] for key in ("scene_id", "group"))
     before, after = (SceneScores.collect(scenes, groups, [pair[run]["score"] for pair in pairs]) for run in (0, 1))
     summaries = [protocol.summarize(run.means(), run.num_questions()) for run in (before, after)]
     rows = []
-    for key, compared in compare_paired(before, after, protocol.summarize).items():
+    for key, compared in compare_paired(before, after, protocol.average).items():
         low, high = compared.interval or (None, None)
         rows.append(
             {
@@ -122,7 +110,7 @@ def _compare_columns(pairs: Pairs, protocol: Protocol) -> list[dict[str, Any]]:
 
 
 def _compare_provenance(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """What differs, by flat names such as `versions.torch`, with both values."""
+    """Return settings that differ, by flat names such as `versions.torch`, with both values."""
     before, after = flatten(dict(first)), flatten(dict(second))
     return {
         name: [before.get(name), after.get(name)]
@@ -159,7 +147,7 @@ def _describe_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> dic
 
 
 def format_comparison(comparison: Mapping[str, Any]) -> str:
-    """A comparison as Markdown: scores in percent, differences in percentage points."""
+    """Write a comparison as Markdown: scores in percent, differences in percentage points."""
     runs = "\n".join(f"- {name}: {comparison[run]['label']} (`{comparison[run]['folder']}`)" for name, run in RUNS)
     parts = [
         f"# {comparison['benchmark']}: {comparison['second']['label']} against {comparison['first']['label']}",
@@ -167,12 +155,12 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
         f"`{comparison['protocol']}`",
         _column_table(comparison["columns"]),
         f"Difference: B minus A in percentage points, with its {LEVEL * 100:.0f} % interval over {NUM_RESAMPLES:,} "
-        "resamples of scenes, the same for both runs. p: how often a difference at least as large arises if A and B "
-        f"are swapped in whole scenes at random, {NUM_PERMUTATIONS:,} times, with the observed one counted: "
-        "(1 + m) / (1 + n). p (Holm): corrected for testing all columns of this table.",
+        "resamples of scenes, the same for both runs. p: (1 + m) / (1 + n), where m of "
+        f"n = {NUM_PERMUTATIONS:,} random swaps of A and B in whole scenes give a difference at least as large. "
+        "p (Holm): corrected for testing all columns of this table.",
     ]
     if comparison["num_scenes"] == 1:
-        parts.append("All questions are about one scene, which says nothing about others: there are no intervals.")
+        parts.append("All questions are about one scene, so there are no intervals.")
     parts += ["## Answers", _group_table(comparison["groups"])]
     for kind in ("worse", "better"):
         parts += _list_questions(comparison["questions"], kind)
@@ -184,7 +172,7 @@ def _column_table(columns: Sequence[Mapping[str, Any]]) -> str:
     header = ["Column", "A", "B", "Difference", f"{LEVEL * 100:.0f} % interval", "p", "p (Holm)"]
     rows = []
     for column in columns:
-        values = [f"{100 * column['first']:.1f}", f"{100 * column['second']:.1f}", _points(column["difference"])]
+        values = [*(format_percent(column[run]) for _, run in RUNS), _points(column["difference"])]
         interval = "–" if column["low"] is None else f"[{_points(column['low'])}, {_points(column['high'])}]"
         p_values = [_p_value(column["p_value"]), _p_value(column["p_value_corrected"])]
         rows.append([column["heading"], *values, interval, *p_values])
@@ -192,7 +180,7 @@ def _column_table(columns: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _points(fraction: float) -> str:
-    """Percentage points with their sign, of which zero has none."""
+    """Write percentage points with a sign; zero has none."""
     text = f"{100 * fraction:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
@@ -202,14 +190,14 @@ def _p_value(p_value: float) -> str:
 
 
 def _group_table(groups: Sequence[Mapping[str, Any]]) -> str:
-    kinds = {"better": "better", "worse": "worse", "changed": "other answer, same score", "same": "same answer"}
+    kinds = {"better": "better", "worse": "worse", "changed": "different, same score", "same": "same answer"}
     rows = [[group["name"], *(f"{group[kind]:,}" for kind in kinds)] for group in groups]
     rows.append(["all", *(f"{sum(group[kind] for group in groups):,}" for kind in kinds)])
     return format_table(["Questions of", *kinds.values()], rows, num_words=1)
 
 
 def _list_questions(questions: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
-    """A heading and a table of questions that B answers better, or worse, those that differ most first."""
+    """List the questions that B answers better, or worse, the largest differences first, under a heading."""
     chosen = [question for question in questions if question["kind"] == kind]
     chosen.sort(key=lambda question: -abs(question["second_score"] - question["first_score"]))
     if not chosen:
@@ -221,8 +209,8 @@ def _list_questions(questions: Sequence[Mapping[str, Any]], kind: str) -> list[s
             question["group"],
             _quote(question["first"]),
             _quote(question["second"]),
-            f"{100 * question['first_score']:.1f}",
-            f"{100 * question['second_score']:.1f}",
+            format_percent(question["first_score"]),
+            format_percent(question["second_score"]),
         ]
         for question in chosen[:MAX_LISTED]
     ]
@@ -232,15 +220,11 @@ def _list_questions(questions: Sequence[Mapping[str, Any]], kind: str) -> list[s
 
 
 def _quote(text: str) -> str:
-    """An answer as code, on one line: with spaces and line breaks that matter to scores."""
+    """Write an answer as code on one line, showing spaces and line breaks, which matter to scores."""
     shown = json.dumps(text, ensure_ascii=False).replace("`", "'")
-    # Half a character, which a cut answer may end with, cannot be written.
+    # A cut answer may end with half a character, which UTF-8 cannot hold.
     shown = shown.encode("utf-8", "backslashreplace").decode("utf-8")
-    return f"`{_clip(shown, TEXT_WIDTH)}`"
-
-
-def _clip(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+    return f"`{clip(shown, TEXT_WIDTH)}`"
 
 
 def _provenance_table(provenance: Mapping[str, Sequence[Any]]) -> str:
@@ -252,4 +236,4 @@ def _provenance_table(provenance: Mapping[str, Sequence[Any]]) -> str:
 
 def _quote_value(value: Any) -> str:
     shown = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
-    return "–" if value is None else f"`{_clip(shown, 2 * TEXT_WIDTH)}`"
+    return "–" if value is None else f"`{clip(shown, 2 * TEXT_WIDTH)}`"

@@ -1,4 +1,4 @@
-"""Models that a benchmark asks: a Spa3-VLM, or a plain Qwen2.5-VL beside it."""
+"""Load the models that a benchmark asks: a Spa3-VLM, or a plain Qwen2.5-VL for comparison."""
 
 import hashlib
 from pathlib import Path
@@ -24,30 +24,30 @@ def load_benchmark_model(
 ) -> tuple[Spa3VLMForConditionalGeneration, ProcessorMixin]:
     """Load a model and its processor.
 
-    A plain Qwen2.5-VL becomes a Spa3-VLM with `fusion="none"`, which gives its logits bit for bit, so that it is asked
-    by the same code about images of the same size.
+    A plain Qwen2.5-VL becomes a Spa3-VLM with `fusion="none"`. Its logits are the same bit for bit, and the same code
+    asks it about images of the same size.
 
     Args:
         name (`str`): Folder, or name on the Hub.
-        device (`torch.device`): Where it is loaded to.
-        dtype (`str`, *optional*): Of the weights; by default as in the checkpoint.
-        attn_implementation (`str`, *optional*): By default the library's choice.
+        device (`torch.device`): Device to load it to.
+        dtype (`str`, *optional*): Type of the weights; by default as in the checkpoint.
+        attn_implementation (`str`, *optional*): Attention; by default the library's choice.
 
     Raises:
-        OSError: If there is no such place.
-        ValueError: If it holds another kind of model, or one that is not whole.
+        OSError: If there is no such folder or repository.
+        ValueError: If it holds another kind of model, or an incomplete one.
     """
     require_checkpoint(name)
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"The folder `{name}` holds no model: there is no config.json in it.")
+        raise ValueError(f"The folder `{name}` holds no config.json; give the folder of a model.")
     try:
         model_type = AutoConfig.from_pretrained(name).model_type
     except OSError as error:
         if folder.is_dir():
             raise
-        raise OSError(f"There is no folder `{name}`, and the Hub gives no such model: {first_line(error)}") from error
-    # Weights in pickles, which the fingerprint does not tell apart, are refused.
+        raise OSError(f"`{name}` is neither a folder nor a model on the Hub: {first_line(error)}") from error
+    # Pickled weights are refused: the fingerprint does not cover them.
     options: dict[str, Any] = {"dtype": dtype or "auto", "device_map": {"": device}, "use_safetensors": True}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
@@ -57,14 +57,14 @@ def load_benchmark_model(
         qwen, tokenizer = load_qwen(name, **options)
         model = assemble_spa3_vlm(qwen, None, fusion="none")
         return model.eval(), make_processor(model.config, tokenizer)
-    raise ValueError(f"`{name}` holds a `{model_type}`; a benchmark asks a `{OURS}` or a plain `{PLAIN}`.")
+    raise ValueError(f"`{name}` holds a `{model_type}`; give a `{OURS}` or a plain `{PLAIN}`.")
 
 
 def fingerprint_checkpoint(name: str) -> str:
-    """Tells a checkpoint from others: a hash of its weights, configurations and tokenizer, wherever it lies.
+    """Hash the weights, configurations and tokenizer of a checkpoint.
 
     Args:
-        name (`str`): Folder, or name on the Hub of a checkpoint that was loaded before.
+        name (`str`): Folder, or name on the Hub of a checkpoint that is in the cache.
     """
     folder = Path(name) if Path(name).is_dir() else Path(cached_file(name, "config.json")).parent
     digest = hashlib.sha256()

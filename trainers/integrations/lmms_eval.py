@@ -1,17 +1,17 @@
-"""Spa3-VLM as a model of lmms-eval, which finds it by the entry point `lmms_eval.models` of this package.
+"""Spa3-VLM as a model of lmms-eval, which finds it through this package's entry point `lmms_eval.models`.
 
     lmms-eval --model spa3_vlm --model_args pretrained=checkpoints/spa3-vlm-4b --tasks vsibench --batch_size 16
     accelerate launch --num_processes 8 -m lmms_eval --model spa3_vlm ...
 
 Each question is asked about all visuals of its own document: images in order, or frames spread evenly over a video.
-Questions about the same visuals are answered together, from the keys and values of these, as `benchmark.py` does it. A
-plain Qwen2.5-VL is asked in the same way. Needs lmms-eval, which nothing else of this package imports.
+Questions about the same visuals are answered together from their cached keys and values, as in `spa3r benchmark`. A
+plain Qwen2.5-VL is asked in the same way. Only this module of the package needs lmms-eval.
 """
 
 import hashlib
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,24 +33,24 @@ __all__ = ["Spa3VLM", "manifest"]
 
 logger = logging.get_logger(__name__)
 
-# Where a task sets no limit; as in the official evaluation.
+# For tasks that set no limit, as in the official evaluation.
 MAX_NEW_TOKENS = 4096
-# Options of a task that `generate` is given; others, such as `image_aspect_ratio`, are meant for other models.
+# Options of a task that `generate` receives. Others, such as `image_aspect_ratio`, are for other models.
 PASSED_ON = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "repetition_penalty")
 SAMPLING = ("temperature", "top_p", "top_k")
-# What lmms-eval puts where a task does not say which text ends an answer; its own Qwen models overlook it, too.
+# lmms-eval's default for tasks that do not name a text that ends an answer. Its own Qwen models ignore it, too.
 NO_END = "\n\n"
-# What some tasks write where other models put an image.
+# Some tasks mark the place of an image so, for other models.
 PLACEHOLDER = "<image>"
 
 
 @dataclass
 class Scene:
-    """What is seen at once, and which requests are about it.
+    """Requests about the same visuals.
 
     Args:
-        example (`Instance`): One of the requests; they all have the same visuals.
-        numbers (`dict`): Numbers of the requests in their order, by the options of generation, as text.
+        example (`Instance`): One of the requests.
+        numbers (`dict`): Numbers of the requests in order, by their generation options as text.
     """
 
     example: Instance
@@ -61,16 +61,17 @@ class Spa3VLM(lmms):
     """Answers the requests of lmms-eval.
 
     Args:
-        pretrained (`str`): Folder, or name on the Hub, of a Spa3-VLM or of a plain Qwen2.5-VL.
-        dtype (`str`, *optional*): Of the weights; by default as in the checkpoint.
-        attn_implementation (`str`, *optional*): By default the library's choice.
-        max_num_frames (`int`, *optional*, defaults to 32): Frames of a video, spread evenly; all where it has fewer.
+        pretrained (`str`): Folder or Hub name of a Spa3-VLM or a plain Qwen2.5-VL.
+        dtype (`str`, *optional*): Type of the weights; by default as in the checkpoint.
+        attn_implementation (`str`, *optional*): Attention; by default the library's choice.
+        max_num_frames (`int`, *optional*, defaults to 32): Most frames of a video, spread evenly.
         batch_size (`int`, *optional*, defaults to 1): Most questions about the same visuals answered together.
-        device (`str`, *optional*): By default the accelerator of this process, or the CPU.
-        device_map (`str`, *optional*): The same; `auto` is the default, since each process has the whole model.
+        device (`str`, *optional*): Device; by default the accelerator of this process, or the CPU.
+        device_map (`str`, *optional*):
+            Another name for `device`. `auto` means the default, because each process holds the whole model.
     """
 
-    is_simple = True  # lmms-eval then gives the text of a question and its visuals, not a conversation
+    is_simple = True  # lmms-eval then passes the text of a question and its visuals instead of a conversation
 
     def __init__(
         self,
@@ -85,10 +86,10 @@ class Spa3VLM(lmms):
         super().__init__()
         for name, value in {"batch_size": batch_size, "max_num_frames": max_num_frames}.items():
             if not str(value).isdigit() or int(value) < 1:
-                raise ValueError(f"`{name}` must be a number from 1 on, got {value!r}.")
+                raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
         self.batch_size, self.max_num_frames = int(batch_size), int(max_num_frames)
         self.accelerator = Accelerator(
-            # Without an accelerator several processes know of each other only if they are told that they are on CPUs.
+            # Without an accelerator, processes find each other only if told that they run on CPUs.
             cpu=torch.accelerator.current_accelerator(check_available=True) is None,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
@@ -99,12 +100,13 @@ class Spa3VLM(lmms):
         self.model, self.processor = load_benchmark_model(pretrained, self.device, dtype, attn_implementation)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answers in the order of the requests, with the spaces that the model puts around them."""
+        """Return answers in the order of the requests, with the whitespace around them."""
         answers = [""] * len(requests)
         scenes = self._group(requests)
         total = sum(len(numbers) for scene in scenes for numbers in scene.numbers.values())
         progress = tqdm(total=total, desc="Asking", unit="question", disable=self.rank != 0)
-        for scene, images in self._with_images(scenes):
+        for scene, loading in load_ahead(self._load, scenes):
+            images = loading.result()
             session = SceneSession(self.model, self.processor, images) if images else None
             for numbers in scene.numbers.values():
                 options, ends = _read_options(requests[numbers[0]].args[1])
@@ -121,35 +123,32 @@ class Spa3VLM(lmms):
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not supported."""
-        raise NotImplementedError("`spa3_vlm` answers one question at a time; choose tasks without several rounds.")
+        raise NotImplementedError(
+            "`generate_until_multi_round` is not supported by `spa3_vlm`; choose tasks with a single round."
+        )
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not supported."""
         raise NotImplementedError(
-            "`spa3_vlm` gives texts, not likelihoods; choose tasks whose `output_type` is `generate_until`."
+            "`loglikelihood` is not supported by `spa3_vlm`; choose tasks with `output_type: generate_until`."
         )
 
     def _group(self, requests: Sequence[Instance]) -> list[Scene]:
-        """Bring requests about the same visuals together, in the order in which the visuals come first."""
+        """Group requests by their visuals, in the order of the first request about each."""
         scenes: dict[str, Scene] = {}
-        progress = tqdm(requests, desc="Looking at visuals", disable=self.rank != 0)
+        progress = tqdm(requests, desc="Hashing visuals", disable=self.rank != 0)
         for number, request in enumerate(progress):
             if request.metadata.get("__padding_only__"):
-                continue  # a copy for models whose processes must keep in step; its answer is thrown away
+                continue  # a copy for models whose processes must run in lockstep; its answer is discarded
             key = hashlib.sha256(pickle.dumps(self._visuals(request))).hexdigest()
             scene = scenes.setdefault(key, Scene(request))
             scene.numbers.setdefault(repr(request.args[1]), []).append(number)
         return list(scenes.values())
 
     def _visuals(self, request: Instance) -> list:
-        """Images of a request's document, and names of videos."""
+        """Return the images of a request's document, and the paths of its videos."""
         _, _, doc_to_visual, doc_id, task, split = request.args
         return doc_to_visual(self.task_dict[task][split][doc_id]) or []
-
-    def _with_images(self, scenes: Sequence[Scene]) -> Iterator[tuple[Scene, list]]:
-        """Scenes with their images; those of the next one are decoded meanwhile."""
-        for scene, loading in load_ahead(self._load, scenes):
-            yield scene, loading.result()
 
     def _load(self, scene: Scene) -> list:
         images = []
@@ -159,7 +158,7 @@ class Spa3VLM(lmms):
         return images
 
     def _generate(self, questions: Sequence[str], options: dict[str, Any]) -> Tensor:
-        """New tokens of answers to questions without visuals, of shape `(num_questions, num_new_tokens)`."""
+        """Answer questions without visuals; returns new tokens of shape `(num_questions, num_new_tokens)`."""
         conversations = [[{"role": "user", "content": question}] for question in questions]
         inputs = self.processor.apply_chat_template(
             conversations,
@@ -173,31 +172,31 @@ class Spa3VLM(lmms):
 
 
 def manifest():
-    """What lmms-eval's registry is given."""
-    # Imported by that registry, or it would look here before this module is complete.
+    """Describe the model to lmms-eval's registry."""
+    # Imported late: the registry imports this module, which would not be complete yet.
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id="spa3_vlm", simple_class_path=f"{__name__}.{Spa3VLM.__name__}")
 
 
 def _read_options(asked: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What `generate` is given of a task's options, and which texts end an answer. Greedy unless a task samples."""
+    """Return the options of `generate`, and the texts that end an answer. Greedy unless the task samples."""
     asked = {name: value for name, value in asked.items() if value is not None}
     until = asked.pop("until", [])
     ends = [end for end in ([until] if isinstance(until, str) else until) if end and end != NO_END]
-    # A task that gives a temperature alone means sampling, unless it is zero.
+    # A temperature alone means sampling, unless it is zero.
     is_sampled = asked.get("temperature") != 0 and bool(asked.get("do_sample", asked.get("temperature")))
     options = {"max_new_tokens": MAX_NEW_TOKENS, "num_beams": 1, "do_sample": is_sampled}
     options |= {name: asked[name] for name in PASSED_ON if name in asked}
-    # Which the library would warn of, as they have no use without sampling.
+    # The library warns about sampling options without sampling.
     options |= {name: asked[name] if is_sampled else None for name in SAMPLING if name in asked or not is_sampled}
     if unknown := sorted(asked.keys() - {*PASSED_ON, *SAMPLING, "do_sample"}):
-        logger.warning_once(f"`spa3_vlm` does not heed the options of generation {', '.join(unknown)}.")
+        logger.warning_once(f"`spa3_vlm` ignores the generation options {', '.join(unknown)}.")
     return options, ends
 
 
 def _cut(text: str, ends: Sequence[str]) -> str:
-    """A text up to the first of its ends."""
+    """Cut a text at the first of its ends."""
     for end in ends:
         text = text.split(end)[0]
     return text

@@ -1,7 +1,8 @@
-"""Benchmarks are read from miniature trees in the layouts in which they are published."""
+"""Benchmarks are read from small folders in their published layouts."""
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,24 +13,23 @@ import pytest
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageColumn
 from PIL import Image
-from recordings import CASES
+from scoring_cases import recorded
 from tiny_videos import numbers_of, write_video
 
 from spa3r.data_scripts.benchmarks.images import BATCH_ROWS, EmbeddedImages
-from spa3r.data_scripts.benchmarks.reader import read_benchmark, read_room_baselines
-from spa3r.data_scripts.common.videos import read_frames
+from spa3r.data_scripts.benchmarks.reader import read_benchmark
+from spa3r.data_scripts.benchmarks.rooms import read_baselines
 from spa3r.data_scripts.rooms.write_questions import write_questions
 
-FRAME_CASES = CASES.parent / "vsibench_cases.json"
 VIEWSPATIAL_FOLDER = "ViewSpatial-Bench/scannetv2_val/scene0011_00/original_images"
 
 
 def load(benchmark, question, num_frames=4):
-    return benchmark.load_images(question.media, num_frames, read_frames)
+    return benchmark.load_images(question.media, num_frames)
 
 
 def colors(images):
-    """The color of each image's first pixel."""
+    """Return the color of each image's first pixel."""
     return [image.getpixel((0, 0)) for image in images]
 
 
@@ -184,29 +184,22 @@ def test_questions_about_one_video_share_their_media(tmp_path):
     assert first.media == second.media != other.media
 
 
-def test_videos_are_read_by_the_given_function(tmp_path):
+def test_frames_of_a_video_are_spread_evenly(tmp_path):
     benchmark = read_benchmark("vsi-bench", write_vsi(tmp_path / "VSI-Bench"))
     assert numbers_of(load(benchmark, benchmark.questions[1], 4)) == [0, 3, 6, 9]
 
 
-def test_missing_videos_are_listed_once_and_in_order(tmp_path):
-    folder = write_vsi(tmp_path / "VSI-Bench")
-    shutil.rmtree(folder / "scannet")
-    benchmark = read_benchmark("vsi-bench", folder)
-    assert benchmark.missing_media() == ["scannet/scene0011_00.mp4", "scannetpp/09c1414f1b.mp4"]
+@pytest.mark.parametrize("moves", [False, True], ids=["removed", "in another folder"])
+def test_missing_videos_are_listed_once_and_in_order(tmp_path, moves):
+    folder, videos = write_vsi(tmp_path / "VSI-Bench"), tmp_path / "videos"
+    videos.mkdir()
+    (folder / "scannet").rename(videos / "scannet")
+    benchmark = read_benchmark("vsi-bench", folder, videos if moves else None)
+    found = "arkitscenes/41069025.mp4" if moves else "scannet/scene0011_00.mp4"
+    assert benchmark.missing_media() == [found, "scannetpp/09c1414f1b.mp4"]
 
 
-def test_videos_may_lie_in_a_folder_of_their_own(tmp_path):
-    folder = write_vsi(tmp_path / "VSI-Bench")
-    (tmp_path / "videos").mkdir()
-    (folder / "scannet").rename(tmp_path / "videos/scannet")
-    assert read_benchmark("vsi-bench", folder, tmp_path / "videos").missing_media() == [
-        "arkitscenes/41069025.mp4",
-        "scannetpp/09c1414f1b.mp4",
-    ]
-
-
-def test_a_file_of_a_subset_is_read_in_place_of_the_folder(tmp_path):
+def test_a_file_of_a_subset_is_read_instead_of_the_folder(tmp_path):
     folder = write_vsi(tmp_path / "VSI-Bench")
     records = [vsi_record(3), vsi_record(7, "arkitscenes", "41069025", options=["A. left", "B. right"])]
     Dataset.from_list(records).to_parquet(folder / "test_debiased.parquet")
@@ -218,14 +211,6 @@ def test_a_file_of_a_subset_is_read_in_place_of_the_folder(tmp_path):
 def test_a_file_is_read_from_a_folder_of_any_name(tmp_path):
     benchmark = read_benchmark("vsi-bench", write_vsi(tmp_path / "data") / "test.jsonl")
     assert benchmark.missing_media() == ["scannetpp/09c1414f1b.mp4"] and benchmark.published_size == 5130
-
-
-def test_a_video_that_cannot_be_decoded_is_told_with_the_question(tmp_path):
-    folder = write_vsi(tmp_path / "VSI-Bench")
-    (folder / "arkitscenes/41069025.mp4").write_bytes(b"no video")
-    benchmark = read_benchmark("vsi-bench", folder)
-    with pytest.raises(ValueError, match="Question 7 of vsi-bench has no readable images: .*41069025.mp4"):
-        load(benchmark, benchmark.questions[1])
 
 
 # CV-Bench and SPAR-Bench
@@ -267,7 +252,7 @@ def test_rows_beyond_what_is_held_in_memory_are_found(tmp_path):
 
 
 def most_memory(folder, number):
-    """Most bytes that Arrow holds while files of so many rows of 256 KiB are scanned and read."""
+    """Return the most bytes that Arrow holds while it scans and reads a file of rows of 256 KiB."""
     rng = np.random.default_rng(0)
     records = [cv_record(index, rng.bytes(1 << 18)) for index in range(number)]
     file = write_parquet(folder / "test_2d.parquet", records, CV_COLUMNS, row_group_size=20)
@@ -279,7 +264,7 @@ def most_memory(folder, number):
         keys.append(key)
         most = max(most, pa.total_allocated_bytes() - before)
     for key in keys:
-        images.load(key, 1, None)
+        images.load(key, 1)
         most = max(most, pa.total_allocated_bytes() - before)
     return most
 
@@ -306,25 +291,45 @@ def test_images_come_in_rgb_and_upright(tmp_path):
     assert colors(images) == [(80, 80, 80), (9, 9, 9)]
 
 
-@pytest.mark.parametrize("content, reason", [(b"no image", "Pillow"), (RED[:45], "truncated")])
-def test_an_embedded_image_that_cannot_be_decoded_is_told_with_the_question(tmp_path, content, reason):
-    benchmark = read_benchmark(
-        "spar-bench", write_spar(tmp_path, [[spar_record(5, RED, content), spar_record(6, RED)]])
-    )
-    with pytest.raises(ValueError, match=f"Question 5 of spar-bench .*2 of 2.*{reason}"):
-        load(benchmark, benchmark.questions[0])
+def break_video(folder):
+    write_vsi(folder)
+    (folder / "arkitscenes/41069025.mp4").write_bytes(b"no video")
+
+
+def break_photo(folder):
+    write_viewspatial(folder)
+    (folder / "val2017/000000380711.jpg").write_bytes(b"no image")
+
+
+def break_embedded(content):
+    return lambda folder: write_spar(folder, [[spar_record(5, RED, content), spar_record(6, RED)]])
+
+
+BROKEN = {
+    "video": ("vsi-bench", break_video, 1, ["7", "41069025.mp4"]),
+    "photo": ("viewspatial-bench", break_photo, 1, ["1", "380711.jpg"]),
+    "embedded image": ("spar-bench", break_embedded(b"no image"), 0, ["5", "2 of 2"]),
+    "cut image": ("spar-bench", break_embedded(RED[:45]), 0, ["5", "2 of 2", "truncated"]),
+    "no image": ("spar-bench", break_embedded(None), 0, ["5", "row 1"]),
+}
+
+
+@pytest.mark.parametrize("name, write, index, tokens", BROKEN.values(), ids=BROKEN)
+def test_images_that_cannot_be_decoded_are_named_with_their_question(tmp_path, name, write, index, tokens):
+    write(tmp_path / "data")
+    benchmark = read_benchmark(name, tmp_path / "data")
+    with pytest.raises(ValueError, match=".*".join(map(re.escape, tokens))):
+        load(benchmark, benchmark.questions[index])
 
 
 def test_rows_without_an_image_are_missing_media(tmp_path):
     records = [spar_record(0, RED), spar_record(1), spar_record(2, None)]
     benchmark = read_benchmark("spar-bench", write_spar(tmp_path, [records]))
     assert benchmark.missing_media() == ["no image in row 2", "no image in row 3"]
-    with pytest.raises(ValueError, match="Question 2 of spar-bench .* no image in row 3"):
-        load(benchmark, benchmark.questions[2])
 
 
 @pytest.mark.parametrize("number, published", [(4, 1000), (1000, 1000), (1001, 7207)])
-def test_sizes_of_spar_bench_tell_the_tiny_set_from_the_whole_one(tmp_path, number, published):
+def test_the_size_of_spar_bench_tells_the_tiny_set_from_the_whole_one(tmp_path, number, published):
     records = [spar_record(index, RED) for index in range(number)]
     assert read_benchmark("spar-bench", write_spar(tmp_path, [records])).published_size == published
 
@@ -371,14 +376,6 @@ def test_media_of_which_one_image_is_missing_are_missing(tmp_path):
     assert benchmark.missing_media()[0].startswith(f"{VIEWSPATIAL_FOLDER}/0.jpg and 1 more")
 
 
-def test_an_image_file_that_cannot_be_decoded_is_told_with_the_question(tmp_path):
-    folder = write_viewspatial(tmp_path)
-    (folder / "val2017/000000380711.jpg").write_bytes(b"no image")
-    benchmark = read_benchmark("viewspatial-bench", folder)
-    with pytest.raises(ValueError, match="Question 1 of viewspatial-bench .*380711.jpg"):
-        load(benchmark, benchmark.questions[1])
-
-
 def test_the_mirror_of_viewspatial_bench_is_read_with_its_images(tmp_path):
     contents = [[BLUE], [GREEN], [RED, BLUE], [RED, BLUE], [BLUE, RED]]
     records = [
@@ -414,32 +411,27 @@ def test_questions_about_rooms_show_frames_spread_over_the_room(rooms, room_ques
             assert np.array_equal(image, expected)
 
 
-def frame_cases():
-    return json.loads(FRAME_CASES.read_text())["frame_indices"] if FRAME_CASES.is_file() else []
-
-
-@pytest.mark.skipif(not FRAME_CASES.is_file(), reason=f"no cases at {FRAME_CASES}")
 def test_frames_of_a_folder_are_those_of_the_recorded_draws(tmp_path, monkeypatch):
     monkeypatch.setattr("spa3r.data_scripts.benchmarks.images._decode", lambda path, name: int(path.stem))
     color = tmp_path / "room_000000/color"
     color.mkdir(parents=True)
+    (color / "0.jpg").touch()
     benchmark = read_benchmark(
         "rooms", write_json_lines(tmp_path / "test.jsonl", [vsi_record(0, scene="room_000000")])
     )
-    there = 0
-    for case in sorted(frame_cases(), key=lambda case: case["total_frames"]):
+    there = 1
+    for case in sorted(recorded("vsibench", "frame_indices"), key=lambda case: case["total_frames"]):
         for frame in range(there, case["total_frames"]):
             (color / f"{frame}.jpg").touch()
-        there = case["total_frames"]
+        there = max(there, case["total_frames"])
         assert load(benchmark, benchmark.questions[0], case["num_frames"]) == case["spa3_vlm_plugin"]
-    assert there > 1000
 
 
 def test_rooms_without_frames_are_missing(rooms, room_questions, tmp_path):
     shutil.copytree(rooms / "room_000001", tmp_path / "room_000001")
     (tmp_path / "room_000003/color").mkdir(parents=True)
     missing = read_benchmark("rooms", room_questions, tmp_path).missing_media()
-    assert missing == ["room_000000", "room_000002", "room_000003", "room_000004", "room_000005"]
+    assert missing == [f"room_{number:06d}/color" for number in (0, 2, 3, 4, 5)]
 
 
 def test_rooms_of_another_seed_are_refused(rooms, room_questions, tmp_path):
@@ -451,16 +443,15 @@ def test_rooms_of_another_seed_are_refused(rooms, room_questions, tmp_path):
 def test_baselines_of_rooms_are_those_of_the_manifest(room_questions):
     manifest = json.loads((room_questions / "manifest.json").read_text())
     expected = {"frequency": manifest["frequency_baseline"], "blind (text only)": manifest["blind_bound"]}
-    assert read_room_baselines(room_questions) == expected and expected["frequency"]
-    assert read_room_baselines(room_questions / "test.jsonl") == expected
+    assert read_baselines(room_questions) == expected and expected["frequency"]
 
 
 @pytest.mark.parametrize("content", [None, "{}", "[", "[]"])
-def test_rooms_without_baselines_are_told(tmp_path, content):
+def test_rooms_without_baselines_are_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(ValueError, match="no manifest.json that says what answers without images score"):
-        read_room_baselines(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(f"`{tmp_path}`") + ".*manifest.json"):
+        read_baselines(tmp_path)
 
 
 # Fingerprints
@@ -504,95 +495,107 @@ def test_another_order_of_questions_changes_the_fingerprint(tmp_path):
 # Wrong input
 
 
-def test_an_unknown_benchmark_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="Unknown benchmark `vsi`; choose one of vsi-bench, cv-bench"):
-        read_benchmark("vsi", tmp_path)
+def lines(*records):
+    return lambda folder: write_json_lines(folder / "test.jsonl", records)
 
 
-@pytest.mark.parametrize("name", list(WRITERS))
-def test_a_folder_of_something_else_is_told_what_was_looked_for(tmp_path, name):
-    with pytest.raises(ValueError, match="looked for (test|data/test|ViewSpatial-Bench).*hf download"):
-        read_benchmark(name, tmp_path)
+def text(name, content):
+    def write(folder):
+        folder.mkdir()
+        (folder / name).write_text(content)
+
+    return write
 
 
-def test_a_place_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match="There is no folder or file `.*nowhere`"):
-        read_benchmark("cv-bench", tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="There is no folder `.*nowhere` to look for the images"):
-        read_benchmark("vsi-bench", write_vsi(tmp_path / "here"), tmp_path / "nowhere")
+def viewspatial(*records):
+    return text("ViewSpatial-Bench.json", json.dumps([viewspatial_record("val2017/1.jpg"), *records], indent=2))
 
 
-@pytest.mark.parametrize("content", ["", "\n\n"])
-def test_a_file_without_questions_is_refused(tmp_path, content):
-    (tmp_path / "test.jsonl").write_text(content)
-    with pytest.raises(ValueError, match="There is no question in `.*test.jsonl`"):
-        read_benchmark("vsi-bench", tmp_path)
-
-
-def test_a_parquet_file_without_rows_is_refused(tmp_path):
-    file = write_parquet(tmp_path / "test_2d.parquet", [cv_record(0)], CV_COLUMNS)
+def empty_parquet(folder):
+    file = write_parquet(folder / "test_2d.parquet", [cv_record(0)], CV_COLUMNS)
     pq.write_table(pq.read_table(file).slice(0, 0), file)
-    with pytest.raises(ValueError, match="There is no question in"):
-        read_benchmark("cv-bench", tmp_path)
 
 
-def test_lines_of_something_else_are_told_with_what_they_lack(tmp_path):
-    record = {"id": 1, "question": "?", "scene_name": "a"}
-    write_json_lines(tmp_path / "test.jsonl", [vsi_record(0), record])
-    with pytest.raises(ValueError, match="Line 2 of .* lacks dataset, question_type, ground_truth, options"):
-        read_benchmark("vsi-bench", tmp_path)
-
-
-def test_a_broken_line_is_named(tmp_path):
-    (tmp_path / "test.jsonl").write_text(json.dumps(vsi_record(0)) + '\n{"id": ')
-    with pytest.raises(ValueError, match="Line 2 of `.*test.jsonl` is no question of VSI-Bench"):
-        read_benchmark("vsi-bench", tmp_path)
-
-
-@pytest.mark.parametrize("name, lacking", [("cv-bench", "choices, answer, prompt"), ("spar-bench", "answer")])
-def test_a_parquet_file_of_something_else_is_told_with_what_it_lacks(tmp_path, name, lacking):
+def other_parquet(name):
     record = {"id": "0", "idx": "0", "type": "2D", "task": "Count", "question": "?", "source": "COCO", "image": None}
-    names = {"cv-bench": "test_2d.parquet", "spar-bench": "data/test-00000-of-00001.parquet"}
-    write_parquet(tmp_path / names[name], [record], {"image": ImageColumn()})
-    with pytest.raises(ValueError, match=f"lacks the columns? {lacking}; it has"):
-        read_benchmark(name, tmp_path)
+    return lambda folder: write_parquet(folder / name, [record], {"image": ImageColumn()})
 
 
-def test_a_column_without_embedded_images_is_refused(tmp_path):
-    write_parquet(
-        tmp_path / "test_2d.parquet", [cv_record(0) | {"image": "a.png"}], CV_COLUMNS | {"image": Value("string")}
-    )
-    with pytest.raises(ValueError, match="column image of .* holds string"):
-        read_benchmark("cv-bench", tmp_path)
+def unembedded(folder):
+    records = [cv_record(0) | {"image": "a.png"}]
+    write_parquet(folder / "test_2d.parquet", records, CV_COLUMNS | {"image": Value("string")})
 
 
-def test_a_file_that_is_not_parquet_is_refused(tmp_path):
-    (tmp_path / "test_2d.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(ValueError, match="test_2d.parquet` is no whole Parquet file"):
-        read_benchmark("cv-bench", tmp_path)
+SHARD = "data/test-00000-of-00001.parquet"
+REFUSED = {
+    "unknown benchmark": ("vsi", Path.mkdir, ["`vsi`", "vsi-bench, cv-bench"]),
+    "no folder": ("cv-bench", lambda folder: None, ["/data`"]),
+    **{
+        f"empty folder of {name}": (name, Path.mkdir, ["/data`", file, "hf download"])
+        for name, file in [
+            ("vsi-bench", "test.jsonl"),
+            ("cv-bench", "test_[23]d.parquet"),
+            ("spar-bench", "data/test-*.parquet"),
+            ("viewspatial-bench", "ViewSpatial-Bench.json"),
+        ]
+    },
+    "empty file": ("vsi-bench", text("test.jsonl", ""), ["test.jsonl`"]),
+    "blank file": ("vsi-bench", text("test.jsonl", "\n\n"), ["test.jsonl`"]),
+    "no rows": ("cv-bench", empty_parquet, ["test_2d.parquet`"]),
+    "other columns": (
+        "vsi-bench",
+        lines(vsi_record(0), {"id": 1, "question": "?", "scene_name": "a"}),
+        ["Line 2", "lacks dataset, question_type, ground_truth, options"],
+    ),
+    "broken line": (
+        "vsi-bench",
+        text("test.jsonl", json.dumps(vsi_record(0)) + '\n{"id": '),
+        ["Line 2", "test.jsonl`"],
+    ),
+    "other columns of CV-Bench": (
+        "cv-bench",
+        other_parquet("test_2d.parquet"),
+        ["test_2d.parquet`", "lacks choices, answer, prompt"],
+    ),
+    "other columns of SPAR-Bench": ("spar-bench", other_parquet(SHARD), [f"{SHARD}`", "lacks answer"]),
+    "no embedded images": ("cv-bench", unembedded, ["`image`", "test_2d.parquet`", "string"]),
+    "not Parquet": (
+        "cv-bench",
+        text("test_2d.parquet", "version https://git-lfs.github.com/spec/v1\n"),
+        ["test_2d.parquet`"],
+    ),
+    "repeated ids": (
+        "vsi-bench",
+        lines(*(vsi_record(index % 7) for index in range(14))),
+        ["7 ids", "0, 1, 2, 3, 4, ..."],
+    ),
+    "scene outside": ("vsi-bench", lines(vsi_record(0, scene="../../secret")), ["Line 1", "../../secret"]),
+    **{
+        f"path {path!r}": (
+            "viewspatial-bench",
+            viewspatial(viewspatial_record("val2017/1.jpg", path)),
+            ["Line 11", seen],
+        )
+        for path, seen in [
+            ("../secret.jpg", "../secret.jpg"),
+            ("/etc/hostname", "/etc/hostname"),
+            ("a/../../b.jpg", "a/../../b.jpg"),
+            (".", "'.'"),
+            ("a\0b.jpg", r"'a\x00b.jpg'"),
+            (7, "7"),
+        ]
+    },
+    "no path": ("viewspatial-bench", viewspatial(viewspatial_record()), ["Line 11", "image"]),
+}
 
 
-def test_repeated_ids_are_counted_and_the_first_listed(tmp_path):
-    write_json_lines(tmp_path / "test.jsonl", [vsi_record(index % 7) for index in range(14)])
-    with pytest.raises(ValueError, match=r"7 ids occur more than once in .*: 0, 1, 2, 3, 4, \.\.\."):
-        read_benchmark("vsi-bench", tmp_path)
+@pytest.mark.parametrize("name, write, tokens", REFUSED.values(), ids=REFUSED)
+def test_wrong_folders_are_refused_by_what_is_wrong(tmp_path, name, write, tokens):
+    write(tmp_path / "data")
+    with pytest.raises(ValueError, match=".*".join(map(re.escape, tokens))):
+        read_benchmark(name, tmp_path / "data")
 
 
-@pytest.mark.parametrize("path", ["../secret.jpg", "/etc/hostname", "a/../../b.jpg", ".", "a\0b.jpg", 7])
-def test_paths_that_leave_the_media_folder_are_refused(tmp_path, path):
-    records = [viewspatial_record("val2017/1.jpg"), viewspatial_record("val2017/1.jpg", path)]
-    (tmp_path / "ViewSpatial-Bench.json").write_text(json.dumps(records, indent=2))
-    with pytest.raises(ValueError, match="Line 11 of .*(does not lie in the folder|names no image)"):
-        read_benchmark("viewspatial-bench", tmp_path)
-
-
-def test_scenes_that_leave_the_media_folder_are_refused(tmp_path):
-    write_json_lines(tmp_path / "test.jsonl", [vsi_record(0, scene="../../secret")])
-    with pytest.raises(ValueError, match="does not lie in the folder"):
-        read_benchmark("vsi-bench", tmp_path)
-
-
-def test_a_question_about_no_image_is_refused(tmp_path):
-    (tmp_path / "ViewSpatial-Bench.json").write_text(json.dumps([viewspatial_record()]))
-    with pytest.raises(ValueError, match="names no image"):
-        read_benchmark("viewspatial-bench", tmp_path)
+def test_a_missing_media_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nowhere`"):
+        read_benchmark("vsi-bench", write_vsi(tmp_path / "here"), tmp_path / "nowhere")

@@ -1,51 +1,32 @@
-"""SPAR-Bench's scores are compared with recorded ones of lmms-eval, at two commits."""
-
-import math
+"""SPAR-Bench's prompts, scores and averages are compared with recorded ones of lmms-eval, at two commits."""
 
 import pytest
-from scoring_cases import assert_all_agree, needs_scores, recorded_scores
+from scoring_cases import assert_all_agree, assert_figures_agree, recorded, scores_and_figures
 
-from spa3r.data_scripts.benchmarks import BENCHMARKS
-from spa3r.data_scripts.benchmarks.spar_bench import TASKS, aggregate
-
-OFFICIAL = BENCHMARKS["spar-bench"]["official"]
-needs = needs_scores("sparbench")
+from spa3r.data_scripts.benchmarks.spar_bench import OFFICIAL, TASKS
 
 
 def score(task, prediction, answer):
     return OFFICIAL.score({"task": task, "answer": answer}, prediction)
 
 
-def totals(case):
-    scores = [OFFICIAL.score(doc, doc["prediction"]) for doc in case["docs"]]
-    return aggregate([doc["task"] for doc in case["docs"]], scores)
-
-
-@needs
-def test_every_kind_of_cases_is_compared():
-    assert recorded_scores("sparbench").keys() == {"cases", "aggregates", "prompts"}
-
-
-@needs
 def test_scores_are_the_recorded_ones_of_both_commits():
     def compute(case):
-        return OFFICIAL.score(case, case["prediction"])
+        return score(case["task"], case["prediction"], case["answer"])
 
-    functions = {"score": compute, "score_pinned": compute}
-    assert_all_agree(recorded_scores("sparbench")["cases"], functions, {"id", "task", "prediction", "answer"})
-
-
-@needs
-def test_aggregates_are_the_recorded_ones():
-    assert_all_agree(recorded_scores("sparbench")["aggregates"], {"expected": totals}, {"name", "docs"})
+    assert_all_agree(recorded("sparbench", "cases"), {"score": compute, "score_pinned": compute})
 
 
-@needs
+def test_averages_are_the_recorded_ones():
+    for case in recorded("sparbench", "aggregates"):
+        assert_figures_agree(scores_and_figures(OFFICIAL, case["docs"])[1], case["expected"])
+
+
 def test_prompts_are_the_recorded_ones():
     def compute(case):
         return OFFICIAL.prompt({"task": case["task"], "question": "Q?"})
 
-    assert_all_agree(recorded_scores("sparbench")["prompts"], {"prompt": compute}, {"task"})
+    assert_all_agree(recorded("sparbench", "prompts"), {"prompt": compute})
 
 
 def test_a_change_of_view_is_asked_for_with_two_empty_lines():
@@ -78,31 +59,3 @@ def test_levels_are_means_of_tasks_and_the_middle_one_lacks_the_change_of_view()
     }
     columns = OFFICIAL.summarize(means, dict.fromkeys(TASKS, 1))
     assert columns == pytest.approx({"overall": 9.5 / 20, "low": 0.5, "middle": 0.5, "high": 0.5})
-    assert list(columns) == list(OFFICIAL.columns)
-
-
-def test_missing_tasks_are_warned_of_and_their_level_left_out():
-    with pytest.warns(UserWarning, match="SPAR-Bench: there are no answers to questions of distance_prediction_oc, "):
-        columns = OFFICIAL.summarize({"depth_prediction_oc": 0.4}, {"depth_prediction_oc": 2})
-    assert columns == {"overall": 0.4, "low": 0.4}
-
-
-@pytest.mark.filterwarnings("ignore:SPAR-Bench")
-def test_nothing_is_summarized_without_crashing():
-    assert math.isnan(OFFICIAL.summarize({}, {})["overall"])
-    assert aggregate([], []) == {"overall": 0, "low": 0, "middle": 0, "high": 0}
-
-
-def test_tasks_that_are_not_known_are_named():
-    other = {"task": "spatial_volume", "question": "?", "answer": "A"}
-    for refused in (
-        lambda: OFFICIAL.group(other),
-        lambda: OFFICIAL.score(other, "A"),
-        lambda: OFFICIAL.prompt(other),
-        lambda: OFFICIAL.summarize({"spatial_volume": 1.0}, {"spatial_volume": 1}),
-        lambda: aggregate(["spatial_volume"], [1.0]),
-    ):
-        with pytest.raises(
-            ValueError, match="The task `spatial_volume` is not known; known are depth_prediction_oc, "
-        ):
-            refused()

@@ -1,8 +1,10 @@
-"""Comparisons of two benchmark runs: what is refused, what differs, and how sure that is."""
+"""Comparisons of two benchmark runs."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from spa3r.trainers.benchmark.report import read_report
 from spa3r.trainers.benchmark.statistics import SceneScores, compare_paired
 
 FIRST = make_predictions(QUESTIONS)
-# Better by every third answer, and worse by some.
+# Every third answer is better, and some are worse.
 SECOND = {
     question.id: question.record["ground_truth"]
     if number % 3 == 0
@@ -52,7 +54,7 @@ def test_intervals_and_p_values_are_those_of_paired_scores(comparison):
     scenes = [question.scene_id for question in QUESTIONS]
     groups = [question.record["question_type"] for question in QUESTIONS]
     scores = [[PROTOCOL.score(question.record, run[question.id]) for question in QUESTIONS] for run in (FIRST, SECOND)]
-    expected = compare_paired(*(SceneScores.collect(scenes, groups, each) for each in scores), PROTOCOL.summarize)
+    expected = compare_paired(*(SceneScores.collect(scenes, groups, each) for each in scores), PROTOCOL.average)
     for column in comparison["columns"]:
         difference = expected[column["key"]]
         assert (column["low"], column["high"]) == difference.interval
@@ -67,15 +69,8 @@ def test_changes_are_counted_by_group(comparison):
     for question in QUESTIONS:
         texts = [run[question.id] for run in (FIRST, SECOND)]
         before, after = (PROTOCOL.score(question.record, text) for text in texts)
-        kind = (
-            "better"
-            if after > before
-            else "worse"
-            if after < before
-            else "same"
-            if texts[0] == texts[1]
-            else "changed"
-        )
+        changed = "same" if texts[0] == texts[1] else "changed"
+        kind = "better" if after > before else "worse" if after < before else changed
         expected[question.record["question_type"], kind] += 1
     for group in comparison["groups"]:
         for kind in ("better", "worse", "changed", "same"):
@@ -108,7 +103,7 @@ def test_equal_runs_differ_in_nothing(folders):
         (row["difference"], row["low"], row["high"], row["p_value"]) == (0, 0, 0, 1) for row in comparison["columns"]
     )
     assert comparison["questions"] == [] and comparison["provenance"] == {}
-    assert "## Settings that differ\n\nNone." in format_comparison(comparison)
+    assert format_comparison(comparison).rstrip().endswith("None.")
 
 
 def test_the_order_of_answers_does_not_matter(folders, comparison, tmp_path):
@@ -117,53 +112,46 @@ def test_the_order_of_answers_does_not_matter(folders, comparison, tmp_path):
     assert other["columns"] == comparison["columns"] and other["questions"] == comparison["questions"]
 
 
+def without_answers(folder):
+    (write(folder) / "answers.jsonl").unlink()
+
+
+def with_cut_answers(folder):
+    file = write(folder) / "answers.jsonl"
+    file.write_text(file.read_text()[:-20])
+
+
+def with_fewer_questions(folder):
+    questions = make_questions(290)
+    write(folder, {question.id: FIRST[question.id] for question in questions}, questions)
+
+
+OTHER_PROTOCOL = BENCHMARKS["vsi-bench"].protocol("lmms-eval-2026")
 REFUSED = {
-    "benchmark": ({"benchmark": "rooms"}, "their benchmark differs: `vsi-bench` and `rooms`"),
-    "data": ({"data_fingerprint": "xyz"}, "their data fingerprint differs: `abc` and `xyz`"),
+    "another benchmark": (lambda folder: write(folder, run=RUN | {"benchmark": "rooms"}), ["`vsi-bench`", "`rooms`"]),
+    "other data": (lambda folder: write(folder, run=RUN | {"data_fingerprint": "xyz"}), ["`abc`", "`xyz`"]),
+    "another protocol": (
+        lambda folder: write(folder, run=RUN | {"protocol": OTHER_PROTOCOL.name}, protocol=OTHER_PROTOCOL),
+        ["`protocol`", "`official`", "`lmms-eval-2026`"],
+    ),
+    "other questions": (with_fewer_questions, ["10 questions"]),
+    "no report": (Path.mkdir, ["/second`", "report.json"]),
+    "no answers": (without_answers, ["/second`", "answers.jsonl"]),
+    "damaged answers": (with_cut_answers, ["Line 300", "answers.jsonl`"]),
 }
 
 
-@pytest.mark.parametrize("run, message", REFUSED.values(), ids=REFUSED)
-def test_runs_on_other_data_are_refused(run, message, folders, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        compare_runs(folders[0], write(tmp_path, run=RUN | run))
+@pytest.mark.parametrize("write_second, tokens", REFUSED.values(), ids=REFUSED)
+def test_runs_that_cannot_be_compared_are_refused(write_second, tokens, folders, tmp_path):
+    write_second(tmp_path / "second")
+    with pytest.raises(ValueError, match=".*".join(map(re.escape, tokens))):
+        compare_runs(folders[0], tmp_path / "second")
 
 
-def test_runs_scored_otherwise_are_refused(folders, tmp_path):
-    other = write(tmp_path, protocol=BENCHMARKS["vsi-bench"]["lmms-eval-2026"])
-    with pytest.raises(ValueError, match="their protocol differs: `official` and `lmms-eval-2026`"):
-        compare_runs(folders[0], other)
-
-
-def test_runs_on_other_questions_are_refused(folders, tmp_path):
-    questions = make_questions(290)
-    other = write(tmp_path, {question.id: FIRST[question.id] for question in questions}, questions)
-    with pytest.raises(ValueError, match="10 questions are answered in only one of them"):
-        compare_runs(folders[0], other)
-
-
-def test_folders_without_a_report_are_refused(folders, tmp_path):
-    with pytest.raises(ValueError, match=f"`{tmp_path}` holds no report"):
-        compare_runs(folders[0], tmp_path)
-
-
-def test_reports_without_answers_are_refused(folders, tmp_path):
-    (write(tmp_path) / "answers.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"there is no answers\.jsonl in it"):
-        compare_runs(folders[0], tmp_path)
-
-
-def test_damaged_answers_are_refused(folders, tmp_path):
-    file = write(tmp_path) / "answers.jsonl"
-    file.write_text(file.read_text()[:-20])
-    with pytest.raises(ValueError, match=r"Line 300 of .* is damaged"):
-        compare_runs(folders[0], tmp_path)
-
-
-def test_protocols_that_are_not_known_are_refused(tmp_path):
-    protocol = replace(PROTOCOL, name="of a later version")
-    folders = [write(tmp_path / name, protocol=protocol) for name in ("before", "after")]
-    with pytest.raises(ValueError, match="`of a later version` of vsi-bench, which is not known here"):
+def test_unknown_protocols_are_refused(tmp_path):
+    later = replace(PROTOCOL, name="later")
+    folders = [write(tmp_path / name, run=RUN | {"protocol": "later"}, protocol=later) for name in ("a", "b")]
+    with pytest.raises(ValueError, match="`later`"):
         compare_runs(*folders)
 
 
@@ -176,13 +164,13 @@ def test_the_page_shows_signed_points_and_both_p_values(comparison):
     line = next(line for line in page.splitlines() if line.startswith("| Avg."))
     cells = [cell.strip() for cell in line.strip("|").split(" | ")]
     assert cells == ["Avg.", *values, f"+{100 * overall['difference']:.1f}", ends, *p_values]
-    assert page.startswith("# vsi-bench: other against spa3-vlm-4b.v2\n") and "2,000 times" in page
+    assert "other" in page.splitlines()[0] and "spa3-vlm-4b.v2" in page.splitlines()[0]
 
 
 def test_the_page_lists_some_of_many_changes_the_largest_first(comparison):
     page = format_comparison(comparison)
     better = [question for question in comparison["questions"] if question["kind"] == "better"]
-    assert f"### B better than A: first 25 of {len(better)}\n" in page
+    assert re.search(rf"### B better than A: .*25 of {len(better)}\n", page)
     table = page.split("### B better")[1].split("\n\n")[1].splitlines()[2:]
     gains = [float(cells[-2]) - float(cells[-3]) for cells in (line.split("|") for line in table)]
     assert len(gains) == 25 and gains == sorted(gains, reverse=True)
@@ -201,4 +189,5 @@ def test_a_single_scene_is_compared_without_intervals(tmp_path):
     questions = make_questions(20, num_scenes=1)
     runs = [make_predictions(questions, seed) for seed in (0, 1)]
     comparison = compare_runs(*(write(tmp_path / str(seed), run, questions) for seed, run in enumerate(runs)))
-    assert "there are no intervals" in format_comparison(comparison)
+    assert all(column["low"] is None for column in comparison["columns"])
+    assert re.search(r"^\| Avg\..*\| +– \|", format_comparison(comparison), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Asking all questions of a benchmark: what is seen how often, in which batches, and what a killed run keeps."""
+"""Asking all questions of a benchmark: how often scenes are encoded, in which batches, what a killed run keeps."""
 
 import json
 from dataclasses import dataclass, field
@@ -8,21 +8,22 @@ from tiny_spa3_vlm import conversation, photo, prepare, tiny_model, tiny_process
 
 from spa3r.data_scripts.benchmarks import BENCHMARKS
 from spa3r.data_scripts.benchmarks.reader import BenchmarkQuestion
-from spa3r.trainers.benchmark.runner import Answers, ask_all, plan_scenes
+from spa3r.trainers.benchmark.answers import Answers
+from spa3r.trainers.benchmark.runner import ask_all, plan_scenes
 
-PROTOCOL = BENCHMARKS["vsi-bench"]["official"]
+PROTOCOL = BENCHMARKS["vsi-bench"].protocol("official")
 TEXTS = ("How many chairs are there?", "How many?", "Is the sofa near?", "Why?", "How large is the room, in meters?")
 
 
 @dataclass
 class Photos:
-    """A benchmark whose scenes are three random photos each, or cannot be read."""
+    """A benchmark whose scenes have three random photos each, or cannot be read."""
 
     name: str = "photos"
     broken: set = field(default_factory=set)
     loaded: list = field(default_factory=list)
 
-    def load_images(self, media, num_frames, read_video):
+    def load_images(self, media, num_frames):
         self.loaded.append(media)
         if media in self.broken:
             raise ValueError(f"The images of {media} cannot be read.")
@@ -48,7 +49,7 @@ def ask(model, folder, benchmark=None, questions=QUESTIONS, batch_size=2, **opti
     return ask_all(model, tiny_processor(), *what, Answers(folder), num_frames=3, batch_size=batch_size, **options)
 
 
-def test_questions_about_the_same_images_come_together_in_the_order_of_the_images():
+def test_questions_about_the_same_images_are_grouped_in_the_order_of_the_images():
     scenes = plan_scenes(QUESTIONS, batch_size=2)
     assert [scene.media for scene in scenes] == ["1", "2", "3"]
     assert [[each.id for each in batch] for batch in scenes[1].batches] == [["2-0", "2-1"], ["2-2", "2-3"], ["2-4"]]
@@ -65,7 +66,7 @@ def test_answers_are_those_of_fresh_calls(model, tmp_path):
         assert answers[asked.id] == {"prediction": fresh}
 
 
-def test_each_scene_is_seen_once(model, tmp_path):
+def test_each_scene_is_encoded_once(model, tmp_path):
     calls = []
     hook = model.model.spatial_encoder.register_forward_hook(lambda *_: calls.append(1))
     benchmark = Photos()
@@ -84,7 +85,7 @@ def test_spaces_around_an_answer_are_kept(model, tmp_path, monkeypatch):
 def test_answers_of_any_characters_are_kept(text, tmp_path):
     answers = Answers(tmp_path)
     answers.append(0, {"1-0": {"prediction": text}})
-    answers.bring_together(QUESTIONS)
+    answers.merge(QUESTIONS)
     assert answers.read() == {"1-0": {"prediction": text}}
 
 
@@ -94,7 +95,7 @@ def test_a_finished_run_asks_nothing(model, tmp_path):
     assert ask(model, tmp_path, benchmark) == answers and not benchmark.loaded
 
 
-def test_answers_are_kept_batch_by_batch_and_a_cut_line_is_passed_over(model, tmp_path):
+def test_answers_are_kept_batch_by_batch_and_a_cut_line_is_skipped(model, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     whole = ask(model, tmp_path / "a")
@@ -110,7 +111,7 @@ def test_answers_are_kept_batch_by_batch_and_a_cut_line_is_passed_over(model, tm
     assert (tmp_path / "b" / "predictions.jsonl").read_text() == content
 
 
-def test_a_batch_of_which_an_answer_is_missing_is_asked_again_as_a_whole(model, tmp_path, monkeypatch):
+def test_a_batch_that_lacks_an_answer_is_asked_again_as_a_whole(model, tmp_path, monkeypatch):
     ask(model, tmp_path)
     file = tmp_path / "predictions.jsonl"
     file.write_text("".join(line for line in file.read_text().splitlines(True) if '"1-3"' not in line))
@@ -120,14 +121,14 @@ def test_a_batch_of_which_an_answer_is_missing_is_asked_again_as_a_whole(model, 
     assert appended == [{"1-2", "1-3"}]
 
 
-def test_scenes_that_cannot_be_read_leave_all_others_answered(model, tmp_path):
+def test_scenes_that_cannot_be_read_do_not_stop_the_others(model, tmp_path):
     answers = ask(model, tmp_path, Photos(broken={"2"}))
     reason = {"unreadable": "The images of 2 cannot be read."}
     assert [name for name, answer in answers.items() if answer == reason] == [f"2-{number}" for number in range(5)]
     assert sum("prediction" in answer for answer in answers.values()) == 10
 
 
-def test_answers_about_images_that_are_gone_are_kept_for_when_they_are_back(model, tmp_path):
+def test_answers_about_images_that_are_gone_are_kept_until_they_are_back(model, tmp_path):
     whole = ask(model, tmp_path)
     fewer = [question for question in QUESTIONS if question.media != "2"]
     assert ask(model, tmp_path, questions=fewer).keys() == {question.id for question in fewer}
@@ -135,10 +136,10 @@ def test_answers_about_images_that_are_gone_are_kept_for_when_they_are_back(mode
     assert ask(model, tmp_path, back) == whole and not back.loaded
 
 
-def test_scenes_that_could_not_be_read_are_tried_again_unless_they_are_left_out(model, tmp_path):
+def test_scenes_that_could_not_be_read_are_tried_again_unless_told_otherwise(model, tmp_path):
     ask(model, tmp_path, Photos(broken={"2"}))
-    left_out, mended = Photos(), Photos()
+    left_out, repaired = Photos(), Photos()
     ask(model, tmp_path, left_out, retry_unreadable=False)
-    answers = ask(model, tmp_path, mended)
-    assert (left_out.loaded, mended.loaded) == ([], ["2"])
+    answers = ask(model, tmp_path, repaired)
+    assert (left_out.loaded, repaired.loaded) == ([], ["2"])
     assert all("prediction" in answer for answer in answers.values())

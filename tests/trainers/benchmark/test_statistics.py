@@ -1,8 +1,6 @@
-"""Intervals and p-values of scores: against questions written out, all permutations, and what theory says."""
+"""Intervals and p-values of scores, compared with explicit resamples, all permutations, and theory."""
 
 import itertools
-import logging
-import warnings
 from statistics import fmean
 
 import numpy as np
@@ -18,11 +16,8 @@ from spa3r.trainers.benchmark.statistics import (
 )
 
 
-def summarize(means, counts):
-    """Means of which one is a mean over two groups, as of the directions; the overall one is a mean over tasks."""
-    if missing := {"easy", "hard", "count"} - means.keys():
-        warnings.warn(f"There is no {missing}.", stacklevel=2)
-        logging.getLogger("spa3r").warning("There is no %s.", missing)
+def average(means, counts):
+    """Join two groups into one task, as VSI-Bench joins its directions, and average tasks into the overall column."""
     tasks = {name: value for name, value in means.items() if name not in ("easy", "hard")}
     if directions := [means[name] for name in ("easy", "hard") if name in means]:
         tasks["direction"] = fmean(directions)
@@ -30,7 +25,7 @@ def summarize(means, counts):
 
 
 def random_questions(num_scenes=12, num_questions=90, seed=0):
-    """Scenes, groups and scores of questions; scenes differ, in how many questions they have, too."""
+    """Draw scenes, groups and scores of questions. Scenes have different numbers of questions."""
     generator = np.random.default_rng(seed)
     scenes = [f"scene{number:02d}" for number in (num_scenes * generator.random(num_questions) ** 2).astype(int)]
     groups = generator.choice(["easy", "hard", "count"], num_questions, p=[0.5, 0.1, 0.4]).tolist()
@@ -39,7 +34,7 @@ def random_questions(num_scenes=12, num_questions=90, seed=0):
 
 
 def resample_naively(scenes, groups, scores):
-    """Columns of each resample, with all questions of each drawn scene written out."""
+    """Compute the columns of each resample from an explicit list of its questions."""
     names = sorted(set(scenes))
     drawn = np.random.default_rng(0).integers(len(names), size=(NUM_RESAMPLES, len(names)))
     columns = {}
@@ -49,16 +44,14 @@ def resample_naively(scenes, groups, scores):
             for own, group, score in zip(scenes, groups, scores, strict=True):
                 if own == names[scene]:
                     written.setdefault(group, []).append(score)
-        with warnings.catch_warnings(action="ignore"):
-            summary = summarize({group: fmean(each) for group, each in written.items()}, {})
-        for column, value in summary.items():
+        for column, value in average({group: fmean(each) for group, each in written.items()}, {}).items():
             columns.setdefault(column, []).append(value)
     return columns
 
 
-def test_intervals_are_those_of_resamples_written_out():
+def test_intervals_are_those_of_explicit_resamples():
     questions = random_questions()
-    intervals, _ = bootstrap_intervals(SceneScores.collect(*questions), summarize)
+    intervals, _ = bootstrap_intervals(SceneScores.collect(*questions), average)
     resampled = resample_naively(*questions)
     assert intervals.keys() == resampled.keys() == {"overall", "count", "direction"}
     for column, interval in intervals.items():
@@ -67,7 +60,7 @@ def test_intervals_are_those_of_resamples_written_out():
 
 def test_intervals_of_groups_are_those_of_their_own_means():
     scenes, groups, scores = random_questions()
-    _, intervals = bootstrap_intervals(SceneScores.collect(scenes, groups, scores), summarize)
+    _, intervals = bootstrap_intervals(SceneScores.collect(scenes, groups, scores), average)
     alone, _ = bootstrap_intervals(SceneScores.collect(scenes, groups, scores), lambda means, counts: means)
     assert intervals == alone
 
@@ -86,16 +79,16 @@ def test_intervals_do_not_depend_on_the_order_of_questions():
     questions = list(zip(*random_questions(), strict=True))
     shuffled = [questions[index] for index in np.random.default_rng(1).permutation(len(questions))]
     intervals = [
-        bootstrap_intervals(SceneScores.collect(*zip(*each, strict=True)), summarize) for each in (questions, shuffled)
+        bootstrap_intervals(SceneScores.collect(*zip(*each, strict=True)), average) for each in (questions, shuffled)
     ]
     for one, other in zip(*intervals, strict=True):
         assert {name: pytest.approx(ends) for name, ends in one.items()} == other
 
 
-def test_scenes_that_are_all_alike_leave_no_doubt():
+def test_equal_scenes_have_intervals_of_no_width():
     scenes = [f"scene{number:02d}" for number in range(40) for _ in range(3)]
     intervals, _ = bootstrap_intervals(
-        SceneScores.collect(scenes, ["easy", "hard", "count"] * 40, [0.1, 0.5, 0.7] * 40), summarize
+        SceneScores.collect(scenes, ["easy", "hard", "count"] * 40, [0.1, 0.5, 0.7] * 40), average
     )
     assert intervals["overall"] == pytest.approx((0.5, 0.5)) and intervals["direction"] == pytest.approx((0.3, 0.3))
 
@@ -105,8 +98,8 @@ def test_equal_answers_within_a_scene_count_once():
     generator = np.random.default_rng(0)
     scenes = [f"scene{number:03d}" for number in range(100)]
     scores = generator.integers(0, 2, 100).astype(float).tolist()
-    one, _ = bootstrap_intervals(SceneScores.collect(scenes, ["count"] * 100, scores), summarize)
-    ten, _ = bootstrap_intervals(SceneScores.collect(scenes * 10, ["count"] * 1000, scores * 10), summarize)
+    one, _ = bootstrap_intervals(SceneScores.collect(scenes, ["count"] * 100, scores), average)
+    ten, _ = bootstrap_intervals(SceneScores.collect(scenes * 10, ["count"] * 1000, scores * 10), average)
     assert ten == {name: pytest.approx(ends) for name, ends in one.items()}
 
 
@@ -124,27 +117,19 @@ def test_intervals_cover_the_truth_in_95_percent_of_cases():
     assert covered / num_cases == pytest.approx(0.95, abs=3.5 * (0.95 * 0.05 / num_cases) ** 0.5)
 
 
-def test_a_group_that_resamples_lack_neither_warns_nor_fails(caplog):
+def test_resamples_without_a_group_are_averaged_without_it():
     scenes = [f"scene{number}" for number in range(8)] + ["scene0"]
     tally = SceneScores.collect(scenes, ["count"] * 8 + ["easy"], [0.0, 1.0] * 4 + [0.4])
-    with warnings.catch_warnings(action="error"):
-        columns, groups = bootstrap_intervals(tally, summarize)
-    assert not caplog.records and columns["direction"] == pytest.approx((0.4, 0.4))
-    # Of one scene, others cannot be told.
+    columns, groups = bootstrap_intervals(tally, average)
+    assert columns["direction"] == pytest.approx((0.4, 0.4))
+    # One scene of a group says nothing about others.
     assert groups["easy"] is None and groups["count"] is not None
-
-
-def test_warnings_are_heard_again_after_resampling(caplog):
-    bootstrap_intervals(SceneScores.collect(["a", "b"], ["count"] * 2, [0.0, 1.0]), summarize)
-    with pytest.warns(UserWarning, match="There is no"):
-        summarize({"count": 1.0}, {"count": 1})
-    assert caplog.records
 
 
 def test_a_single_scene_has_no_interval():
     tally = SceneScores.collect(["a", "a"], ["count"] * 2, [0.0, 1.0])
-    assert bootstrap_intervals(tally, summarize) == ({"overall": None, "count": None}, {"count": None})
-    assert compare_paired(tally, tally, summarize)["overall"].interval is None
+    assert bootstrap_intervals(tally, average) == ({"overall": None, "count": None}, {"count": None})
+    assert compare_paired(tally, tally, average)["overall"].interval is None
 
 
 def second_run(scores, seed=5, gain=0.15):
@@ -162,14 +147,14 @@ def test_p_values_are_close_to_those_of_all_permutations():
         for scene, group, *scores in zip(scenes, groups, first, second, strict=True):
             for run, score in zip(runs, reversed(scores) if scene in swapped else scores, strict=True):
                 run.setdefault(group, []).append(score)
-        summaries = [summarize({group: fmean(each) for group, each in run.items()}, {}) for run in runs]
-        return {column: summaries[1][column] - summaries[0][column] for column in summaries[0]}
+        averages = [average({group: fmean(each) for group, each in run.items()}, {}) for run in runs]
+        return {column: averages[1][column] - averages[0][column] for column in averages[0]}
 
     every = [
         difference({name for name, is_swapped in zip(names, choice, strict=True) if is_swapped})
         for choice in itertools.product([False, True], repeat=len(names))
     ]
-    compared = compare_paired(*(SceneScores.collect(scenes, groups, run) for run in (first, second)), summarize)
+    compared = compare_paired(*(SceneScores.collect(scenes, groups, run) for run in (first, second)), average)
     assert len(every) == 128
     for column, difference in compared.items():
         assert difference.difference == pytest.approx(every[0][column])
@@ -182,7 +167,7 @@ def test_p_values_are_close_to_those_of_all_permutations():
 def test_intervals_of_differences_are_those_of_the_same_scenes_drawn_for_both():
     scenes, groups, first = random_questions()
     second = second_run(first)
-    compared = compare_paired(*(SceneScores.collect(scenes, groups, run) for run in (first, second)), summarize)
+    compared = compare_paired(*(SceneScores.collect(scenes, groups, run) for run in (first, second)), average)
     resampled = [resample_naively(scenes, groups, run) for run in (first, second)]
     for column, difference in compared.items():
         expected = np.subtract(resampled[1][column], resampled[0][column])
@@ -191,14 +176,14 @@ def test_intervals_of_differences_are_those_of_the_same_scenes_drawn_for_both():
 
 def test_equal_runs_do_not_differ():
     tally = SceneScores.collect(*random_questions())
-    for difference in compare_paired(tally, tally, summarize).values():
+    for difference in compare_paired(tally, tally, average).values():
         assert (difference.difference, difference.interval, difference.p_value) == (0, (0, 0), 1)
 
 
 def test_swapped_runs_differ_as_much_the_other_way():
     scenes, groups, first = random_questions()
     runs = [SceneScores.collect(scenes, groups, run) for run in (first, second_run(first))]
-    there, back = compare_paired(*runs, summarize), compare_paired(*reversed(runs), summarize)
+    there, back = compare_paired(*runs, average), compare_paired(*reversed(runs), average)
     for column in there:
         assert there[column].difference == -back[column].difference
         assert there[column].p_value == back[column].p_value
@@ -208,7 +193,7 @@ def test_swapped_runs_differ_as_much_the_other_way():
 def test_a_difference_in_every_scene_has_the_least_p_value():
     scenes = [f"scene{number:02d}" for number in range(30)]
     runs = [SceneScores.collect(scenes, ["count"] * 30, [score] * 30) for score in (0.2, 0.3)]
-    assert compare_paired(*runs, summarize)["overall"].p_value == 1 / (1 + NUM_PERMUTATIONS)
+    assert compare_paired(*runs, average)["overall"].p_value == 1 / (1 + NUM_PERMUTATIONS)
 
 
 def test_runs_that_differ_by_chance_rarely_seem_to_differ():
