@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
-from . import llava_hound, spar, vlm3r, vsi590k
+from ..instructions import llava_hound, spar, vlm3r, vsi590k
 from .convert import convert
 from .exclusions import BENCHMARKS, fetch_benchmark_scenes, read_excluded
 
