@@ -1,1 +1,1 @@
-"""Instruction sets: converters for published data sets."""
+"""Convert published data sets to instruction sets."""

@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 # Small: progress shows block by block, and decoding a new video takes seconds.
 BLOCK_RECORDS, BLOCK_BYTES = 512, 16 << 20
-# Each table of counts has at most so many names; the others are counted together.
+# Most names that a table of counts holds; further ones are counted together.
 MAX_COUNTED, OTHERS = 10_000, "others"
 UNFINISHED = ".unfinished"
 # Without it, the `datasets` library takes a folder of frames named `train` for the data set.

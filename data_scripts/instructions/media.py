@@ -33,7 +33,7 @@ MAX_ASPECT_RATIO = 20
 # Many questions share a scene's images, so the results of checks are cached, in 30 MB at most.
 CACHE_SIZE = 1 << 16
 
-_numbers = itertools.count()
+_scratch_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _check_size(path: str) -> tuple[tuple[int, int], tuple[str, str] | None]:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return (0, 0), (
             "unusable image",
-            f"{path}: has mode {image.mode}, as depth maps do, not 8-bit channels",
+            f"{path}: of mode {image.mode}, as depth maps are, and not of bytes",
         )
     if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
         return (0, 0), ("unusable image", f"{path}: {image.width} x {image.height} pixels, too elongated")
@@ -246,4 +246,4 @@ def _marked_copy(folders: MediaFolders, source: str, location: str, markers: Seq
 
 
 def _scratch_path(scratch: str) -> str:
-    return os.path.join(scratch, f"{os.getpid()}-{next(_numbers)}")
+    return os.path.join(scratch, f"{os.getpid()}-{next(_scratch_numbers)}")

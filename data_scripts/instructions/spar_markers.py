@@ -1,7 +1,8 @@
-"""Markers of SPAR questions: the points and boxes that a question such as "how far is the red point" speaks of.
+"""Markers of SPAR questions: the points and boxes that a question such as "how far is the red point" mentions.
 
-`spar_info` gives them in thousandths of the image's width and height, each under `<color>_point` or `<color>_bbox`,
-and for several images which image each is on. Which color an image index belongs to depends on the type of question.
+`spar_info` holds each marker under `<color>_point` or `<color>_bbox`, in thousandths of the image's width and height.
+With several images, it also holds an image index for each marker, in an order of colors that depends on the type of
+question. The rules are those of VG-LLM's code; Spa3R's own code draws no markers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,9 @@ from PIL import Image, ImageDraw
 from ..common.records import BadRecord
 
 COORDINATE_RANGE = 1000
-# Numbers beyond it are no coordinates, even of what reaches out of the image.
-FARTHEST = 10 * COORDINATE_RANGE
+# A marker may reach out of the image, but larger numbers are not coordinates.
+MAX_COORDINATE = 10 * COORDINATE_RANGE
+# In pixels of the image at full resolution.
 POINT_RADIUS = 20
 BOX_WIDTH = 20
 BOX_MARGIN = 17.5
@@ -29,7 +31,7 @@ ON_FIRST_IMAGE = {
     "obj_spatial_relation_oo": COLORS,
     "spatial_imagination_oc": COLORS,
     "spatial_imagination_oo": COLORS,
-    # Any other box would be the answer, on the second image.
+    # The other box is the answer; it is on the second image.
     "position_matching": ("red",),
 }
 # Types of several images, with the order of colors in `point_img_idx` or `bbox_img_idx`.
@@ -65,7 +67,7 @@ UNMARKED = {
 
 
 class Marker(NamedTuple):
-    """A filled circle or a box's outline, `box` being `(left, top, right, bottom)` in pixels."""
+    """A filled circle or the outline of a box; `box` is `(left, top, right, bottom)` in pixels."""
 
     image: int
     shape: str
@@ -74,7 +76,7 @@ class Marker(NamedTuple):
 
 
 def place_markers(spar_info: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> list[Marker]:
-    """Say what is drawn where.
+    """Find the image, place and size of each marker.
 
     Args:
         spar_info (`Mapping`): `type` of the question, and its markers in thousandths of width and height.
@@ -84,7 +86,7 @@ def place_markers(spar_info: Mapping[str, Any], sizes: Sequence[tuple[int, int]]
         `list[Marker]`: Markers in drawing order.
 
     Raises:
-        BadRecord: If markers are malformed, or of a type of question that is not known.
+        BadRecord: If markers are malformed, or the type of question is unknown.
     """
     kind = spar_info.get("type")
     present = [
@@ -124,17 +126,19 @@ def draw_markers(image: Image.Image, markers: Sequence[Marker]) -> Image.Image:
 def _indexed_images(
     spar_info: Mapping[str, Any], present: Sequence[tuple[str, str]], order: Sequence[str]
 ) -> dict[tuple[str, str], int]:
-    """Image of each marker; one index for each color that is present, in the type's order of colors."""
+    """Return the image of each marker: `spar_info` lists an index for each color present, in the order given."""
     images = {}
     for shape in ("point", "bbox"):
-        markers = sorted((marker for marker in present if marker[1] == shape), key=lambda marker: _rank(marker, order))
+        markers = sorted(
+            (marker for marker in present if marker[1] == shape), key=lambda marker: _color_rank(marker, order)
+        )
         if markers:
-            indices = _numbers(spar_info, f"{shape}_img_idx", len(markers))
+            indices = _first_numbers(spar_info, f"{shape}_img_idx", len(markers))
             images |= dict(zip(markers, (int(index) for index in indices), strict=True))
     return images
 
 
-def _rank(marker: tuple[str, str], order: Sequence[str]) -> int:
+def _color_rank(marker: tuple[str, str], order: Sequence[str]) -> int:
     if marker[0] not in order:
         raise BadRecord("malformed markers", f"a {marker[0]} marker, where only {', '.join(order)} are known")
     return order.index(marker[0])
@@ -145,11 +149,11 @@ def _place(
 ) -> Marker:
     width, height = sizes[image]
     if shape == "point":
-        x, y = _scale(_numbers(spar_info, f"{color}_point", 2), width, height)
+        x, y = _scale(_first_numbers(spar_info, f"{color}_point", 2), width, height)
         x, y = int(x), int(y)
         box = (x - POINT_RADIUS, y - POINT_RADIUS, x + POINT_RADIUS, y + POINT_RADIUS)
         return Marker(image, "ellipse", box, color)
-    left, top, right, bottom = _scale(_numbers(spar_info, f"{color}_bbox", 4), width, height)
+    left, top, right, bottom = _scale(_first_numbers(spar_info, f"{color}_bbox", 4), width, height)
     if left > right or top > bottom:
         raise BadRecord("malformed markers", f"`{color}_bbox` ends before it begins: {spar_info[f'{color}_bbox']}")
     box = (left - BOX_MARGIN, top - BOX_MARGIN, right + BOX_MARGIN, bottom + BOX_MARGIN)
@@ -160,11 +164,11 @@ def _scale(values: Sequence[float], width: int, height: int) -> list[float]:
     return [value / COORDINATE_RANGE * (height if axis % 2 else width) for axis, value in enumerate(values)]
 
 
-def _numbers(spar_info: Mapping[str, Any], name: str, length: int) -> list[float]:
-    """The first list of numbers under a name, such as `[395, 89]` of `[[395, 89]]`."""
+def _first_numbers(spar_info: Mapping[str, Any], name: str, length: int) -> list[float]:
+    """Return the first list of numbers under a name: `[395, 89]` for `[[395, 89]]`."""
     value = spar_info.get(name)
     first = value[0] if isinstance(value, list) and value else None
     is_list = isinstance(first, list) and len(first) == length
-    if not is_list or not all(type(number) in (int, float) and abs(number) <= FARTHEST for number in first):
+    if not is_list or not all(type(number) in (int, float) and abs(number) <= MAX_COORDINATE for number in first):
         raise BadRecord("malformed markers", f"`{name}` must hold a list of {length} numbers, got {value!r:.200}")
     return first

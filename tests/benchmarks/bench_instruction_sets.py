@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_instruction_sets.py --records 10000 100000 --workers 2
 
-Records are synthetic, three of four about a video, over a few tiny media that all of them share: decoding is paid
-once, so that what is measured is the work on each record. Annotations are read as lines of JSON and as one JSON list.
-Each conversion runs in a process of its own; peak memory is its resident set and that of its largest worker.
+Records are synthetic, and three of four are about a video. They share a few tiny media, which are decoded once, so the
+benchmark measures the work per record. Annotations are read as lines of JSON and as one JSON list. Each conversion runs
+in its own process; peak memory is the resident set of that process and of its largest worker.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--output", type=Path, help="JSON file to write the figures to")
     parser.add_argument("--convert", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.convert:
