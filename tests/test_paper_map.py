@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import spa3r
-from spa3r.trainers.runs.recipes import find_recipe, read_recipe
+from spa3r.trainers.runs.recipes import read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "paper-map.md"
@@ -69,7 +69,7 @@ def test_stated_defaults_are_those_of_the_configuration(config, field, value):
 
 @pytest.mark.parametrize(("recipe", "option", "value"), OPTIONS)
 def test_stated_options_are_those_of_the_recipe(recipe, option, value):
-    resolved = read_recipe(find_recipe(recipe, of_tuning=recipe.startswith("spa3-vlm")))
+    resolved = read_recipe(recipe, is_tuning=recipe.startswith("spa3-vlm"))
     stated, given = json.loads(value), resolved[option]
     assert float(given) == stated if isinstance(stated, float) else given == stated
 

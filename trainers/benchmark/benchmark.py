@@ -29,7 +29,8 @@ from ...data_scripts.benchmarks.protocol import Protocol, ReferenceRow, score_an
 from ...data_scripts.benchmarks.reader import BenchmarkData, BenchmarkQuestion, read_benchmark
 from ...data_scripts.common.files import claim_folder, write_json, write_text
 from ..runs.distributed import join_processes
-from ..runs.resume import NO_ROOM, flatten
+from ..runs.errors import DISK_FULL
+from ..runs.settings import flatten
 from .answers import Answers, read_predictions
 from .comparison import compare_runs, format_comparison
 from .formatting import first_few
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None):
             "questions; run the same with a lower --batch-size into another --output, or with fewer --frames."
         )
     except (ValueError, OSError, ImportError) as error:
-        if getattr(error, "errno", None) in NO_ROOM:
+        if getattr(error, "errno", None) in DISK_FULL:
             sys.exit(
                 f"spa3r benchmark: there is no room to write in `{options.output}` ({error.strerror}); make room, and "
                 "run the same command again: it goes on."

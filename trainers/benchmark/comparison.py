@@ -8,7 +8,7 @@ from typing import Any
 
 from ...data_scripts.benchmarks import BENCHMARKS
 from ...data_scripts.benchmarks.protocol import Protocol
-from ..runs.resume import flatten
+from ..runs.settings import flatten
 from .formatting import clip, format_percent, format_table
 from .report import ANSWERS, read_report
 from .statistics import LEVEL, NUM_PERMUTATIONS, NUM_RESAMPLES, SceneScores, compare_paired

@@ -12,7 +12,7 @@ from ...modeling_spa3r.checkpoints.assemble import assemble_spa3_vlm, load_qwen,
 from ...modeling_spa3r.checkpoints.cards import CARD
 from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpoint
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
-from ..runs.resume import first_line
+from ..runs.errors import first_line
 
 __all__ = ["fingerprint_checkpoint", "load_benchmark_model"]
 

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from ..runs.errors import errors_as_sentences
+
 __all__ = ["VERBS", "main"]
 
 # Verb: module with a `main(arguments)`, relative to the package, and what it does.
@@ -15,26 +17,27 @@ VERBS = {
     "encode-scenes": ("trainers.tuning.scene_cache", "encode each scene of instruction sets once"),
     "benchmark": ("trainers.benchmark.benchmark", "score a model on a benchmark, or compare two runs"),
     "convert": ("modeling_spa3r.checkpoints.command", "import published checkpoints, or assemble a Spa3-VLM"),
-    "convert-data": ("data_scripts.instructions.command", "make an instruction set of a published data set"),
+    "convert-data": ("data_scripts.instructions.command", "make an instruction set from a published data set"),
     "rooms": ("data_scripts.rooms.generate", "render furnished rooms with cameras, depth and objects"),
     "room-questions": ("data_scripts.rooms.write_questions", "write questions about rendered rooms"),
 }
 
 
 def main(arguments: Sequence[str] | None = None):
-    """Run the command that the first argument names."""
+    """Run the verb that the first argument names; wrong input ends the process with one sentence."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     verb = arguments[0] if arguments else "--help"
     if verb in ("--help", "-h"):
         print(_help())
     elif verb in VERBS:
         module, _ = VERBS[verb]
-        import_module(f"spa3r.{module}").main(arguments[1:])
+        with errors_as_sentences(f"spa3r {verb}"):
+            import_module(f"spa3r.{module}").main(arguments[1:])
     else:
-        sys.exit(f"spa3r: there is no command `{verb}`; the commands are {', '.join(VERBS)}.")
+        sys.exit(f"spa3r: there is no verb `{verb}`; choose one of {', '.join(VERBS)}.")
 
 
 def _help() -> str:
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
-    return "\n".join(["usage: spa3r COMMAND [OPTIONS]; `spa3r COMMAND --help` describes one.", "", *lines])
+    return "\n".join(["usage: spa3r VERB [OPTIONS]; `spa3r VERB --help` describes one.", "", *lines])

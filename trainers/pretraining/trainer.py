@@ -1,18 +1,14 @@
 """Pre-training of Spa3R: transformers' Trainer fed with scenes of varying view counts."""
 
-import math
-import multiprocessing
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import gather_object, send_to_device
 from huggingface_hub import CommitInfo, upload_folder
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging
 
@@ -20,10 +16,13 @@ from ...configuration import Spa3RConfig
 from ...data_scripts.scenes.sampling import ViewBatchSampler
 from ...data_scripts.scenes.views import SceneViews, collate_views
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
-from ..runs.resume import MarkCompleteCheckpoints, first_line, mark_complete, say_where_to_go_on, write_whole
+from ..runs.distributed import start_workers_from_clean_server
+from ..runs.publish import final_folder
+from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, mark_complete
+from .arguments import Spa3RTrainingArguments
 from .evaluation import PSFMReport, evaluate_psfm
 
-__all__ = ["Spa3RTrainer", "Spa3RTrainingArguments", "teacher_checkpoints"]
+__all__ = ["Spa3RTrainer", "teacher_checkpoints"]
 
 logger = logging.get_logger(__name__)
 
@@ -32,74 +31,6 @@ REPORTS = ("scene_id", "frame_indices", "replaced_frames", "dropped_scenes")
 
 # Unreadable frames and scenes are all counted; this many are named.
 MAX_NAMED = 20
-
-
-@dataclass
-class Spa3RTrainingArguments(TrainingArguments):
-    """
-    `transformers.TrainingArguments` with the paper's settings as defaults, and what PSFM needs besides.
-
-    Args:
-        min_views, max_views (`int`, *optional*, defaults to 4 and 12):
-            Views of a scene; their number is drawn for each batch.
-        images_per_device (`int`, *optional*, defaults to 24):
-            Images in a batch of one device: as many scenes as fit. Takes the place of `per_device_train_batch_size`.
-        eval_views (`int`, *optional*, defaults to 8):
-            Views of each held-out scene in evaluation.
-    """
-
-    min_views: int = field(default=4, metadata={"help": "Fewest views of a scene in a batch."})
-    max_views: int = field(default=12, metadata={"help": "Most views of a scene in a batch."})
-    images_per_device: int = field(
-        default=24, metadata={"help": "Images in a batch of one device; replaces per_device_train_batch_size."}
-    )
-    eval_views: int = field(default=8, metadata={"help": "Views of each held-out scene in evaluation."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay, not on biases and norms."})
-    max_steps: int = field(default=80_000, metadata={"help": "Optimizer steps."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
-    save_total_limit: int = field(default=3, metadata={"help": "Checkpoints kept; at least 2, so that one is whole."})
-    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "Every trained parameter is used."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite ends the run."})
-
-    def __post_init__(self):
-        if self.load_best_model_at_end and self.metric_for_best_model in (None, "loss", "eval_loss"):
-            raise ValueError(
-                "`load_best_model_at_end` needs a metric of the evaluation, which has no loss: set "
-                "`metric_for_best_model: geometry_cosine_own` and `greater_is_better: true`."
-            )
-        super().__post_init__()
-        self._check_batches()
-        if self.n_gpu > 1:
-            raise ValueError(
-                f"One process cannot train on {self.n_gpu} GPUs: start one for each with `accelerate launch "
-                f"--config_file configuration/accelerate/ddp.yaml --num_processes {self.n_gpu} pretrain.py ...`, or "
-                "show it a single one with CUDA_VISIBLE_DEVICES."
-            )
-        if self.save_total_limit is not None and self.save_total_limit < 2:
-            raise ValueError(
-                f"`save_total_limit` must be at least 2, got {self.save_total_limit}: with one, a run that is killed "
-                "while it saves has nothing to resume from."
-            )
-
-    def _check_batches(self):
-        for name in ("per_device_train_batch_size", "dataloader_drop_last", "auto_find_batch_size"):
-            if (value := getattr(self, name)) != self.__dataclass_fields__[name].default:
-                raise ValueError(f"`{name}` has no effect here, got {value}: set `images_per_device` instead.")
-        if not 2 <= self.min_views <= self.max_views:
-            raise ValueError(
-                "`min_views` must be at least 2 (one to encode, one to predict) and at most `max_views`, got "
-                f"{self.min_views} and {self.max_views}."
-            )
-        if self.images_per_device < self.max_views:
-            raise ValueError(
-                f"`images_per_device` must hold a scene of `max_views`={self.max_views}, got {self.images_per_device}."
-            )
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The Trainer pickles its arguments beside each checkpoint and publishes them with `push_to_hub`.
-        return self.__dict__ | {"hub_token": None}
 
 
 class Spa3RTrainer(Trainer):
@@ -138,6 +69,7 @@ class Spa3RTrainer(Trainer):
         self._num_losses = 0
         self.add_callback(_FollowEpochs(self.batch_sampler, args.world_size * args.gradient_accumulation_steps))
         self.add_callback(MarkCompleteCheckpoints(self.accelerator))
+        self.add_callback(StopOnNonFiniteLoss())
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
@@ -154,12 +86,10 @@ class Spa3RTrainer(Trainer):
         """Batches of a common number of views; the plan is the batch sampler's."""
         workers = {}
         if self.args.dataloader_num_workers:
-            # A process with threads (a progress bar, NCCL) can deadlock in a fork: workers come from a clean server,
-            # once a run. The server imports what they need before it makes the first.
-            multiprocessing.set_forkserver_preload([__name__])
+            start_workers_from_clean_server(self.args, __name__)
             workers = {
                 "num_workers": self.args.dataloader_num_workers,
-                "multiprocessing_context": self.args.dataloader_multiprocessing_context or "forkserver",
+                "multiprocessing_context": self.args.dataloader_multiprocessing_context,
                 "persistent_workers": True,
                 "prefetch_factor": self.args.dataloader_prefetch_factor,
             }
@@ -214,34 +144,16 @@ class Spa3RTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         """Add the mean of each named loss since the last log, over all processes."""
-        if "loss" in logs:
-            logs |= {f"loss_{name}": round(mean, 5) for name, mean in self._mean_losses().items()}
+        if "loss" in logs and self._num_losses:
+            names = sorted(self._loss_sums)
+            means = torch.stack([self._loss_sums[name] for name in names]) / self._num_losses
+            losses = zip(names, self.accelerator.reduce(means, reduction="mean").tolist(), strict=True)
+            logs |= {f"loss_{name}": round(loss, 5) for name, loss in losses}
             self._loss_sums, self._num_losses = {}, 0
         super().log(logs, start_time)
 
-    def _mean_losses(self) -> dict[str, float]:
-        """Mean of each named loss since the last log, over all processes.
-
-        Raises:
-            FloatingPointError: If one is not finite, in every process.
-        """
-        if not self._num_losses:
-            return {}
-        names = sorted(self._loss_sums)
-        means = torch.stack([self._loss_sums[name] for name in names]) / self._num_losses
-        losses = dict(zip(names, self.accelerator.reduce(means, reduction="mean").tolist(), strict=True))
-        for name, loss in losses.items():
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"The loss `{name}` is not finite ({loss}) at step {self.state.global_step}; "
-                    f"{say_where_to_go_on(self.args.output_dir)}."
-                )
-        return losses
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Write the model: what trains for a checkpoint, everything for the final, self-contained model."""
-        # Weights that are lost must not take the place of a good checkpoint.
-        self._mean_losses()
         left_out = self._frozen_names if _internal_call else set()
         model = self.accelerator.unwrap_model(self.model)
         before = model._keys_to_ignore_on_save
@@ -255,10 +167,6 @@ class Spa3RTrainer(Trainer):
             # A pickle, which has no place in a model that is passed on.
             (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
-    def save_final_model(self):
-        """Write the self-contained model to `final_folder`, whole or not at all; every process must call it."""
-        write_whole(self, self.final_folder, self.save_model)
-
     def _issue_warnings_after_load(self, load_result):
         # What checkpoints leave out is not missing.
         missing = [name for name in load_result.missing_keys if name not in self._frozen_names]
@@ -269,27 +177,6 @@ class Spa3RTrainer(Trainer):
         mark_complete(checkpoint_folder, self.accelerator, self.state.global_step)
         super()._push_from_checkpoint(checkpoint_folder)
 
-    @property
-    def final_folder(self) -> Path:
-        """Where the final, self-contained model of the run belongs."""
-        return Path(self.args.output_dir) / "model"
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None):
-        """Make the repository to push to, before anything is trained.
-
-        Raises:
-            ValueError: If that fails, for whatever reason.
-        """
-        try:
-            super().init_hf_repo(token, private)
-        # Without a network there are errors of the HTTP library below huggingface_hub, too.
-        except Exception as error:
-            raise ValueError(
-                f"`push_to_hub` cannot make the repository `{self.args.hub_model_id or self.args.output_dir}` "
-                f"({first_line(error)}): log in with `hf auth login`, choose another `--hub_model_id`, or train "
-                "without `--push_to_hub` and upload the model later."
-            ) from error
-
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -298,7 +185,7 @@ class Spa3RTrainer(Trainer):
         revision: str | None = None,
         private: bool | None = None,
     ) -> CommitInfo | None:
-        """Upload `final_folder`, as `save_final_model()` has written it, to the top of the repository.
+        """Upload the final model of the run to the top of the repository.
 
         It takes the place of what `hub_strategy` pushed there during training, which holds only what trains; logs and
         figures stay, and with `hub_strategy="checkpoint"` the folder `last-checkpoint` to resume from. Arguments and
@@ -310,7 +197,7 @@ class Spa3RTrainer(Trainer):
             self.init_hf_repo(token, private)
         return upload_folder(
             repo_id=self.hub_model_id,
-            folder_path=self.final_folder,
+            folder_path=final_folder(self.args),
             commit_message=commit_message,
             token=token or self.args.hub_token,
             revision=revision or self.args.hub_revision,

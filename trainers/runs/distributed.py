@@ -1,18 +1,31 @@
-"""Commands that share work out over the processes of `accelerate launch`, and train nothing."""
+"""Processes of a run: those that `accelerate launch` starts, and the workers that read data."""
 
 import datetime
+import multiprocessing
 
 import torch
 from accelerate import PartialState
+from transformers import TrainingArguments
 
-__all__ = ["PATIENCE", "join_processes"]
+__all__ = ["PATIENCE", "join_processes", "start_workers_from_clean_server"]
 
-# Who is done waits for the last one, whose scenes may take hours longer; the library would end the run in ten minutes.
+# How long a finished process waits for the slowest one. Scenes may take hours longer elsewhere; the default is 10 min.
 PATIENCE = datetime.timedelta(days=7)
 
 
 def join_processes() -> PartialState:
-    """This process among the others, on its accelerator or else the CPU."""
-    # Without an accelerator several processes know of each other only if they are told that they are on CPUs.
+    """Join the other processes of a launch that trains nothing, on the accelerator or else on the CPU."""
+    # Without an accelerator, processes find each other only if they are told to run on CPUs.
     has_accelerator = torch.accelerator.current_accelerator(check_available=True) is not None
     return PartialState(cpu=not has_accelerator, timeout=PATIENCE)
+
+
+def start_workers_from_clean_server(args: TrainingArguments, module: str):
+    """Start data workers from a server process without threads.
+
+    A process with threads (progress bar, NCCL) can deadlock in a fork. The server imports `module` once, before it
+    starts the first worker.
+    """
+    if args.dataloader_num_workers:
+        multiprocessing.set_forkserver_preload([module])
+        args.dataloader_multiprocessing_context = args.dataloader_multiprocessing_context or "forkserver"

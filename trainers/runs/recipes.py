@@ -2,75 +2,118 @@
 
 import argparse
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import HfArgumentParser
 
-__all__ = [
-    "RECIPES",
-    "check_keys",
-    "find_recipe",
-    "hide_rare_options",
-    "read_recipe",
-    "refuse_unknown_options",
-    "set_recipe",
-    "split_config",
-]
+__all__ = ["RECIPES", "merge", "parse_options", "parse_overrides", "read_recipe"]
 
 RECIPES = Path(__file__).resolve().parents[2] / "configuration" / "recipes"
-# What recipes of instruction tuning begin with; the others are of pre-training.
+# Names of recipes of instruction tuning start like this; all others are of pre-training.
 TUNING = "spa3-vlm-"
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
+# Options of transformers.TrainingArguments that --help lists; all others are in its documentation.
+COMMON = {
+    "output_dir": "folder of the run",
+    "gradient_accumulation_steps": "batches of each step",
+    "warmup_steps": "steps, or share of all steps, of warm-up",
+    "bf16": "train in bfloat16",
+    "logging_steps": "steps between two logs",
+    "eval_strategy": "when to evaluate: no, steps or epoch",
+    "eval_steps": "steps between two evaluations",
+    "save_steps": "steps between two checkpoints",
+    "seed": "decides weights, order and views",
+    "dataloader_num_workers": "processes that read data",
+    "report_to": "trackers, such as tensorboard",
+    "use_cpu": "train on the CPU",
+    "push_to_hub": "upload the final model",
+    "hub_model_id": "repository to upload to",
+    "resume_from_checkpoint": "another checkpoint than the last one",
+}
 
 
-def split_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """What `--config` names, and the other arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    named, others = parser.parse_known_args(arguments)
-    return named.config, others
+class _OneLineOptions(argparse.RawDescriptionHelpFormatter):
+    """Show an option by its first name alone, on one line with its help."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=36)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return action.option_strings[0]
 
 
-def find_recipe(name: str, of_tuning: bool) -> Path:
-    """The file of a recipe: a YAML file, or the name of one in configuration/recipes.
+def parse_options(
+    verb: str, arguments: Sequence[str], dataclasses: Sequence[type], common: dict[str, str], description: str
+) -> tuple[list[Any], dict[str, Any]]:
+    """Read a command line, over the recipe that it names, over the defaults.
+
+    A recipe may set environment variables under the key `env`. --help lists the options that our own dataclasses
+    declare and a few more; all options of the libraries work.
+
+    Args:
+        verb (`str`): The command, `pretrain` or `sft`.
+        arguments (`list[str]`): The command line after the verb.
+        dataclasses (`Sequence[type]`): The options.
+        common (`dict[str, str]`): Options of libraries that --help lists besides `COMMON`, and their help.
+        description (`str`): Shown above the options in --help.
+
+    Returns:
+        `tuple[list, dict]`: An instance of each dataclass, and the recipe, which is empty if there is none.
 
     Raises:
-        ValueError: If there is none; names those of pre-training, or of instruction tuning.
+        ValueError: If there is no such recipe, or if a key or an option is unknown.
     """
-    for path in (Path(name), RECIPES / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    known = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem.startswith(TUNING) == of_tuning)
-    raise ValueError(f"There is no recipe `{name}`: give a YAML file or one of {', '.join(known)}.")
-
-
-def read_recipe(file: Path) -> dict[str, Any]:
-    """The options of a recipe; raises a `ValueError` if it is none."""
-    try:
-        recipe = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"The recipe {file} is not YAML: {error}") from None
-    if not isinstance(recipe, dict):
-        raise ValueError(f"The recipe {file} must be a mapping of options to values.")
-    # YAML reads a bare `no` as false.
-    return recipe | {key: "no" for key in STRATEGIES if recipe.get(key) is False}
-
-
-def check_keys(recipe: Iterable[str], parser: argparse.ArgumentParser, name: str):
-    """Refuse a recipe with a key that no option has, by a `ValueError`."""
-    options = {action.dest for action in parser._actions}
-    for key in recipe:
-        if key not in options:
-            raise ValueError(f"Unknown key `{key}` in the recipe `{name}`; {_hint(key, options)}")
-
-
-def refuse_unknown_options(unknown: Sequence[str], parser: argparse.ArgumentParser):
-    """Refuse what a parser has left of a command line, by a `ValueError`."""
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config.add_argument("--config")
+    named, arguments = config.parse_known_args(arguments)
+    parser = HfArgumentParser(
+        dataclasses,
+        prog=f"spa3r {verb}",
+        usage=f"spa3r {verb} [--config RECIPE] [--OPTION VALUE ...]",
+        description=description,
+        epilog="All other options of the library's trainer work, too; its documentation describes them.",
+        formatter_class=_OneLineOptions,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", help="YAML file, or name in configuration/recipes")
+    _choose_help(parser, dataclasses, COMMON | common)
+    recipe = {} if named.config is None else read_recipe(named.config, is_tuning=verb == "sft")
+    environment = recipe.pop("env", {})
+    if not isinstance(environment, dict):
+        raise ValueError(f"`env` in the recipe `{named.config}` must map names to values, got `{environment}`.")
+    os.environ.update({key: str(value) for key, value in environment.items()})
+    _set_defaults(parser, recipe, named.config)
+    *parsed, _, unknown = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
     if unknown:
         hint = _hint(unknown[0], [option for action in parser._actions for option in action.option_strings])
         raise ValueError(f"Unknown option `{unknown[0]}`; {hint}")
+    return parsed, recipe
+
+
+def _choose_help(parser: argparse.ArgumentParser, dataclasses: Sequence[type], common: dict[str, str]):
+    package = __package__.split(".")[0]
+    ours = {name for each in dataclasses if each.__module__.startswith(package) for name in each.__annotations__}
+    for action in parser._actions:
+        if action.dest in common:
+            action.help = common[action.dest]
+        elif action.dest not in ours | {"config", "help"}:
+            action.help = argparse.SUPPRESS
+
+
+def _set_defaults(parser: argparse.ArgumentParser, recipe: dict[str, Any], name: str | None):
+    """Make a recipe's options the defaults of a parser; a single value stands for a list of it."""
+    actions = {action.dest: action for action in parser._actions}
+    for key, value in recipe.items():
+        if key not in actions:
+            raise ValueError(f"Unknown key `{key}` in the recipe `{name}`; {_hint(key, actions)}")
+        is_list = actions[key].nargs in ("+", "*")
+        parser.set_defaults(**{key: [value] if is_list and isinstance(value, str) else value})
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
@@ -78,22 +121,79 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f"did you mean `{close.pop()}`?" if close else "--help lists the known ones."
 
 
-def set_recipe(recipe: dict[str, Any], parser: argparse.ArgumentParser, name: str):
-    """Make a recipe's options the defaults of a parser; one value in the place of a list is a list of it.
+def read_recipe(name: str, is_tuning: bool) -> dict[str, Any]:
+    """Read the options of a recipe, merged over those of the recipe that its key `extends` names.
+
+    Mappings are merged key by key; an empty one leaves out all of the other recipe's.
+
+    Args:
+        name (`str`): A YAML file, or the name of a recipe in configuration/recipes.
+        is_tuning (`bool`): Whether to list recipes of instruction tuning, or of pre-training, if there is no `name`.
 
     Raises:
-        ValueError: For a key that no option has.
+        ValueError: If a recipe is missing, cannot be read, or extends itself.
     """
-    check_keys(recipe, parser, name)
-    lists = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
-    parser.set_defaults(
-        **{key: [value] if key in lists and isinstance(value, str) else value for key, value in recipe.items()}
-    )
+    files = [_find_recipe(name, is_tuning)]
+    recipe = _read_file(files[0])
+    while (base := recipe.pop("extends", None)) is not None:
+        try:
+            files.append(_find_recipe(base, is_tuning, beside=files[-1].parent))
+        except ValueError as error:
+            raise ValueError(f"`extends` in the recipe {files[-1]} is wrong: {error}") from None
+        if files[-1] in files[:-1]:
+            chain = " -> ".join(file.stem for file in files)
+            raise ValueError(f"A recipe must not extend itself, got {chain}; remove one `extends`.")
+        recipe = merge(_read_file(files[-1]), recipe)
+    return recipe
 
 
-def hide_rare_options(parser: argparse.ArgumentParser, common: Iterable[str]):
-    """Leave all other options out of --help; the documentation of the libraries describes them."""
-    common = {*common, "config", "help"}
-    for action in parser._actions:
-        if action.dest not in common:
-            action.help = argparse.SUPPRESS
+def _find_recipe(name: str, is_tuning: bool, beside: Path = Path()) -> Path:
+    for file in (beside / name, beside / f"{name}.yaml", RECIPES / f"{name}.yaml"):
+        if file.is_file():
+            return file.resolve()
+    known = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem.startswith(TUNING) == is_tuning)
+    raise ValueError(f"There is no recipe `{name}`: give a YAML file or one of {', '.join(known)}.")
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"The recipe {file} is not YAML: {error}") from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"The recipe {file} must map options to values, got `{recipe}`.")
+    if "overrides" in recipe:
+        recipe["overrides"] = parse_overrides(recipe["overrides"])
+    # YAML reads a bare `no` as false.
+    return recipe | {key: "no" for key in STRATEGIES if recipe.get(key) is False}
+
+
+def parse_overrides(overrides: list[str] | dict[str, Any]) -> dict[str, Any]:
+    """Turn `a.b=value` into `{"a": {"b": value}}`, with values read as YAML; a mapping stays as it is."""
+    if isinstance(overrides, dict):
+        return overrides
+    if not isinstance(overrides, list):
+        raise ValueError(f"`overrides` must be a mapping or a list of KEY=VALUE, got `{overrides}`.")
+    nested: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, value = str(override).partition("=")
+        if not equals:
+            raise ValueError(f"An item of `overrides` must read KEY=VALUE, got `{override}`.")
+        try:
+            change = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"The value in the item `{override}` of `overrides` is not YAML; quote it.") from None
+        for part in reversed(key.split(".")):
+            change = {part: change}
+        nested = merge(nested, change)
+    return nested
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Merge changes over a mapping: nested ones key by key; an empty one or any other value replaces the old value."""
+    merged = dict(base)
+    for key, value in changes.items():
+        if isinstance(merged.get(key), dict) and isinstance(value, dict) and value:
+            value = merge(merged[key], value)
+        merged[key] = value
+    return merged

@@ -1,22 +1,19 @@
 """Save and push the model that instruction tuning has made: a self-contained Spa3-VLM with its code and card."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ...modeling_spa3r.checkpoints.cards import Score, tuned_card, write_card
-from ...modeling_spa3r.checkpoints.self_contained import add_code, push_self_contained
-from ..runs.resume import first_line
+from ...modeling_spa3r.checkpoints.self_contained import add_code
 from .instruction_data import split_source
 
-__all__ = ["make_repository", "push_tuned_model", "save_tuned_model"]
+__all__ = ["save_tuned_model"]
 
 
 def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: str):
@@ -61,36 +58,3 @@ def _card(trainer: SFTTrainer, config: Spa3VLMConfig, instructions: Sequence[str
     losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
     scores = [Score("Held-out instructions", "loss of the answers", f"{losses[-1]:.4f}")] if losses else []
     return tuned_card(trainer.hub_model_id or str(Path(args.output_dir) / "model"), config, data, scores)
-
-
-def make_repository(args: SFTConfig):
-    """Make the repository to push to, before anything is loaded.
-
-    Raises:
-        ValueError: If that fails, for whatever reason.
-    """
-    name = args.hub_model_id or Path(args.output_dir).absolute().name
-    try:
-        HfApi(token=args.hub_token).create_repo(name, private=args.hub_private_repo, exist_ok=True)
-    # Without a network there are errors of the HTTP library below huggingface_hub, too.
-    except Exception as error:
-        raise ValueError(
-            f"`push_to_hub` cannot make the repository `{name}` ({first_line(error)}): log in with `hf auth login`, "
-            "choose another `--hub_model_id`, or train without `--push_to_hub` and upload the model later."
-        ) from error
-
-
-def push_tuned_model(trainer: SFTTrainer, folder: Path):
-    """Upload what `save_tuned_model` has written; where that fails, say where it lies and how to upload it later."""
-    if not trainer.is_world_process_zero():
-        return
-    args = trainer.args
-    try:
-        push_self_contained(folder, trainer.hub_model_id, private=args.hub_private_repo, token=args.hub_token)
-    # Whatever it is (the Hub, the network, the token): the model is safe, and the user must learn how to go on.
-    except Exception as error:
-        raise SystemExit(
-            f"spa3r sft: the model is trained and lies in {folder}, but uploading it failed ({first_line(error)}); do "
-            f"it later with: hf upload {trainer.hub_model_id} {shlex.quote(str(folder))} ."
-        ) from error
-    print(f"It is on the Hub, too: {trainer.hub_model_id}")

@@ -1,6 +1,6 @@
 """Instruction tuning with TRL's SFTTrainer: what trains, by which loss, and how a run goes on."""
 
-import os
+import re
 import shutil
 
 import pytest
@@ -185,7 +185,7 @@ def test_a_lost_loss_ends_the_run_and_keeps_the_last_checkpoint(vlm, instruction
                 model.lm_head.weight.data.fill_(torch.nan)
 
     trainer = trainer_of(vlm, instructions, tmp_path, Lose())
-    with pytest.raises(FloatingPointError, match="not finite .* at step 3; the last complete .*checkpoint-2"):
+    with pytest.raises(FloatingPointError, match="step 3 .*`loss` = nan.*checkpoint-2"):
         trainer.train()
     assert not (tmp_path / "checkpoint-3").exists()
 
@@ -205,24 +205,17 @@ def test_a_fraction_of_an_instruction_set_is_drawn_by_the_seed(instructions):
     assert half["messages"] != load_instructions([f"{instructions}@0.5"], seed=1)["messages"]
 
 
-@pytest.mark.parametrize(
-    "sources, message",
-    [
-        (["nowhere"], "`nowhere` holds no instruction set"),
-        (["{set}@0"], "must be above 0, got `.*@0`"),
-        (["{set}@-1"], "must be above 0, got `.*@-1`"),
-        (["{set}@some"], "must be above 0, got `.*@some`"),
-    ],
-)
-def test_a_wrong_source_is_refused(sources, message, instructions):
-    with pytest.raises(ValueError, match=message):
-        load_instructions([source.format(set=instructions) for source in sources], seed=0)
+@pytest.mark.parametrize("source", ["nowhere", "{set}@0", "{set}@-1", "{set}@some"])
+def test_a_wrong_source_is_refused(source, instructions):
+    source = source.format(set=instructions)
+    with pytest.raises(ValueError, match=re.escape(f"`{source}`")):
+        load_instructions([source], seed=0)
 
 
 def test_an_instruction_set_without_images_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
     Dataset.from_list([{"messages": [message("user", "Hello.")]}]).to_parquet(tmp_path / "data" / "0.parquet")
-    with pytest.raises(ValueError, match=r"has no column \['images'\]"):
+    with pytest.raises(ValueError, match=f"`{tmp_path}`.*images"):
         load_instructions([str(tmp_path)], seed=0)
 
 
@@ -244,16 +237,16 @@ ANSWER = message("assistant", "A chair.")
 
 
 @pytest.mark.parametrize(
-    "messages, problem",
+    ("messages", "named"),
     [
-        ([message("user", "What is it?", 1)], r"does not end with an answer: its turns are of \['user'\]"),
-        ([message("user", "What?", 1), message("assistant", " ")], "has an empty answer, in turn 1"),
-        ([message("user", "What?", 2), ANSWER], "has 1 images, but places for 2 in its messages"),
-        ([message("user", "What?"), ANSWER], "has 1 images, but places for 0 in its messages"),
+        pytest.param([message("user", "What is it?", 1)], r"\['user'\]", id="no answer"),
+        pytest.param([message("user", "What?", 1), message("assistant", " ")], "turn 1", id="empty answer"),
+        pytest.param([message("user", "What?", 2), ANSWER], "1 images.*2", id="too many places"),
+        pytest.param([message("user", "What?"), ANSWER], "1 images.*0", id="no place"),
     ],
 )
-def test_a_record_that_cannot_be_learnt_from_is_named(messages, problem, door, tmp_path):
-    with pytest.raises(ValueError, match=f"^Record 0 of the instruction set .* {problem}"):
+def test_a_record_that_cannot_be_learnt_from_is_named(messages, named, door, tmp_path):
+    with pytest.raises(ValueError, match=f"Record 0 .*{named}"):
         load_instructions([write_record(tmp_path, [door], *messages)], seed=0)
 
 
@@ -261,27 +254,20 @@ def test_an_image_that_is_not_there_is_named_before_training(door, tmp_path):
     folder = write_record(tmp_path, [door], message("user", "What is it?", 1), ANSWER)
     load_instructions([folder], seed=0)
     door.unlink()
-    with pytest.raises(
-        ValueError, match=f"^An image of the instruction set .* is not there: `{door}`; put the images"
-    ):
+    with pytest.raises(ValueError, match=f"`{door}`"):
         load_instructions([folder], seed=0)
 
 
-@pytest.mark.parametrize("content", ["broken", "empty"])
-def test_a_file_that_cannot_be_read_is_refused_with_its_folder(content, door, tmp_path):
-    folder = write_record(tmp_path, [door], message("user", "What is it?", 1), ANSWER)
+@pytest.mark.parametrize("content", ["broken", "empty", "text alone"])
+def test_an_instruction_set_that_cannot_be_used_is_named(content, door, tmp_path):
+    images = [] if content == "text alone" else [door]
+    folder = write_record(tmp_path, images, message("user", "What is it?", len(images)), ANSWER)
     file = tmp_path / "data" / "0.parquet"
     if content == "broken":
         file.write_bytes(file.read_bytes()[:-100])
-    else:
+    elif content == "empty":
         parquet.write_table(parquet.read_table(file).slice(0, 0), file)
-    with pytest.raises(ValueError, match=f"^The instruction set `{folder}` cannot be read .* broken or has no record"):
-        load_instructions([folder], seed=0)
-
-
-def test_an_instruction_set_of_text_alone_is_refused(tmp_path):
-    folder = write_record(tmp_path, [], message("user", "What is a chair?"), ANSWER)
-    with pytest.raises(ValueError, match="None of the 1 records of .* has an image"):
+    with pytest.raises(ValueError, match=f"`{folder}`"):
         load_instructions([folder], seed=0)
 
 
@@ -291,66 +277,28 @@ def test_the_length_of_a_record_is_that_of_what_is_learnt_from(instructions):
     lengths = [collator([record])["input_ids"].shape[1] for record in data]
     check_lengths(data, processor, max(lengths))
     longest = lengths.index(max(lengths))
-    with pytest.raises(ValueError, match=f"Record {longest} has {max(lengths)} tokens with its . images, more than"):
+    with pytest.raises(ValueError, match=f"Record {longest} has {max(lengths)} tokens.*`max_length`"):
         check_lengths(data, processor, max(lengths) - 1)
 
 
-def test_a_record_is_refused_rather_than_cut(vlm, instructions, tmp_path):
-    with pytest.raises(ValueError, match="more than `max_length` 20, and is never cut: raise `max_length`"):
-        trainer_of(vlm, instructions, tmp_path, max_length=20)
-
-
-def test_a_model_that_is_not_there_is_refused(instructions, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint at `nowhere`"):
-        trainer_of("nowhere", instructions, tmp_path)
-
-
-def test_an_evaluation_of_nothing_is_refused(vlm, instructions, tmp_path):
-    with pytest.raises(ValueError, match="nothing to evaluate on: give `--eval_instructions`"):
-        trainer_of(vlm, instructions, tmp_path, eval_strategy="steps", eval_steps=1)
-
-
-def test_a_recipe_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(
-        ValueError, match="no recipe `vsi`: give a YAML file or one of spa3-vlm-image-mix, spa3-vlm-lora"
-    ):
-        parse_arguments(["--config", "vsi"])
-
-
-def test_an_unknown_key_of_a_recipe_is_refused(tmp_path):
-    (tmp_path / "recipe.yaml").write_text("learning_rat: 1e-3\n")
-    with pytest.raises(ValueError, match="Unknown key `learning_rat` in the recipe .*; did you mean `learning_rate`"):
-        parse_arguments(
-            ["--config", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path), "--use_cpu", "true"]
-        )
-
-
-def test_an_unknown_option_is_refused_even_if_it_begins_like_a_known_one(tmp_path):
-    with pytest.raises(ValueError, match="^Unknown option `--learning_rat`; did you mean `--learning_rate`"):
-        parse_arguments(["--learning_rat", "1", "--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"])
-
-
-def parse_recipe(tmp_path, text):
-    (tmp_path / "recipe.yaml").write_text(f"use_cpu: true\nbf16: false\noutput_dir: {tmp_path}\n{text}")
-    return parse_arguments(["--config", str(tmp_path / "recipe.yaml")])
-
-
-def test_a_bare_no_in_a_recipe_is_a_strategy(tmp_path):
-    _, args, _ = parse_recipe(tmp_path, "eval_strategy: no\nsave_strategy: no\nlogging_strategy: no\n")
-    assert {args.eval_strategy, args.save_strategy, args.logging_strategy} == {"no"}
-
-
-def test_one_instruction_set_in_a_recipe_needs_no_list(tmp_path):
-    data_args, _, _ = parse_recipe(tmp_path, "instructions: data/vsi590k\n")
-    assert data_args.instructions == ["data/vsi590k"]
-
-
-def test_a_recipe_may_set_environment_variables(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPA3R_OF_A_RECIPE", "0")
-    parse_recipe(tmp_path, "env: {SPA3R_OF_A_RECIPE: 1}\n")
-    assert os.environ["SPA3R_OF_A_RECIPE"] == "1"
-    with pytest.raises(ValueError, match="`env` in the recipe .* must map names to values, got `fast`"):
-        parse_recipe(tmp_path, "env: fast\n")
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({"model_name_or_path": None}, ValueError, "`model_name_or_path`"),
+        ({"model_name_or_path": "nowhere"}, FileNotFoundError, "`nowhere`"),
+        ({"instructions": None}, ValueError, "`instructions`"),
+        ({"max_length": 20}, ValueError, "`max_length`"),
+        ({"eval_strategy": "steps", "eval_steps": 1}, ValueError, "`--eval_instructions`"),
+        ({"per_device_train_batch_size": 0}, ValueError, "`per_device_train_batch_size`"),
+        ({"gradient_accumulation_steps": 0}, ValueError, "`gradient_accumulation_steps`"),
+        ({"config": "vsi"}, ValueError, "`vsi`"),
+        ({"learning_rat": 1}, ValueError, "`--learning_rate`"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_options_are_refused_by_name(options, error, named, vlm, instructions, tmp_path):
+    with pytest.raises(error, match=named):
+        trainer_of(vlm, instructions, tmp_path, **options)
 
 
 # What is not of the official runs.
@@ -380,11 +328,5 @@ def test_a_model_with_weights_missing_is_refused(vlm, instructions, tmp_path):
     weights = load_file(vlm / "model.safetensors")
     weights = {name: tensor for name, tensor in weights.items() if ".spatial_encoder.encoder." not in name}
     save_file(weights, tmp_path / "vlm" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="are missing or of another shape, such as `model.spatial_encoder.encoder"):
+    with pytest.raises(ValueError, match="`model.spatial_encoder.encoder"):
         trainer_of(tmp_path / "vlm", instructions, tmp_path / "run")
-
-
-@pytest.mark.parametrize("name", ["per_device_train_batch_size", "gradient_accumulation_steps"])
-def test_batches_of_nothing_are_refused(name, vlm, instructions, tmp_path):
-    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
-        trainer_of(vlm, instructions, tmp_path, **{name: 0})

@@ -1,0 +1,155 @@
+"""Recipes: what they extend, what they set, and what is wrong with them."""
+
+import os
+import re
+from dataclasses import dataclass, field
+
+import pytest
+
+from spa3r.trainers.runs.recipes import RECIPES, parse_options, read_recipe
+from spa3r.trainers.runs.settings import flatten
+
+# What each recipe changes in the one that it extends, besides `output_dir`; None: it leaves the option out.
+PAPER, TUNING = "spa3r-paper", "spa3-vlm-vsi590k"
+DINO = "overrides.teachers.semantic.checkpoint"
+VARIANTS = {
+    "ablation-context-25": (PAPER, {"context_ratio": 0.25}),
+    "ablation-context-75": (PAPER, {"context_ratio": 0.75}),
+    "ablation-plucker": (PAPER, {"overrides.camera_embedding": "plucker"}),
+    "ablation-separate-aggregation": (PAPER, {"overrides.view_aggregation": "separate"}),
+    "ablation-targets-clip": (PAPER, {"preset": "spa3r-base-clip", DINO: "openai/clip-vit-large-patch14"}),
+    "ablation-targets-geometry": (PAPER, {"preset": "spa3r-base-geometry", DINO: None}),
+    "ablation-targets-semantic": (PAPER, {"overrides.targets": ["semantic"]}),
+    "ablation-targets-siglip": (PAPER, {"preset": "spa3r-base-siglip", DINO: "google/siglip-large-patch16-256"}),
+    "spa3r-official-code": (
+        PAPER,
+        {
+            "overrides.vggt_config.global_qk_norm": "rms_norm",
+            "overrides.regression_loss": "smooth_l1",
+            "overrides.predict_context_views": True,
+            "overrides.view_aggregation": "separate",
+            "learning_rate": "2e-3",
+            "lr_scheduler_type": "cosine_with_min_lr",
+            "lr_scheduler_kwargs.min_lr_rate": 0.1,
+        },
+    ),
+    "spa3-vlm-image-mix": (TUNING, {"instructions": ["data/llava-hound@0.25", "data/spar-7m@0.03"]}),
+    "spa3-vlm-lora": (
+        TUNING,
+        {
+            "learning_rate": 1e-4,
+            "use_peft": True,
+            "lora_r": 32,
+            "lora_alpha": 64,
+            "lora_target_modules": [
+                r"model\.vlm\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+            ],
+            "lora_modules_to_save": ["fusion"],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_differs_from_its_base_in_what_it_names_alone(name):
+    base, expected = VARIANTS[name]
+    before, after = (flatten(read_recipe(each, is_tuning=base == TUNING)) for each in (base, name))
+    changes = {key: after.get(key) for key in before | after if before.get(key) != after.get(key)}
+    assert changes == expected | {"output_dir": f"runs/{name}"}
+
+
+def test_every_recipe_that_extends_another_is_among_the_variants():
+    assert {path.stem for path in RECIPES.glob("*.yaml") if "extends:" in path.read_text()} == VARIANTS.keys()
+
+
+def read(folder, **recipes):
+    """Write recipes by their names, and read the first."""
+    for name, text in recipes.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return read_recipe(str(folder / f"{next(iter(recipes))}.yaml"), is_tuning=False)
+
+
+def test_recipes_extend_one_another_in_a_chain(tmp_path):
+    first, second = "extends: b\nseed: 1", "extends: c\nseed: 2\nmax_steps: 3"
+    assert read(tmp_path, a=first, b=second, c="max_steps: 4\nbf16: true") == {"seed": 1, "max_steps": 3, "bf16": True}
+
+
+def test_mappings_are_merged_and_lists_are_replaced(tmp_path):
+    first = "extends: b\noverrides: [x.y=1]\nscenes: [c]"
+    recipe = read(tmp_path, a=first, b="overrides: {x: {y: 0, z: 2}}\nscenes: [a, b]")
+    assert recipe == {"overrides": {"x": {"y": 1, "z": 2}}, "scenes": ["c"]}
+
+
+def test_null_sets_an_option_and_an_empty_mapping_clears_one(tmp_path):
+    first, second = "extends: b\nseed: null\noverrides: {x: {}}", "seed: 1\noverrides: {x: {y: 0}, z: 1}"
+    assert read(tmp_path, a=first, b=second) == {"seed": None, "overrides": {"x": {}, "z": 1}}
+
+
+@pytest.mark.parametrize(
+    ("recipes", "named"),
+    [
+        pytest.param({"a": "extends: a"}, "a -> a", id="itself"),
+        pytest.param({"a": "extends: b", "b": "extends: a"}, "a -> b -> a", id="cycle"),
+        pytest.param({"a": "extends: nowhere"}, "`nowhere`", id="missing"),
+        pytest.param({"a": "scenes: [rooms"}, "a.yaml", id="not YAML"),
+        pytest.param({"a": "scenes"}, "`scenes`", id="no mapping"),
+        pytest.param({"a": "overrides: num_latents=8"}, "`num_latents=8`", id="overrides as text"),
+        pytest.param({"a": "overrides: [num_latents]"}, "`num_latents`", id="override without value"),
+        pytest.param({"a": "overrides: ['targets=[geometry']"}, "`targets=[geometry`", id="override not YAML"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_refused(recipes, named, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(named)):
+        read(tmp_path, **recipes)
+
+
+@pytest.mark.parametrize("is_tuning", [False, True])
+def test_a_missing_recipe_is_refused_with_the_names_of_its_kind(is_tuning):
+    with pytest.raises(ValueError, match="`nowhere`") as refusal:
+        read_recipe("nowhere", is_tuning)
+    known = {path.stem for path in RECIPES.glob("*.yaml") if path.stem.startswith("spa3-vlm-") == is_tuning}
+    assert all(name in str(refusal.value) for name in known)
+
+
+@dataclass
+class Options:
+    learning_rate: float = 0.0
+    names: list[str] = field(default_factory=list)
+    eval_strategy: str = "steps"
+
+
+def parse(folder, text, *arguments):
+    (folder / "recipe.yaml").write_text(text)
+    config = ["--config", str(folder / "recipe.yaml")]
+    return parse_options("pretrain", [*config, *arguments], (Options,), {}, "")[0][0]
+
+
+def test_the_command_line_wins_over_the_recipe(tmp_path):
+    assert parse(tmp_path, "learning_rate: 1", "--learning_rate", "2").learning_rate == 2
+
+
+def test_a_single_value_stands_for_a_list_of_it(tmp_path):
+    assert parse(tmp_path, "names: one").names == ["one"]
+
+
+def test_a_bare_no_is_a_strategy(tmp_path):
+    assert parse(tmp_path, "eval_strategy: no").eval_strategy == "no"
+
+
+def test_a_recipe_sets_environment_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPA3R_OF_A_RECIPE", "0")
+    parse(tmp_path, "env: {SPA3R_OF_A_RECIPE: 1}")
+    assert os.environ["SPA3R_OF_A_RECIPE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "named"),
+    [
+        pytest.param("learning_rat: 1", (), "`learning_rate`", id="key"),
+        pytest.param("{}", ("--learning_rat", "1"), "`--learning_rate`", id="option"),
+        pytest.param("env: fast", (), "`fast`", id="environment"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_one_that_was_meant(text, arguments, named, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(named)):
+        parse(tmp_path, text, *arguments)

@@ -1,0 +1,127 @@
+"""Options of `spa3r pretrain`: the architecture, the scenes, and the training itself."""
+
+import sys
+from argparse import SUPPRESS
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from ..runs.recipes import merge, parse_options, parse_overrides
+
+__all__ = ["DataArguments", "ModelArguments", "Spa3RTrainingArguments", "parse_arguments"]
+
+
+@dataclass
+class ModelArguments:
+    """The architecture, and the weights to start from."""
+
+    preset: str = field(default="spa3r-base", metadata={"help": "architecture: a preset, or a config.json"})
+    overrides: list[str] = field(
+        default_factory=list,
+        metadata={"help": "KEY=VALUE changes to it, dots for nesting"},
+    )
+    start_from: str | None = field(default=None, metadata={"help": "Spa3R to start from: folder or Hub name"})
+    untrained_teachers: bool = field(default=False, metadata={"help": "allow random teachers, for tests"})
+
+
+@dataclass
+class DataArguments:
+    """The scenes, and how views are taken from them."""
+
+    scenes: list[str] = field(
+        default_factory=list,
+        # The kinds are those of `data_scripts.scenes.index`.
+        metadata={"help": "KIND:FOLDER[@LOW-HIGH], an interval of frames"},
+    )
+    exclude: str | None = field(default=None, metadata={"help": "file of scene ids to leave out, one a line"})
+    held_out_scenes: int = field(default=8, metadata={"help": "scenes kept for evaluation"})
+    image_width: int = field(default=518, metadata={"help": "width in pixels that images are resized to"})
+    context_ratio: float = field(default=0.5, metadata={"help": "share of a scene's views that are encoded"})
+    cameras: bool = field(default=False, metadata={"help": "use the scenes' cameras, not VGGT's estimates"})
+    depth: bool = field(default=False, metadata={"help": "train the depth probe on the scenes' depth"})
+    figures: int = field(default=4, metadata={"help": "held-out scenes drawn at each evaluation"})
+
+
+@dataclass
+class Spa3RTrainingArguments(TrainingArguments):
+    """
+    `transformers.TrainingArguments` with the paper's settings (Sec. 4.1) as defaults, and those of PSFM.
+
+    Args:
+        min_views, max_views (`int`, *optional*, defaults to 4 and 12):
+            Views of a scene; their number is drawn for each batch.
+        images_per_device (`int`, *optional*, defaults to 24):
+            Images in a batch of one device, which holds as many scenes as fit. Replaces
+            `per_device_train_batch_size`.
+        eval_views (`int`, *optional*, defaults to 8):
+            Views of each held-out scene in evaluation.
+    """
+
+    min_views: int = field(default=4, metadata={"help": "fewest views of a scene in a batch"})
+    max_views: int = field(default=12, metadata={"help": "most views of a scene in a batch"})
+    images_per_device: int = field(default=24, metadata={"help": "images in a batch of one device"})
+    eval_views: int = field(default=8, metadata={"help": "views of each held-out scene in evaluation"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
+    weight_decay: float = field(default=1e-4, metadata={"help": "weight decay, except of biases and norms"})
+    max_steps: int = field(default=80_000, metadata={"help": "optimizer steps"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning rate schedule"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "norm that gradients are clipped to"})
+    save_total_limit: int = field(default=3, metadata={"help": "checkpoints to keep, at least 2"})
+    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": SUPPRESS})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": SUPPRESS})
+
+    def __post_init__(self):
+        if self.load_best_model_at_end and self.metric_for_best_model in (None, "loss", "eval_loss"):
+            raise ValueError(
+                f"`load_best_model_at_end` needs a metric of the evaluation, got {self.metric_for_best_model}: set "
+                "`metric_for_best_model: geometry_cosine_own` and `greater_is_better: true`."
+            )
+        super().__post_init__()
+        self._check_batches()
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"One process cannot train on {self.n_gpu} GPUs: start one process for each with `accelerate launch "
+                f"--config_file configuration/accelerate/ddp.yaml --num_processes {self.n_gpu} pretrain.py ...`, or "
+                "choose a single GPU with CUDA_VISIBLE_DEVICES."
+            )
+
+    def _check_batches(self):
+        for name in ("per_device_train_batch_size", "dataloader_drop_last", "auto_find_batch_size"):
+            if (value := getattr(self, name)) != self.__dataclass_fields__[name].default:
+                raise ValueError(f"`{name}` has no effect here, got {value}: set `images_per_device` instead.")
+        if not 2 <= self.min_views <= self.max_views:
+            raise ValueError(
+                "`min_views` must be at least 2 (one to encode, one to predict) and at most `max_views`, got "
+                f"{self.min_views} and {self.max_views}."
+            )
+        if self.images_per_device < self.max_views:
+            raise ValueError(
+                f"`images_per_device` must hold a scene of `max_views`={self.max_views}, got {self.images_per_device}."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The Trainer pickles its arguments beside each checkpoint and publishes them with `push_to_hub`.
+        return self.__dict__ | {"hub_token": None}
+
+
+def parse_arguments(
+    arguments: list[str] | None = None, description: str = ""
+) -> tuple[ModelArguments, DataArguments, Spa3RTrainingArguments]:
+    """Read the command line, over the recipe that it names, over the defaults.
+
+    The overrides of the architecture come back as one mapping: those of the recipe, with those of the command line
+    merged over them.
+
+    Raises:
+        ValueError: If there is no such recipe, a key or an option is unknown, or an override cannot be read.
+    """
+    (model_args, data_args, training_args), recipe = parse_options(
+        "pretrain",
+        sys.argv[1:] if arguments is None else arguments,
+        (ModelArguments, DataArguments, Spa3RTrainingArguments),
+        {"gradient_checkpointing": "recompute activations in the backward pass"},
+        description,
+    )
+    model_args.overrides = merge(recipe.get("overrides", {}), parse_overrides(model_args.overrides))
+    return model_args, data_args, training_args

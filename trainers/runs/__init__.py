@@ -1,0 +1,1 @@
+"""What every long run shares: resuming, guarding its settings, recipes, processes, publishing and errors."""
