@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
@@ -16,7 +15,6 @@ SETS = {"vsi590k": vsi590k, "spar": spar, "llava-hound": llava_hound, "vlm3r": v
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert the data set that the first argument names."""
     options = _parse(arguments)
-    program = f"spa3r convert-data {options.set}"
     try:
         manifest = convert(
             SETS[options.set].read_record,
@@ -28,18 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.workers,
             options.max_records,
         )
-    except BrokenProcessPool:
-        sys.exit(
-            f"{program}: a worker process ended abruptly, perhaps because memory ran out with `--workers` "
-            f"{options.workers}; run the command again with fewer to resume."
-        )
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted; run the same command again to resume.", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError, ImportError) as error:
-        # Errors with a number come from the operating system, such as a full disk; a conversion survives them.
-        hint = "; finished blocks are kept: fix this and run again" if getattr(error, "errno", None) else ""
-        sys.exit(f"{program}: {error}{hint}")
+    except BrokenProcessPool as error:
+        raise OSError(
+            f"A worker process ended abruptly, perhaps because memory ran out with `--workers` {options.workers}; run "
+            "the command again with fewer to resume."
+        ) from error
     print(
         f"{manifest['kept']} of {manifest['records']} records are in {options.output}; {manifest['excluded']} are "
         f"about excluded scenes, {manifest['rejected']} are rejected (see rejected.jsonl)."

@@ -25,7 +25,6 @@ import json
 import math
 import os
 import re
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -189,11 +188,4 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--output", type=Path, required=True, help="folder of the scenes; an earlier run is resumed")
     options = parser.parse_args(arguments)
-    try:
-        render_rooms(options.output, options.scenes, options.views, options.size, options.seed, options.workers)
-    except ValueError as error:
-        sys.exit(f"spa3r rooms: {error}")
-
-
-if __name__ == "__main__":
-    main()
+    render_rooms(options.output, options.scenes, options.views, options.size, options.seed, options.workers)

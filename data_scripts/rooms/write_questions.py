@@ -24,7 +24,6 @@ import argparse
 import itertools
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -314,12 +313,4 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--format", choices=FORMATS, default="train", help="what to write (default: %(default)s)")
     parser.add_argument("--train", type=Path, help="instruction set that a benchmark's blind answers are learnt from")
     options = parser.parse_args(arguments)
-    try:
-        manifest = write_questions(**vars(options))
-    except ValueError as error:
-        sys.exit(f"spa3r room-questions: {error}")
-    print(format_table(manifest))
-
-
-if __name__ == "__main__":
-    main()
+    print(format_table(write_questions(**vars(options))))

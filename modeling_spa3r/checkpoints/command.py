@@ -11,13 +11,11 @@ spa3r convert assemble runs/spa3-vlm --vlm spa3-vlm-nano --spa3r runs/quickstart
 import argparse
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForImageTextToText,
     GenerationConfig,
@@ -48,14 +46,8 @@ IMPORTERS = {"vggt": vggt_from_official, "spa3r": spa3r_from_official, "dinov3":
 def main(arguments: Sequence[str] | None = None):
     """Run `spa3r convert`."""
     options = _parser().parse_args(arguments)
-    try:
-        require_empty_folder(options.output)
-        options.run(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"spa3r convert: {error}")
-    except StrictDataclassError as error:
-        # transformers wraps the message of a configuration class in lines of its own.
-        sys.exit(f"spa3r convert: {error.__cause__ or error}")
+    require_empty_folder(options.output)
+    options.run(options)
 
 
 def _import_model(options: argparse.Namespace):

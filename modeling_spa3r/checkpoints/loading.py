@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -68,7 +69,10 @@ def load_spa3_vlm(name: str, **options) -> Spa3VLMForConditionalGeneration:
         raise ValueError(f"The folder `{name}` lacks {', '.join(missing)} of a Spa3-VLM; copy the checkpoint again.")
     # ZeRO-3 shards have other shapes, which transformers accounts for only while it ignores no mismatch.
     options["ignore_mismatched_sizes"] = not is_deepspeed_zero3_enabled()
-    model, info = Spa3VLMForConditionalGeneration.from_pretrained(name, output_loading_info=True, **options)
+    try:
+        model, info = Spa3VLMForConditionalGeneration.from_pretrained(name, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise ValueError(f"The weights in `{name}` are damaged ({error}): copy the checkpoint again.") from error
     wrong = [key for key in sorted(info["missing_keys"]) if not key.startswith("model.fusion.")]
     wrong += [key for key, *_ in info["mismatched_keys"]]
     if wrong:

@@ -15,13 +15,11 @@ answers.jsonl (each answer with its score) and predictions.jsonl.
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers.utils import logging
 
 from ...data_scripts.benchmarks import BENCHMARKS
@@ -29,7 +27,7 @@ from ...data_scripts.benchmarks.protocol import Protocol, ReferenceRow, score_an
 from ...data_scripts.benchmarks.reader import BenchmarkData, BenchmarkQuestion, read_benchmark
 from ...data_scripts.common.files import claim_folder, write_json, write_text
 from ..runs.distributed import join_processes
-from ..runs.errors import DISK_FULL
+from ..runs.errors import first_line
 from ..runs.settings import flatten
 from .answers import Answers, read_predictions
 from .comparison import compare_runs, format_comparison
@@ -65,22 +63,11 @@ def main(arguments: Sequence[str] | None = None):
             score(options)
         else:
             run(options)
-    except SafetensorError as error:
-        sys.exit(f"spa3r benchmark: the weights in `{options.model}` are damaged ({error}); copy them again.")
     except torch.OutOfMemoryError as error:
-        sys.exit(
-            f"spa3r benchmark: out of memory ({str(error).splitlines()[0]}) with batches of {options.batch_size} "
-            "questions; run the same with a lower --batch-size into another --output, or with fewer --frames."
-        )
-    except (ValueError, OSError, ImportError) as error:
-        if getattr(error, "errno", None) in DISK_FULL:
-            sys.exit(
-                f"spa3r benchmark: there is no room to write in `{options.output}` ({error.strerror}); make room, and "
-                "run the same command again: it goes on."
-            )
-        sys.exit(f"spa3r benchmark: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+        raise ValueError(
+            f"Out of memory ({first_line(error)}) with batches of {options.batch_size} questions: run the same with a "
+            "lower --batch-size into another --output, or with fewer --frames."
+        ) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -310,7 +297,3 @@ def _report(
     write_report(options.output, provenance, answered, predictions, options.protocol, references, baselines)
     print((options.output / "report.md").read_text(encoding="utf-8"))
     print(f"The report is in {options.output}: report.md, report.json, report.png.")
-
-
-if __name__ == "__main__":
-    main()

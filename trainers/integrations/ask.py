@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoProcessor, TextStreamer
 from transformers.utils import logging
 
@@ -46,14 +45,7 @@ def main(arguments: Sequence[str] | None = None):
     for name, number in (("--frames", options.frames), ("--max-new-tokens", options.max_new_tokens)):
         if number is not None and number < 1:
             parser.error(f"{name} must be at least 1, got {number}")
-    try:
-        _run(options)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"spa3r ask: {' '.join(str(error).split())}")
-    except SafetensorError as error:
-        sys.exit(f"spa3r ask: the weights in `{options.model}` are damaged ({error}); copy the checkpoint again.")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    _run(options)
 
 
 def _run(options: argparse.Namespace):
@@ -120,7 +112,3 @@ def _read_questions() -> Iterator[str]:
 def _report(message: str):
     """Answers alone go to the standard output."""
     print(message, file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None):
         print(_help())
     elif verb in VERBS:
         module, _ = VERBS[verb]
-        with errors_as_sentences(f"spa3r {verb}"):
+        with errors_as_sentences(f"spa3r {verb}", arguments):
             import_module(f"spa3r.{module}").main(arguments[1:])
     else:
         sys.exit(f"spa3r: there is no verb `{verb}`; choose one of {', '.join(VERBS)}.")

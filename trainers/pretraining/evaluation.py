@@ -104,7 +104,7 @@ class PSFMReport:
             ValueError: With a single scene, there is no other.
         """
         if self.num_scenes < 2:
-            raise ValueError("Comparing with another scene's latents takes at least 2 held-out scenes, got 1.")
+            raise ValueError(f"A comparison between scenes needs at least 2, got {self.num_scenes}: evaluate more.")
         rows = {(row.target, row.metric): row for row in self.overall() if row.target != "depth"}
         return all(
             row.own - row.other > MARGIN if metric == "cosine" else 1 - row.own / row.other > MARGIN

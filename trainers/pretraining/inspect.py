@@ -1,14 +1,13 @@
-"""See what a Spa3R checkpoint has learnt, on scenes or on photos of your own.
+"""Show what a Spa3R checkpoint has learnt, on scenes or on your own photos.
 
     spa3r inspect --model runs/quickstart/model --scenes rooms:runs/quickstart/held_out_rooms --cameras
     spa3r inspect --model runs/quickstart/model --images sofa.jpg window.jpg door.jpg table.jpg
 
-Writes report.md and report.json, which compare the model's predictions of views that it has not seen with those of
-simpler ways to predict, and a figure for each scene. Checkpoints made during training work as well as final models.
+Writes report.md and report.json, which compare predictions of unseen views with those of simpler methods, and a figure
+of each scene. Checkpoints of a run work as well as final models.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ class PhotoScene(Dataset):
 def read_photos(args: argparse.Namespace) -> PhotoScene:
     """The scene of `--images`: context views are the first ones."""
     if len(args.images) < 2:
-        raise ValueError("`--images` takes at least 2 photos, one to see and one to predict, got 1.")
+        raise ValueError("`--images` needs at least 2 photos, one to encode and one to predict, got 1.")
     images = dict(enumerate(args.images, start=1))
     return PhotoScene("photos", images, max(1, int(len(images) * args.context_ratio)), args.image_width)
 
@@ -75,7 +74,7 @@ def read_video(args: argparse.Namespace) -> PhotoScene:
     wanted = {timestamps[i]: i for i in spread_evenly(len(timestamps), args.num_views)}
     images = dict(read_frames_at(args.video, list(wanted), key_frames))
     if len(images) < 2:
-        raise ValueError(f"`{args.video}` has {len(images)} readable frames; a scene takes at least 2 views.")
+        raise ValueError(f"`{args.video}` has {len(images)} readable frames; give a video with at least 2.")
     times = sorted(images)
     num_context_views = max(1, int(len(times) * args.context_ratio))
     context = [times[i * len(times) // num_context_views] for i in range(num_context_views)]
@@ -85,7 +84,7 @@ def read_video(args: argparse.Namespace) -> PhotoScene:
 
 
 def read_scenes(args: argparse.Namespace) -> SceneViews:
-    """The scenes of `--scenes`, all or those that a training run has held out."""
+    """The scenes of `--scenes`: all, or those that a training run held out."""
     scenes = load_scene_sources([args.scenes])
     if args.held_out_scenes is not None:
         scenes = split_scenes(scenes, args.held_out_scenes, seed=args.seed)[1]
@@ -95,13 +94,13 @@ def read_scenes(args: argparse.Namespace) -> SceneViews:
         context_ratio=args.context_ratio,
         seed=args.seed,
         cameras=args.cameras,
-        # Not all data sets with cameras come with depth; the probe is then compared with VGGT's.
+        # Some data sets with cameras have no depth; the probe is then compared with VGGT's.
         depth=args.cameras and all(scenes["depths"]),
     )
 
 
 def read_views(args: argparse.Namespace) -> Dataset:
-    """What to look at, with its first scene read once, so that unreadable input is noticed before any computation."""
+    """The scenes to inspect; the first one is read, so that unreadable input is refused before any computation."""
     if args.images is not None:
         views = read_photos(args)
     elif args.video is not None:
@@ -109,12 +108,12 @@ def read_views(args: argparse.Namespace) -> Dataset:
     else:
         views = read_scenes(args)
     if not len(views):
-        raise ValueError("There is no scene to look at; --held-out-scenes must be at least 1.")
+        raise ValueError(f"--held-out-scenes must be at least 1, got {args.held_out_scenes}: raise it.")
     views[0, 0, args.num_views]
     return views
 
 
-def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Define and read the command line."""
     parser = argparse.ArgumentParser(
         prog="spa3r inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -147,14 +146,14 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, ar
         action="store_true",
         help="exit with status 1 where own latents do not predict better than another scene's",
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_args(arguments)
     if args.num_views < 2 or args.num_scenes < 1:
         parser.error("--num-views must be at least 2 (one to see, one to predict) and --num-scenes at least 1.")
     if not 0 < args.context_ratio < 1:
         parser.error(f"--context-ratio must lie between 0 and 1, got {args.context_ratio}.")
     if args.scenes is None and (args.cameras or args.held_out_scenes is not None):
         parser.error("--cameras and --held-out-scenes are for --scenes; photos and videos have no cameras.")
-    return parser, args
+    return args
 
 
 def load_model(args: argparse.Namespace) -> Spa3RForPreTraining:
@@ -167,8 +166,8 @@ def load_model(args: argparse.Namespace) -> Spa3RForPreTraining:
         raise ValueError(f"Cannot load `{args.model}` on `{device}`: {error}") from error
 
 
-def inspect(args: argparse.Namespace, views: Dataset, model: Spa3RForPreTraining, report: PSFMReport) -> int:
-    """Write and print the report and the figures; return the exit status."""
+def write_inspection(args: argparse.Namespace, views: Dataset, model: Spa3RForPreTraining, report: PSFMReport):
+    """Write and print the report, and draw the figures."""
     args.output.mkdir(parents=True, exist_ok=True)
     write_text(args.output / "report.json", report.to_json())
     write_text(args.output / "report.md", report.to_table() + "\n")
@@ -181,31 +180,26 @@ def inspect(args: argparse.Namespace, views: Dataset, model: Spa3RForPreTraining
     print(f"Latents of a scene: {model.config.num_latents} x {model.config.hidden_size}")
     print(f"Report: {args.output / 'report.md'}")
     print(f"Figures: {args.output / 'figures'}")
-    if not args.require_scene_specific:
-        return 0
-    if report.num_scenes < 2:
-        print("spa3r inspect: --require-scene-specific takes at least 2 scenes to compare.", file=sys.stderr)
-        return 1
+
+
+def require_scene_specific(args: argparse.Namespace, report: PSFMReport):
+    """Refuse a model whose latents do not tell scenes apart.
+
+    Raises:
+        ValueError: If another scene's latents predict as well as a scene's own, or there is a single scene.
+    """
     if not report.beats_other_scene():
-        print(
-            "spa3r inspect: a scene's own latents do not predict its views better than another scene's; train longer "
-            "or on more scenes.",
-            file=sys.stderr,
+        raise ValueError(
+            f"`{args.model}` does not predict the views of a scene better from its own latents than from another "
+            "scene's, as --require-scene-specific asks: train longer or on more scenes."
         )
-        return 1
-    return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `spa3r inspect`."""
-    parser, args = parse_arguments(argv)
-    try:
-        views, model = read_views(args), load_model(args)
-        report = evaluate_psfm(model, views, args.num_views, args.num_scenes)
-    except (OSError, ValueError, ImportError) as error:
-        parser.error(" ".join(str(error).split()))
-    return inspect(args, views, model, report)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(arguments: list[str] | None = None):
+    """Run `spa3r inspect`."""
+    args = parse_arguments(arguments)
+    views, model = read_views(args), load_model(args)
+    report = evaluate_psfm(model, views, args.num_views, args.num_scenes)
+    write_inspection(args, views, model, report)
+    if args.require_scene_specific:
+        require_scene_specific(args, report)

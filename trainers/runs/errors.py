@@ -3,8 +3,9 @@
 import errno
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -32,29 +33,34 @@ INTERRUPTED = 130
 
 
 @contextmanager
-def errors_as_sentences(program: str) -> Iterator[None]:
+def errors_as_sentences(program: str, arguments: Sequence[str] = ()) -> Iterator[None]:
     """End the process with `program: sentence` and status 1 on wrong input, and with status 130 on Ctrl-C.
 
     Tracebacks are logged at level debug (`TRANSFORMERS_VERBOSITY=debug`).
+
+    Args:
+        program (`str`): The command, such as `spa3r ask`.
+        arguments (`list[str]`): Its arguments, which name the output folder where an error does not.
     """
     try:
         yield
     except EXPECTED as error:
         logger.debug("Traceback:", exc_info=True)
-        sys.exit(f"{program}: {describe_error(error)}")
+        sys.exit(f"{program}: {_describe(error, arguments)}")
     except KeyboardInterrupt:
+        print(f"{program}: interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
-def describe_error(error: Exception) -> str:
-    """One sentence that says what is wrong."""
+def _describe(error: Exception, arguments: Sequence[str]) -> str:
     if isinstance(error, StrictDataclassError):
         error = error.__cause__ or error  # the library wraps what a configuration class says
     if isinstance(error, SafetensorError):
         return f"A file of weights is damaged ({first_line(error)}): copy the checkpoint again."
     if getattr(error, "errno", None) in DISK_FULL:
-        where = f" to write `{error.filename}`" if error.filename else ""
-        return f"There is no room{where} ({error.strerror}): make room, and run the same command again."
+        outputs = [value for name, value in pairwise(arguments) if name in ("--output", "--output_dir")]
+        place = error.filename or next(iter(outputs), "the output folder")
+        return f"There is no room to write `{place}` ({error.strerror}): make room, and run the same command again."
     if isinstance(error, OSError | ImportError):
         return first_line(error)
     return " ".join(str(error).split())

@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -262,16 +261,9 @@ def main(arguments: Sequence[str] | None = None):
     parser.add_argument("--vision-features", action="store_true", help="keep what the vision tower sees, too")
     options = parser.parse_args(arguments)
     state = join_processes()
-    try:
-        model = load_spa3_vlm(options.model, dtype=options.dtype or "auto")
-        model.to(state.device).eval()
-        processor = AutoProcessor.from_pretrained(options.model)
-        with state.main_process_first():
-            dataset = load_instructions(options.instructions, seed=0)
-        encode_scenes(model, processor, dataset, options.output, options.vision_features)
-    except (ValueError, OSError) as error:
-        sys.exit(f"spa3r encode-scenes: {error}")
-
-
-if __name__ == "__main__":
-    main()
+    model = load_spa3_vlm(options.model, dtype=options.dtype or "auto")
+    model.to(state.device).eval()
+    processor = AutoProcessor.from_pretrained(options.model)
+    with state.main_process_first():
+        dataset = load_instructions(options.instructions, seed=0)
+    encode_scenes(model, processor, dataset, options.output, options.vision_features)

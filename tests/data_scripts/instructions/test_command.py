@@ -7,11 +7,12 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 from instruction_records import fingerprint, question, read_rows, write_lines
+from terminal import verb
 
 from spa3r.data_scripts.instructions import command, convert
-from spa3r.data_scripts.instructions.command import main
 
 SCENES = "fetch_benchmark_scenes"
+main = verb("convert-data")
 
 
 @pytest.fixture
@@ -112,4 +113,4 @@ def test_an_interruption_ends_with_the_code_of_shells(arguments, monkeypatch, ca
         main([*arguments, "--no-exclude"])
     assert caught.value.code == 130
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("spa3r convert-data vsi590k: ") and "Traceback" not in message
+    assert message.startswith("spa3r convert-data: ") and "Traceback" not in message

@@ -6,12 +6,15 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
+from terminal import verb
 
 from spa3r.data_scripts.rooms.camera_walk import draw_walk
-from spa3r.data_scripts.rooms.generate import main, render_rooms
+from spa3r.data_scripts.rooms.generate import render_rooms
 from spa3r.data_scripts.rooms.layout import ROOM_KINDS, draw_room
 from spa3r.data_scripts.rooms.rendering import SolidTable, cast_rays
 from spa3r.data_scripts.rooms.solids import Material, Solid
+
+main = verb("rooms")
 
 NUM_VIEWS, SIZE = 6, (112, 84)
 

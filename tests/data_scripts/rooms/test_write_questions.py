@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 from datasets import Features, Image, List, Value, load_dataset
+from terminal import verb
 
 from spa3r.data_scripts.benchmarks.vsi_bench import parse_prompt
 from spa3r.data_scripts.rooms import write_questions as room_questions
 from spa3r.data_scripts.rooms.generate import render_rooms
 from spa3r.data_scripts.rooms.question_types import QUESTION_TYPES
-from spa3r.data_scripts.rooms.write_questions import given_views, main, write_questions
+from spa3r.data_scripts.rooms.write_questions import given_views, write_questions
+
+main = verb("room-questions")
 
 
 @pytest.fixture(scope="module")

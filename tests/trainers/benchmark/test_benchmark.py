@@ -12,6 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from terminal import verb
 from tiny_spa3_vlm import tiny_model, tiny_processor
 from tiny_videos import write_video
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
@@ -19,8 +20,9 @@ from two_processes import REPOSITORY, launch
 
 from spa3r import Spa3RModel
 from spa3r.trainers.benchmark.answers import Answers
-from spa3r.trainers.benchmark.benchmark import main
 from spa3r.trainers.benchmark.models import fingerprint_checkpoint
+
+main = verb("benchmark")
 
 NUMBER = {"question_type": "object_counting", "question": "How many chair(s) are in this room?", "options": None}
 SIZE = NUMBER | {"question_type": "room_size_estimation"}

@@ -5,12 +5,15 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset, Image, List
+from terminal import verb
 from tiny_instructions import losses, trainer_of, write_instructions
 from tiny_spa3_vlm import GEOMETRY, tiny_model, tiny_processor
 
 from spa3r.trainers.tuning import scene_cache as scene_latents
 from spa3r.trainers.tuning.instruction_data import load_instructions
-from spa3r.trainers.tuning.scene_cache import SceneLatents, encode_scenes, main, with_scene_keys
+from spa3r.trainers.tuning.scene_cache import SceneLatents, encode_scenes, with_scene_keys
+
+main = verb("encode-scenes")
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +86,12 @@ def test_training_from_what_was_seen_has_the_losses_of_live_training_and_sees_no
 
 def test_what_a_vision_tower_sees_is_not_added_to_a_folder_without_it(vlm, instructions, latents):
     command = ["--model", vlm, "--instructions", instructions, "--output", latents, "--vision-features"]
-    with pytest.raises(SystemExit, match="vision_tower differ"):
+    with pytest.raises(SystemExit, match="vision_tower"):
         main([str(part) for part in command])
 
 
 def test_latents_in_another_type_are_refused_with_the_remedy(latents):
-    with pytest.raises(ValueError, match="encoded in float32, but this model is in bfloat16; .* `--dtype bfloat16`"):
+    with pytest.raises(ValueError, match="float32.*`--dtype bfloat16`"):
         SceneLatents(latents, tiny_model().bfloat16(), tiny_processor())
 
 
@@ -127,17 +130,17 @@ def test_latents_of_another_encoder_are_refused(change, latents):
     model, processor = tiny_model(seed=int(change == "weights")), tiny_processor()
     if change == "image_width":
         processor.image_processor.image_width = 84
-    with pytest.raises(ValueError, match="are of another model: (spatial_encoder|images) differ"):
+    with pytest.raises(ValueError, match="spatial_encoder" if change == "weights" else "images"):
         SceneLatents(latents, model, processor)
 
 
 def test_scenes_that_were_not_encoded_are_refused_before_training(vlm, instructions, latents, tmp_path):
     shutil.copytree(latents, tmp_path / "latents")
     next((tmp_path / "latents").glob("latents-*")).unlink()
-    with pytest.raises(ValueError, match="5 of 5 scenes have no latents"):
+    with pytest.raises(ValueError, match=f"5 of 5 .*`{tmp_path / 'latents'}`"):
         trainer_of(vlm, instructions, tmp_path / "run", scene_latents=tmp_path / "latents")
 
 
 def test_a_folder_without_latents_is_refused(vlm, instructions, tmp_path):
-    with pytest.raises(ValueError, match="holds no latents of scenes"):
+    with pytest.raises(ValueError, match=f"`{tmp_path}`"):
         trainer_of(vlm, instructions, tmp_path / "run", scene_latents=tmp_path)

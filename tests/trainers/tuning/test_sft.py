@@ -8,14 +8,14 @@ import torch
 from datasets import Dataset, Image, List
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
-from tiny_instructions import NUM_RECORDS, losses, message, trainer_of, write_instructions
+from tiny_instructions import NUM_RECORDS, command_line, losses, message, trainer_of, write_instructions
 from tiny_spa3_vlm import photo, tiny_model, tiny_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from spa3r.trainers.runs.recipes import RECIPES
 from spa3r.trainers.tuning.instruction_data import check_lengths, load_instructions
-from spa3r.trainers.tuning.sft import parse_arguments, run
+from spa3r.trainers.tuning.sft import build_trainer, parse_arguments, run
 
 LORA = {
     "use_peft": "true",
@@ -284,9 +284,7 @@ def test_the_length_of_a_record_is_that_of_what_is_learnt_from(instructions):
 @pytest.mark.parametrize(
     ("options", "error", "named"),
     [
-        ({"model_name_or_path": None}, ValueError, "`model_name_or_path`"),
         ({"model_name_or_path": "nowhere"}, FileNotFoundError, "`nowhere`"),
-        ({"instructions": None}, ValueError, "`instructions`"),
         ({"max_length": 20}, ValueError, "`max_length`"),
         ({"eval_strategy": "steps", "eval_steps": 1}, ValueError, "`--eval_instructions`"),
         ({"per_device_train_batch_size": 0}, ValueError, "`per_device_train_batch_size`"),
@@ -297,11 +295,22 @@ def test_the_length_of_a_record_is_that_of_what_is_learnt_from(instructions):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_wrong_options_are_refused_by_name(options, error, named, vlm, instructions, tmp_path):
+    arguments = command_line(vlm, instructions, tmp_path)
+    for name, value in options.items():
+        arguments += [f"--{name}", str(value)]
     with pytest.raises(error, match=named):
-        trainer_of(vlm, instructions, tmp_path, **options)
+        build_trainer(*parse_arguments(arguments))
 
 
-# What is not of the official runs.
+@pytest.mark.parametrize("name", ["model_name_or_path", "instructions"])
+def test_a_missing_option_is_refused_by_name(name, vlm, instructions, tmp_path):
+    options = {"model_name_or_path": vlm, "instructions": instructions} | {name: None}
+    arguments = command_line(options["model_name_or_path"], options["instructions"], tmp_path)
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        build_trainer(*parse_arguments(arguments))
+
+
+# All but the quickstart's.
 OFFICIAL = sorted(path.stem for path in RECIPES.glob("spa3-vlm-*.yaml") if path.stem != "spa3-vlm-rooms-cpu")
 
 

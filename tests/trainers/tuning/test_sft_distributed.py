@@ -10,13 +10,13 @@ import pytest
 import torch
 from datasets import load_dataset
 from safetensors.torch import load_file
+from terminal import verb
 from tiny_instructions import command_line, losses, write_instructions
 from tiny_spa3_vlm import tiny_model, tiny_processor
 from transformers import AutoModelForImageTextToText
 from two_processes import launch, needs_deepspeed
 
 from spa3r.configuration import load_preset
-from spa3r.trainers.tuning.scene_cache import main as encode_scenes
 
 STEPS = 4
 SHARDED = ["fsdp2", pytest.param("zero2", marks=needs_deepspeed), pytest.param("zero3", marks=needs_deepspeed)]
@@ -37,7 +37,7 @@ def place(tmp_path_factory):
         model.save_pretrained(folder / name)
         tiny_processor().save_pretrained(folder / name)
     command = ["--model", folder / "vlm", "--instructions", folder / "set", "--output", folder / "latents"]
-    encode_scenes([str(part) for part in command])
+    verb("encode-scenes")(command)
     return folder
 
 
