@@ -1,10 +1,9 @@
-"""Ask about a scene: photos or a video in, answers out.
-
-The scene is encoded once; every further question is answered from what is kept of it. Without `--question`, questions
-are read from the terminal, one a line.
+"""Ask questions about photos or a video of a place.
 
     spa3r ask --model checkpoints/spa3-vlm-4b --images room/*.jpg --question "How many chairs are in the room?"
     spa3r ask --model checkpoints/spa3-vlm-4b --video room.mp4 --frames 16
+
+The scene is encoded once for all questions. Without --question, questions are read from the terminal, one per line.
 """
 
 import argparse
@@ -24,7 +23,7 @@ PROMPT = "? "
 
 
 def main(arguments: Sequence[str] | None = None):
-    """Command line of `spa3r ask`."""
+    """Run `spa3r ask`."""
     parser = argparse.ArgumentParser(
         prog="spa3r ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None):
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: as in the checkpoint)")
     options = parser.parse_args(arguments)
     if options.frames is not None and options.images:
-        parser.error("--frames is for a --video; all --images are seen")
+        parser.error("--frames is for --video; all --images are used")
     for name, number in (("--frames", options.frames), ("--max-new-tokens", options.max_new_tokens)):
         if number is not None and number < 1:
             parser.error(f"{name} must be at least 1, got {number}")
@@ -54,7 +53,7 @@ def _run(options: argparse.Namespace):
     start = time.perf_counter()
     require_checkpoint(options.model)
     if not Path(options.model).is_dir():
-        _report(f"There is no folder `{options.model}` here; looking for it on the Hub.")
+        _report(f"Loading `{options.model}` from the Hub: there is no such folder.")
     model = load_spa3_vlm(options.model, dtype=options.dtype or "auto")
     model.to(device).eval()
     processor = AutoProcessor.from_pretrained(options.model)
@@ -62,7 +61,7 @@ def _run(options: argparse.Namespace):
     start = time.perf_counter()
     session = SceneSession(model, processor, options.images, options.video, options.frames)
     views = "1 view" if session.num_images == 1 else f"{session.num_images} views"
-    _report(f"Saw {views} in {time.perf_counter() - start:.1f} s.")
+    _report(f"Encoded {views} in {time.perf_counter() - start:.1f} s.")
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     for question in options.questions or _read_questions():
         if options.questions:
@@ -73,30 +72,30 @@ def _run(options: argparse.Namespace):
         except ValueError as error:
             if options.questions:
                 raise
-            # At the terminal there is a next question, and the scene is seen already.
+            # At the terminal the next question follows; the scene stays encoded.
             _report(str(error))
             continue
         _report(f"Answered in {time.perf_counter() - start:.1f} s.")
 
 
 def _usable_device(name: str | None) -> torch.device:
-    """The device of this name, or an accelerator if there is one."""
+    """The named device; by default an accelerator if there is one."""
     if name is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         return torch.empty(0, device=name).device
-    # What torch raises depends on what it was built with, and may be pages long.
+    # The error depends on how torch was built, and may be pages long.
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"The device `{name}` cannot be used here: it is not there, or this torch was built without it; leave out "
-            "--device, or give cpu."
+            f"The device `{name}` is missing, or torch was built without support for it: leave out --device, or give "
+            "cpu."
         ) from error
 
 
 def _read_questions() -> Iterator[str]:
-    """Questions from the terminal, until the end of the input."""
+    """Read questions from the terminal until the input ends."""
     if sys.stdin.isatty():
-        _report("Ask a question a line; an empty line, or Ctrl-D, ends.")
+        _report("Ask one question per line; an empty line or Ctrl-D ends.")
     while True:
         try:
             if sys.stdin.isatty():
@@ -110,5 +109,5 @@ def _read_questions() -> Iterator[str]:
 
 
 def _report(message: str):
-    """Answers alone go to the standard output."""
+    """Print to the standard error; the standard output is for answers alone."""
     print(message, file=sys.stderr, flush=True)

@@ -1,9 +1,9 @@
-"""What has Spa3R learnt? Its predictions of held-out views, beside those of four ways to predict with less.
+"""Compare Spa3R's predictions of held-out views with three baselines.
 
-A decoder can lower the loss without any scene in its latents: by knowing what features look like on average, or how
-they vary with the camera. So each prediction is set beside that of the same decoder with another scene's latents,
-beside the mean feature, and beside the features of the context view that looks in the most similar direction; and all
-is binned by the angle between the two views, for close to a context view there is little to predict.
+A decoder can lower the loss without using the scene, from the mean feature or from how features vary with the camera.
+The baselines are therefore the same decoder with another scene's latents, the mean feature, and the features of the
+context view with the most similar direction. All are binned by the angle between the two views, because views close to
+a context view are easy to predict.
 """
 
 import json
@@ -30,9 +30,9 @@ __all__ = ["PSFMReport", "PSFMRow", "evaluate_psfm", "nearest_context_views"]
 ANGLE_BINS = (0, 15, 30, 60, 180)
 SOURCES = {"own": "own latents", "other": "other scene", "mean": "mean feature", "nearest": "nearest view"}
 METRICS = {"l1": "L1 ↓", "cosine": "cosine ↑", "abs_rel": "abs. rel. ↓"}
-# Of the cosine, and of L1 as a share: untrained latents do nothing, but by chance may be ahead by less.
+# Least advantage that counts, in cosine similarity and as a share of L1: untrained latents stay below it by chance.
 MARGIN = 0.005
-# Directions closer than this (degrees) count as equal, so that float32 noise does not decide between parallel cameras.
+# Directions closer than this (degrees) are equal: float32 noise must not decide between parallel cameras.
 TIED_ANGLE = 0.1
 
 
@@ -49,9 +49,9 @@ class PSFMRow:
     min_angle, max_angle (`float`):
         Range in degrees, the upper end excluded except for 180.
     num_views (`int`):
-        Target views in the range; of depth, those where any depth is known.
+        Target views in the range; for depth, those with any known depth.
     own (`float`):
-        Prediction from the scene's own latents.
+        From the scene's own latents.
     other (`float`, *optional*):
         From the latents of the next held-out scene, with the same decoder and cameras; `None` with a single scene.
     mean (`float`, *optional*):
@@ -75,11 +75,11 @@ class PSFMRow:
 class PSFMReport:
     """
     rows (`list[PSFMRow]`):
-        Of each target and metric first the row of all angles, then those of the bins that hold any view.
+        For each target and metric, the row of all angles and then the rows of non-empty bins.
     num_scenes (`int`):
         Held-out scenes.
     given_cameras (`bool`):
-        Whether the cameras came with the scenes, or were estimated by VGGT.
+        Whether the cameras are those of the scenes, or VGGT's estimates.
     """
 
     rows: list[PSFMRow]
@@ -98,10 +98,10 @@ class PSFMReport:
         return {name: value for name, value in named.items() if value is not None}
 
     def beats_other_scene(self) -> bool:
-        """Whether own latents predict every target better than another scene's: L1 and cosine, by `MARGIN` at least.
+        """Whether own latents predict every target better than another scene's, in L1 and cosine by over `MARGIN`.
 
         Raises:
-            ValueError: With a single scene, there is no other.
+            ValueError: If there is a single scene.
         """
         if self.num_scenes < 2:
             raise ValueError(f"A comparison between scenes needs at least 2, got {self.num_scenes}: evaluate more.")
@@ -112,7 +112,7 @@ class PSFMReport:
         )
 
     def to_table(self) -> str:
-        """The report as a Markdown table, aligned to be read as plain text too."""
+        """The report as a Markdown table, aligned as plain text."""
         header = ["target", "metric", "angle", "views", *SOURCES.values()]
         cells, previous = [], None
         for row in self.rows:
@@ -124,7 +124,7 @@ class PSFMReport:
             labels = [row.target, METRICS[row.metric]] if first else ["", ""]
             cells.append([*labels, angle, str(row.num_views), *numbers])
         widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
-        # Two columns of words, then columns of numbers that align right.
+        # The first two columns are words; numbers align right.
         rule = ["-" * width if column < 2 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
         lines = [header, rule, *cells]
         padded = [
@@ -157,9 +157,9 @@ class PSFMReport:
 
 
 def _read(loader: DataLoader, description: str, show_progress: bool) -> Iterator[Mapping[str, Any]]:
-    """Batches of one scene each, as image sizes may differ between scenes."""
+    """Batches of one scene each, because image sizes differ between scenes."""
     for batch in tqdm(loader, desc=description, unit="scene", disable=not show_progress):
-        # In place of an unreadable scene comes the next, which has a turn of its own.
+        # The data set replaces an unreadable scene by the next one, which is evaluated on its own.
         if not batch["dropped_scenes"]:
             yield batch
 
@@ -176,7 +176,7 @@ def model_inputs(batch: Mapping[str, Any], model: Spa3RForPreTraining) -> dict[s
 
 
 def nearest_context_views(extrinsics: Tensor, num_context_views: int) -> tuple[Tensor, Tensor]:
-    """Which context view looks in the direction most like that of each target view.
+    """Find the context view with the viewing direction most like that of each target view.
 
     Args:
         extrinsics (`torch.Tensor` of shape `(batch_size, num_views, 4, 4)`): World to camera, context views first.
@@ -184,14 +184,14 @@ def nearest_context_views(extrinsics: Tensor, num_context_views: int) -> tuple[T
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The angle between the two viewing directions in degrees, and the index of
-        the context view, both of shape `(batch_size, num_views - num_context_views)`. Of context views that look in
-        the same direction the one closest in position is taken.
+        the context view, both of shape `(batch_size, num_views - num_context_views)`. Among context views of equal
+        direction, the closest in position.
     """
     directions = extrinsics[..., 2, :3].double()
     centres = invert_rigid(extrinsics.double())[..., :3, 3]
     context, target = directions[:, None, :num_context_views], directions[:, num_context_views:, None]
     context, target = torch.broadcast_tensors(context, target)
-    # Unlike the arc cosine, this keeps its precision where directions are almost parallel.
+    # Unlike the arc cosine, this is precise for almost parallel directions.
     sine, cosine = torch.linalg.cross(context, target).norm(dim=-1), (context * target).sum(-1)
     angles = torch.atan2(sine, cosine).rad2deg()
     distances = (centres[:, num_context_views:, None] - centres[:, None, :num_context_views]).norm(dim=-1)
@@ -201,35 +201,35 @@ def nearest_context_views(extrinsics: Tensor, num_context_views: int) -> tuple[T
 
 
 class PatchMean:
-    """Mean of what views show at each patch position, over all scenes but one.
+    """Mean value at each patch position over the views of all scenes but one.
 
-    Only a running sum is kept. Scenes on other patch grids are resampled to the grid of the first.
+    Only a running sum is kept. Scenes with other patch grids are resampled to the grid of the first.
     """
 
     def __init__(self):
         self.sums = None
 
     def add(self, values: Tensor, known: Tensor, grid_size: tuple[int, int]):
-        """Take in a scene.
+        """Add a scene.
 
         Args:
             values (`torch.Tensor` of shape `(num_views, num_patches, channels)`): Features, or depth.
-            known (`torch.Tensor` of shape `(num_views, num_patches)`): Where they count.
+            known (`torch.Tensor` of shape `(num_views, num_patches)`): Whether a value counts.
             grid_size (`tuple[int, int]`): Rows and columns of the patch grid.
         """
         sums = self._sums(values, known, grid_size)
         self.sums = sums if self.sums is None else self.sums + resample(sums, tuple(self.sums.shape[-2:]))
 
     def without(self, values: Tensor, known: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """The mean of the other scenes, from the arguments that `add` had for this one.
+        """The mean of the other scenes; takes the arguments of `add` for this scene.
 
         Returns:
-            `torch.Tensor` of shape `(num_patches, channels)`: Where no other scene is known, their overall mean.
+            `torch.Tensor` of shape `(num_patches, channels)`: The overall mean where no other scene has a known value.
         """
         rest = self.sums - resample(self._sums(values, known, grid_size), tuple(self.sums.shape[-2:]))
         sums, counts = rest[:, :-1], rest[:, -1:]
         overall = sums.sum((-2, -1), keepdim=True) / counts.sum((-2, -1), keepdim=True)
-        # Counts are whole numbers, or fractions of one where grids were resampled.
+        # Resampled counts are fractions.
         mean = torch.where(counts > 1e-3, sums / counts, overall)
         return resample(mean, grid_size).flatten(2).squeeze(0).T.float()
 
@@ -242,14 +242,14 @@ class PatchMean:
 
 
 def resample(grids: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring `(batch_size, channels, rows, columns)` to another number of rows and columns."""
+    """Resample `(batch_size, channels, rows, columns)` to another number of rows and columns."""
     if grids.shape[-2:] == size:
         return grids
     return F.interpolate(grids, size, mode="bilinear", align_corners=False)
 
 
 class BinnedMeans:
-    """Running means of numbers per view, by name and by angle."""
+    """Running means of metrics per view, by name and angle."""
 
     def __init__(self, edges: tuple[float, ...]):
         self.edges = torch.tensor(edges, dtype=torch.float64)
@@ -257,14 +257,14 @@ class BinnedMeans:
         self.counts = defaultdict(lambda: torch.zeros(len(edges) - 1, dtype=torch.long))
 
     def add(self, key: tuple[str, str, str], values: Tensor, angles: Tensor, counted: Tensor):
-        """Take in values of shape `(batch_size, num_views)` at angles, where counted, of the same shape."""
+        """Add values at angles where `counted`; all of shape `(batch_size, num_views)`."""
         values, angles = values[counted].double().cpu(), angles[counted].double().cpu()
         bins = torch.bucketize(angles, self.edges[1:-1], right=True)
         self.sums[key] += torch.bincount(bins, values, minlength=len(self.edges) - 1)
         self.counts[key] += torch.bincount(bins, minlength=len(self.edges) - 1)
 
     def rows(self) -> list[PSFMRow]:
-        """Rows of the report, in the order in which the targets and metrics came first."""
+        """Rows of the report, with targets and metrics in the order in which they were added."""
         edges, rows = self.edges.tolist(), []
         for target, metric in dict.fromkeys(key[:2] for key in self.sums):
             counts = self.counts[target, metric, "own"]
@@ -289,7 +289,7 @@ def feature_metrics(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 
 def depth_metrics(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """L1 and relative error of each view where depth is known, from `(batch_size, num_views, num_patches)`."""
+    """L1 and relative error of each view over known depth, from `(batch_size, num_views, num_patches)`."""
     known = target > 0
     count = known.sum(-1).clamp(min=1)
     error = (prediction.float() - target).abs() * known
@@ -297,7 +297,7 @@ def depth_metrics(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 
 def _patch_values(targets: Mapping[str, Tensor], depth: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Features of each target, and depth, as values `(..., num_patches, channels)` and where they are known."""
+    """Features and depth as pairs: values `(..., num_patches, channels)`, and whether they are known."""
     values = {name: (target, torch.ones_like(target[..., 0], dtype=torch.bool)) for name, target in targets.items()}
     return values | {"depth": (depth[..., None], depth > 0)}
 
@@ -316,7 +316,7 @@ def _survey_scenes(
             for scene_values, scene_known in zip(values, known, strict=True):
                 means[name].add(scene_values, scene_known, grid_size)
     if not latents:
-        raise ValueError("None of the scenes to evaluate on has a readable frame; take more or other scenes.")
+        raise ValueError("No scene to evaluate has a readable frame; use other scenes.")
     return torch.cat(latents), means
 
 
@@ -328,7 +328,7 @@ def _compare_scenes(
     means: Mapping[str, PatchMean] | None,
     tally: BinnedMeans,
 ):
-    """Add the predictions and baselines of a batch to the tally; without another scene two of them are left out."""
+    """Add the predictions and baselines of a batch to the tally; two baselines need another scene."""
     num_context, image_size = inputs["num_context_views"], tuple(inputs["pixel_values"].shape[-2:])
     grid_size = model.model.vggt.grid_size(inputs["pixel_values"])
     observed = model.observe(**inputs)
@@ -358,10 +358,9 @@ def _compare_scenes(
 
 
 def with_gathered_weights(function: Callable) -> Callable:
-    """Make a function of a model, which calls the model's parts by themselves, work on a model that FSDP has sharded.
+    """Let a function call parts of a model that FSDP has sharded; all processes must call it together.
 
-    FSDP gathers weights around the model's forward and around methods that are registered with it, so such a method
-    runs the function. All processes must call it together.
+    FSDP gathers weights for the model's forward and for registered methods alone, so a registered method runs it.
     """
 
     @wraps(function)
@@ -386,19 +385,19 @@ def evaluate_psfm(
     num_workers: int = 0,
     show_progress: bool = True,
 ) -> PSFMReport:
-    """Compare predictions of held-out views with what less knowledge gives.
+    """Compare predictions of held-out views with baselines that know less.
 
     Each target view weighs the same. Cameras are those of the data, or else VGGT's estimates. The data is read twice,
-    so that memory holds no more than the latents of the scenes and one running sum of features. Results depend on the
-    weights and the data alone: every process of a distributed run that calls this gets the same report. Where weights
-    are replicated (DDP, ZeRO-2) a single process may call it, where they are sharded (FSDP) all must.
+    so that memory holds only the latents of the scenes and one running sum of features. The report depends on weights
+    and data alone, so it is the same in every process. With replicated weights (DDP, ZeRO-2) a single process may call
+    this; with sharded weights (FSDP) all must.
 
     Args:
         model (`Spa3RForPreTraining`): Runs on its device, in its dtype or under the caller's autocast.
-        views (`SceneViews`): Held-out scenes, read at epoch 0. A scene's "other" is the next one, the last one's the
-            first.
+        views (`SceneViews`):
+            Held-out scenes, read at epoch 0. The "other" scene is the next one; of the last scene it is the first.
         num_views (`int`): Views of a scene, context and target together.
-        num_scenes (`int`, *optional*): Number of scenes, from the first on; all by default.
+        num_scenes (`int`, *optional*): Number of scenes, from the first; all by default.
         num_workers (`int`, *optional*, defaults to 0): Processes that read images.
         show_progress (`bool`, *optional*, defaults to `True`): Whether to show progress bars.
 
@@ -407,8 +406,8 @@ def evaluate_psfm(
     """
     num_scenes = len(views) if num_scenes is None else min(num_scenes, len(views))
     if num_scenes < 1:
-        raise ValueError("There is no held-out scene to evaluate on; hold out at least 2.")
-    # A generator of its own: starting a loader draws a number, which must not come from the training's generator.
+        raise ValueError(f"`num_scenes` must be at least 1, got {num_scenes}: hold out 2 or more scenes.")
+    # Starting a loader draws a number, which must not come from the generator of the training.
     loader = DataLoader(
         views,
         sampler=[(0, scene, num_views) for scene in range(num_scenes)],

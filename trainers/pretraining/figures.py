@@ -1,4 +1,4 @@
-"""Figures of what Spa3R has learnt, as the paper's Fig. 2: features and depth of target views, true and predicted."""
+"""Figures like the paper's Fig. 2: true and predicted features and depth of target views."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from ...data_scripts.common.files import replace_when_complete
 from ...data_scripts.scenes.views import SceneViews, collate_views
 from ...modeling_spa3r.geometry import relative_cameras
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
-from .evaluation import model_inputs, nearest_context_views, with_gathered_weights
+from .evaluation import model_inputs, nearest_context_views
 
 __all__ = ["PCAColors", "PSFMFigureCallback", "draw_scene_figure", "save_figure"]
 
@@ -32,12 +32,12 @@ DPI = 150
 @dataclass(frozen=True)
 class PCAColors:
     """
-    A projection of features to red, green and blue; only what the same one has coloured can be compared.
+    A projection of features to red, green and blue. Only colours of the same projection can be compared.
 
     mean (`torch.Tensor` of shape `(channels,)`), components (`torch.Tensor` of shape `(channels, 3)`):
         The projection onto the first three principal components.
     low, high (`torch.Tensor` of shape `(3,)`):
-        Projections that become 0 and 1; what lies outside is clipped.
+        Projections that become 0 and 1; values outside are clipped.
     """
 
     mean: Tensor
@@ -47,12 +47,12 @@ class PCAColors:
 
     @classmethod
     def fit(cls, features: Tensor) -> "PCAColors":
-        """Fit to features of shape `(..., channels)`; from the 1st to the 99th percentile the colours spread."""
+        """Fit to features of shape `(..., channels)`; colours span the 1st to the 99th percentile."""
         features = features.flatten(0, -2).double()
         mean = features.mean(0)
         centered = features - mean
         components = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -3:].flip(-1)
-        # A component's sign is arbitrary: make its largest entry positive, whatever the solver gave.
+        # The sign of a component is arbitrary and depends on the solver: make its largest entry positive.
         components = components * components.gather(0, components.abs().argmax(0, keepdim=True)).sign()
         low, high = torch.quantile(centered @ components, torch.tensor([0.01, 0.99]).to(mean), dim=0)
         return cls(mean, components, low, high)
@@ -66,20 +66,20 @@ class PCAColors:
 @dataclass(frozen=True)
 class PredictedScene:
     """
-    What a figure shows; predictions are of the target views, the last ones.
+    The content of a figure. Target views come last; predictions are theirs alone.
 
     images (`torch.Tensor` of shape `(num_views, height, width, 3)`):
-        Bytes.
+        In [0, 255].
     names (`list[str]`):
-        Of the views.
+        Names of the views.
     angles (`torch.Tensor` of shape `(num_target_views,)`):
         Degrees to the nearest context view.
     features (`dict[str, tuple[torch.Tensor, torch.Tensor]]`):
         Target and predicted, of shape `(num_target_views, rows, columns, target_size)`.
     depth (`tuple[torch.Tensor, torch.Tensor]`):
-        True, 0 where unknown, and the probe's, of shape `(num_target_views, rows, columns)`.
+        True (0 where unknown) and probed depth, both of shape `(num_target_views, rows, columns)`.
     is_metric (`bool`):
-        Whether depth was given in metres, or estimated by VGGT in a scale of its own.
+        Whether depth is in metres, or in the scale of VGGT's estimate.
     """
 
     images: Tensor
@@ -90,32 +90,33 @@ class PredictedScene:
     is_metric: bool
 
 
-@with_gathered_weights
 @torch.no_grad()
 def predict_scene(model: Spa3RForPreTraining, item: dict[str, Any]) -> PredictedScene:
     """Run a model on one scene, as `SceneViews` gives it."""
     was_training = model.training
     model.eval()
     inputs = model_inputs(collate_views([item]), model)
-    num_context, pixel_values = inputs["num_context_views"], inputs["pixel_values"]
-    grid_size, image_size = model.model.vggt.grid_size(pixel_values), tuple(pixel_values.shape[-2:])
-    observed = model.observe(**inputs, first_target=num_context)
-    latents = model.model.encode(observed["context_features"], grid_size)
-    extrinsics, intrinsics = observed["extrinsics"], observed["intrinsics"]
-    predictions = model.decode(latents, extrinsics[:, num_context:], intrinsics[:, num_context:], image_size)
+    outputs = model(**inputs)
     model.train(was_training)
+    num_context = inputs["num_context_views"]
+    num_targets = inputs["pixel_values"].shape[1] - num_context
+    grid_size = model.model.vggt.grid_size(inputs["pixel_values"])
 
     def grids(patches: Tensor) -> Tensor:
-        return patches.squeeze(0).float().unflatten(1, grid_size)
+        # Target views come last; some models predict the context views, too.
+        return patches[0, -num_targets:].float().unflatten(1, grid_size)
 
     is_metric = "depth" in inputs
     unit = relative_cameras(inputs["extrinsics"])[1] if is_metric else 1.0
     return PredictedScene(
         images=torch.as_tensor(item["pixel_values"]).permute(0, 2, 3, 1),
         names=[str(index) for index in item["frame_indices"]],
-        angles=nearest_context_views(extrinsics, num_context)[0].squeeze(0),
-        features={name: (grids(target), grids(predictions[name])) for name, target in observed["targets"].items()},
-        depth=(grids(observed["depth"] * unit), grids(predictions["depth"] * unit)),
+        angles=nearest_context_views(outputs.extrinsics, num_context)[0].squeeze(0),
+        features={
+            name: (grids(target), grids(outputs.predicted_features[name]))
+            for name, target in outputs.target_features.items()
+        },
+        depth=(grids(outputs.target_depth * unit), grids(outputs.probe_depth * unit)),
         is_metric=is_metric,
     )
 
@@ -123,9 +124,10 @@ def predict_scene(model: Spa3RForPreTraining, item: dict[str, Any]) -> Predicted
 def draw_scene_figure(model: Spa3RForPreTraining, item: dict[str, Any]) -> Figure:
     """Draw the views of a scene, and features and depth of its target views, true and predicted.
 
-    Features are coloured by their first three principal components, fitted to the target features of the scene and
-    applied to the predicted ones too. Depth is as the probe sees it, one value per patch, true and probed in the same
-    colours, grey where unknown. Each target view is marked with the angle to its nearest context view.
+    Colours of features are their first three principal components, fitted to the target features of the scene and
+    applied to the predicted ones, too (the paper's Fig. 2 fits each separately). Depth has one value per patch, with
+    true and probed values in the same colours, grey where unknown. The title of a target view gives the angle to its
+    nearest context view.
 
     Args:
         model (`Spa3RForPreTraining`): Runs on its device and in its dtype.
@@ -221,11 +223,11 @@ class PSFMFigureCallback(TrainerCallback):
         model = extract_model_from_parallel(model)
         folder = Path(args.output_dir) / "figures"
         is_main = state.is_world_process_zero
-        # A folder of its own, as TensorBoard reads one file of events in each.
+        # TensorBoard reads one event file per folder, so images get their own folder.
         writer = SummaryWriter(folder) if is_main and "tensorboard" in args.report_to else None
         for scene in range(self.num_scenes):
             item = self.views[0, scene, self.num_views]
-            # On every process, as each may hold a part of the weights.
+            # In every process, because each may hold a part of the weights.
             figure = draw_scene_figure(model, item)
             if is_main:
                 save_figure(figure, folder / f"step_{state.global_step:06d}" / f"{item['scene_id']}.png")

@@ -1,4 +1,4 @@
-"""Pre-training of Spa3R: transformers' Trainer fed with scenes of varying view counts."""
+"""Pre-training of Spa3R: transformers' Trainer with batches of scenes whose number of views varies."""
 
 from collections import Counter
 from pathlib import Path
@@ -26,10 +26,10 @@ __all__ = ["Spa3RTrainer", "teacher_checkpoints"]
 
 logger = logging.get_logger(__name__)
 
-# What the collator reports beside the tensors that the model takes.
+# What the collator reports besides the inputs of the model.
 REPORTS = ("scene_id", "frame_indices", "replaced_frames", "dropped_scenes")
 
-# Unreadable frames and scenes are all counted; this many are named.
+# Unreadable frames and scenes that the log names; all are counted.
 MAX_NAMED = 20
 
 
@@ -37,10 +37,10 @@ class Spa3RTrainer(Trainer):
     """
     Trains `Spa3RForPreTraining` by PSFM.
 
-    Batches, frames and partitions are functions of the seed and of the step alone, so a run that was killed and
-    resumed ends with the weights of an uninterrupted one, whatever the number of workers. Checkpoints hold what trains
-    and name the frozen teachers, or hold these too where the model was loaded with teachers that have no name; the
-    model written by `save_model()` is self-contained.
+    Batches, frames and partitions depend on the seed and the step alone, so a run that was killed and resumed ends
+    with the weights of an uninterrupted one, with any number of workers. Checkpoints hold the trained weights and the
+    names of the frozen teachers; teachers without a name are in the checkpoint. `save_model()` writes a self-contained
+    model.
 
     Args:
         model (`Spa3RForPreTraining`): With its teachers loaded.
@@ -53,7 +53,7 @@ class Spa3RTrainer(Trainer):
         model.freeze_teachers()
         self._frozen_names = _names_to_leave_out(model)
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collate_views, **kwargs)
-        # The Trainer gives every model this setting of language models; it is none of this one.
+        # The Trainer sets this option of language models on every model.
         vars(model.config).pop("use_cache", None)
         self.batch_sampler = ViewBatchSampler(
             len(train_dataset.scenes),
@@ -74,16 +74,16 @@ class Spa3RTrainer(Trainer):
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
         if self.is_fsdp_enabled:
-            # FSDP's own mixed precision rounds all inputs to bfloat16, cameras and depth among them. Weights stay in
-            # float32 and autocast computes, as under DDP.
+            # FSDP's own mixed precision rounds all inputs to bfloat16, cameras and depth included. Like under DDP,
+            # weights stay in float32 and autocast applies.
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True):
-        """Autocast for all that is computed; accelerate wraps only the forward, and not FSDP's."""
+        """Autocast for the whole computation; accelerate wraps the forward alone, and not FSDP's."""
         return self.accelerator.autocast()
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of a common number of views; the plan is the batch sampler's."""
+        """Batches in which all scenes have the same number of views, as the batch sampler plans."""
         workers = {}
         if self.args.dataloader_num_workers:
             start_workers_from_clean_server(self.args, __name__)
@@ -103,16 +103,16 @@ class Spa3RTrainer(Trainer):
         return self.accelerator.prepare(loader)
 
     def _prepare_input(self, data):
-        # The parent rounds all numbers to DeepSpeed's precision, cameras and depth among them.
+        # The parent rounds all inputs to DeepSpeed's precision, cameras and depth included.
         return send_to_device(data, self.args.device)
 
     def _prepare_inputs(self, inputs):
         inputs = super()._prepare_inputs(inputs)
-        # Images travel as bytes and become numbers on the device.
+        # Images are copied as bytes and converted on the device.
         return inputs | {"pixel_values": inputs["pixel_values"].float() / 255}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The sum of the model's losses; each is kept for the log under its own name."""
+        """The sum of the model's losses; each is also logged under its own name."""
         self.replaced_frames.update(inputs.get("replaced_frames", ()))
         self.dropped_scenes.update(inputs.get("dropped_scenes", ()))
         outputs = model(**{name: value for name, value in inputs.items() if name not in REPORTS})
@@ -122,17 +122,17 @@ class Spa3RTrainer(Trainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def train(self, *args, **kwargs):
-        """Train, then name the frames and scenes that could not be read."""
+        """Train, then log the frames and scenes that could not be read."""
         output = super().train(*args, **kwargs)
         for what, counts in (("frames", self.replaced_frames), ("scenes", self.dropped_scenes)):
             counts = sum(gather_object([counts]), Counter())
             if counts and self.is_world_process_zero():
                 named = "\n  ".join(f"{name} ({count}x)" for name, count in counts.most_common(MAX_NAMED))
-                logger.warning(f"{len(counts)} {what} could not be used and were replaced by others:\n  {named}")
+                logger.warning(f"{len(counts)} unusable {what} were replaced by others:\n  {named}")
         return output
 
     def evaluate(self, eval_dataset: SceneViews | None = None, ignore_keys=None, metric_key_prefix: str = "eval"):
-        """Report what was learnt on held-out scenes (see `evaluate_psfm`); every process computes the same."""
+        """Evaluate on held-out scenes (see `evaluate_psfm`); every process computes the same report."""
         eval_dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         model = self.accelerator.unwrap_model(self.model)
         with self.compute_loss_context_manager():
@@ -153,27 +153,27 @@ class Spa3RTrainer(Trainer):
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Write the model: what trains for a checkpoint, everything for the final, self-contained model."""
+        """Write the trained weights to a checkpoint, or all weights to the self-contained final model."""
         left_out = self._frozen_names if _internal_call else set()
         model = self.accelerator.unwrap_model(self.model)
         before = model._keys_to_ignore_on_save
         model.config.teachers_included, model._keys_to_ignore_on_save = not left_out, left_out
         try:
-            # The parent would push the whole folder of the run at once; see `push_to_hub()`.
+            # Otherwise the parent pushes the whole folder of the run; see `push_to_hub()`.
             super().save_model(output_dir, _internal_call=True)
         finally:
             model.config.teachers_included, model._keys_to_ignore_on_save = True, before
         if not _internal_call and self.args.should_save:
-            # A pickle, which has no place in a model that is passed on.
+            # A pickle does not belong into a published model.
             (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _issue_warnings_after_load(self, load_result):
-        # What checkpoints leave out is not missing.
+        # Frozen weights are left out of checkpoints on purpose.
         missing = [name for name in load_result.missing_keys if name not in self._frozen_names]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
-        # So that the mark is pushed, too, and the checkpoint can be resumed from.
+        # The mark must be pushed, too, to resume from the checkpoint.
         mark_complete(checkpoint_folder, self.accelerator, self.state.global_step)
         super()._push_from_checkpoint(checkpoint_folder)
 
@@ -187,9 +187,9 @@ class Spa3RTrainer(Trainer):
     ) -> CommitInfo | None:
         """Upload the final model of the run to the top of the repository.
 
-        It takes the place of what `hub_strategy` pushed there during training, which holds only what trains; logs and
-        figures stay, and with `hub_strategy="checkpoint"` the folder `last-checkpoint` to resume from. Arguments and
-        result are the parent's; processes but the main one get `None`.
+        It replaces the trained weights that `hub_strategy` pushed during training. Logs and figures stay, and so does
+        the folder `last-checkpoint` of `hub_strategy="checkpoint"`. Arguments and result are the parent's; `None` in
+        all processes but the main one.
         """
         if not self.is_world_process_zero():
             return None
@@ -207,13 +207,13 @@ class Spa3RTrainer(Trainer):
 
 
 def teacher_checkpoints(config: Spa3RConfig) -> dict[str, str | None]:
-    """Names of the checkpoints of all teachers, VGGT among them; `None` where there is none."""
+    """The checkpoints of all teachers by their names, VGGT included; `None` for untrained ones."""
     teachers = {name: teacher["checkpoint"] for name, teacher in config.teachers.items()}
     return {"vggt": config.vggt_checkpoint} | teachers
 
 
 def _names_to_leave_out(model: Spa3RForPreTraining) -> set[str]:
-    """Weights that checkpoints of a run need not hold: frozen, and to be had where the configuration says."""
+    """Frozen weights that the configuration says where to load from; checkpoints leave them out."""
     if model.config.name_or_path and None in teacher_checkpoints(model.config).values():
         return set()
     frozen = tuple(f"{name}." for name in model.frozen_modules())
@@ -221,7 +221,7 @@ def _names_to_leave_out(model: Spa3RForPreTraining) -> set[str]:
 
 
 class _FollowEpochs(TrainerCallback):
-    """Tells the batch sampler the epoch, also after a resume, where the Trainer reaches only its wrappers."""
+    """Tell the batch sampler the epoch after a resume, too, when the Trainer only reaches its wrappers."""
 
     def __init__(self, batch_sampler: ViewBatchSampler, batches_per_step: int):
         self.batch_sampler = batch_sampler

@@ -1,4 +1,4 @@
-"""Instruction sets, as TRL's SFTTrainer takes them."""
+"""Instruction sets in the format of TRL's SFTTrainer."""
 
 import hashlib
 import math
@@ -17,15 +17,15 @@ from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 __all__ = ["check_lengths", "digest_instructions", "load_instructions", "split_source"]
 
 COLUMNS = ("images", "messages")
-# More than a chat template puts around a message, or a processor around an image.
+# Upper bound on the tokens that a chat template adds to a message, or a processor to an image.
 TOKENS_AROUND = 16
 
 
 def split_source(source: str) -> tuple[str, float]:
-    """Folder and weight of `FOLDER` or `FOLDER@WEIGHT`.
+    """Split `FOLDER` or `FOLDER@WEIGHT` into folder and weight.
 
     Raises:
-        ValueError: If the weight is none.
+        ValueError: If the weight is not a number above 0.
     """
     folder, mark, text = source.rpartition("@")
     if not mark or Path(source).is_dir():
@@ -40,18 +40,17 @@ def split_source(source: str) -> tuple[str, float]:
 
 
 def load_instructions(sources: list[str], seed: int) -> Dataset:
-    """Load instruction sets in TRL's conversational vision format, one after another, and look at each record.
+    """Load instruction sets in TRL's conversational vision format, one after another, and check each record.
 
     Args:
         sources (`list[str]`):
             `FOLDER`, with `data/*.parquet` in it, or `FOLDER@WEIGHT`: 0.25 takes a quarter of its records, 2.5 takes
             all of them twice and half of them once more.
-        seed (`int`): Which records a fraction takes.
+        seed (`int`): Decides which records a fraction takes.
 
     Raises:
-        ValueError: If a folder holds no instruction set, one that cannot be read, one without images or messages, or a
-            record without an answer, with images that are not there, or with other images than its messages have
-            places for, or a weight is none.
+        ValueError: If a weight is wrong, a folder has no readable instruction set with images and messages, or a
+            record has no answer, a missing image, or another number of images than places for them.
     """
     parts = []
     for source in sources:
@@ -71,48 +70,48 @@ def load_instructions(sources: list[str], seed: int) -> Dataset:
 def _load_files(folder: str, files: list[str]) -> Dataset:
     try:
         return load_dataset("parquet", data_files=files, split="train")
-    # Of a broken file there are errors of pyarrow, too; a full disk is told as what it is.
+    # A broken file raises errors of pyarrow, too; a full disk keeps its own error.
     except (DatasetGenerationError, ArrowInvalid) as error:
         cause = error.__cause__ or error
         if isinstance(cause, OSError):
             raise cause from error
         raise ValueError(
-            f"The instruction set `{folder}` cannot be read ({cause}): a file of it is broken or has no record; write "
-            "it again."
+            f"The instruction set `{folder}` cannot be read ({cause}): a file is broken or has no record; write it "
+            "again."
         ) from error
 
 
 def _weigh(part: Dataset, weight: float, seed: int) -> list[Dataset]:
-    """All of a data set as often as `weight` says, and of the rest of it a fraction."""
+    """Repeat a data set as often as the weight says, and add a fraction of it for the rest."""
     number = math.ceil(weight % 1 * len(part))
     return [part] * int(weight) + ([part.shuffle(seed=seed).select(range(number))] if number else [])
 
 
 def _check_records(folder: str, part: Dataset):
-    """Refuse an instruction set by its first record that cannot be learnt from; no image is decoded."""
-    looked_at = _without_decoding(part).map(_describe_record, remove_columns=list(COLUMNS), desc=f"Checking {folder}")
-    problems = looked_at["problem"]
+    """Refuse an instruction set with a useless record, and name the first one; no image is decoded."""
+    described = _without_decoding(part).map(_describe_record, remove_columns=list(COLUMNS), desc=f"Checking {folder}")
+    problems = described["problem"]
     row = next((row for row, problem in enumerate(problems) if problem), None)
     if row is not None:
         number = sum(map(bool, problems))
         raise ValueError(
-            f"Record {row} of the instruction set `{folder}` {problems[row]}; put it right, or leave it out "
+            f"Record {row} of the instruction set `{folder}` {problems[row]}: correct it, or leave it out "
             f"({number} of {len(problems)} records have a problem)."
         )
     if missing := _missing_image(part):
         raise ValueError(
-            f"An image of the instruction set `{folder}` is not there: `{missing}`; put the images back where they "
-            "were, or write the set again from where they are."
+            f"The image `{missing}` of the instruction set `{folder}` is missing: move the images back, or write the "
+            "set again."
         )
-    if not any(looked_at["num_images"]):
+    if not any(described["num_images"]):
         raise ValueError(
-            f"None of the {len(problems)} records of `{folder}` has an image; there is nothing to learn about space."
+            f"None of the {len(problems)} records of `{folder}` has an image: give an instruction set with images."
         )
 
 
 def _missing_image(part: Dataset) -> str | None:
-    """The first image that is a file elsewhere, and is not there; each file is looked for once, and at each start."""
-    paths = {}  # in order, each once
+    """The first missing image file, if any; each file is checked once."""
+    paths = {}  # an ordered set
     for batch in _without_decoding(part).select_columns("images").iter(1000):
         images = (image for images in batch["images"] for image in images or ())
         paths |= dict.fromkeys(image["path"] for image in images if image["path"] and not image["bytes"])
@@ -124,10 +123,10 @@ def _without_decoding(dataset: Dataset) -> Dataset:
 
 
 def _describe_record(record: dict[str, Any]) -> dict[str, Any]:
-    """What is wrong with a record, and what bounds its length."""
+    """The problem of a record, if any, and the numbers that bound its length."""
     images, messages = record["images"] or [], record["messages"] or []
     contents = [message["content"] for message in messages]
-    # A message can be one text, too; TRL then puts all images before the first of the user's.
+    # A message can be a plain text; TRL then puts all images before the first user message.
     texts = [
         content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
         for content in contents
@@ -151,22 +150,21 @@ def _describe_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_lengths(dataset: Dataset, processor: Spa3VLMProcessor, max_length: int):
-    """Refuse a data set with a record that is longer than a model is to learn from. None is ever cut, as a cut could
-    go through an image.
+    """Refuse a data set with a record that is too long; records are never cut, because a cut may split an image.
 
     Args:
         dataset (`Dataset`): See `load_instructions`.
-        processor (`Spa3VLMProcessor`): What makes tokens of records.
+        processor (`Spa3VLMProcessor`): Makes tokens from records.
         max_length (`int`): Most tokens of a record.
 
     Raises:
-        ValueError: If one is longer; says which, how long it is, and what to do.
+        ValueError: If a record is longer.
     """
     described = _without_decoding(dataset).map(
         _describe_record, remove_columns=list(COLUMNS), desc="Measuring records"
     )
     images, text, messages = (np.array(described[name]) for name in ("num_images", "num_bytes", "num_messages"))
-    # A token is a byte at least, and no image is higher than it is wide. What may be longer is looked at closely.
+    # A token is at least one byte, and no image is higher than wide. Only records above this bound are tokenised.
     side = processor.image_processor.image_width // processor.image_processor.patch_size
     bound = (side // processor.image_processor.merge_size) ** 2 + processor.num_appended_tokens + TOKENS_AROUND
     longest = images * bound + text + (messages + 2) * TOKENS_AROUND
@@ -176,12 +174,12 @@ def check_lengths(dataset: Dataset, processor: Spa3VLMProcessor, max_length: int
         if length > max_length:
             raise ValueError(
                 f"Record {row} has {length} tokens with its {images[row]} images, more than `max_length` "
-                f"{max_length}, and is never cut: raise `max_length`, leave it out for no limit, or take fewer images."
+                f"{max_length}: raise `max_length`, leave it out for no limit, or use fewer images."
             )
 
 
 def digest_instructions(sources: list[str]) -> str:
-    """Tells instruction sets from others in the same folders: a hash of the names and sizes of their files."""
+    """A hash of the names and sizes of all files, which changes when the sets in the folders change."""
     files = [file for source in sources for file in _files(split_source(source)[0])]
     names = "\n".join(f"{file.name} {file.stat().st_size}" for file in files)
     return hashlib.sha256(names.encode()).hexdigest()

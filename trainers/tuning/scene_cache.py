@@ -1,15 +1,14 @@
-"""Encode each scene of instruction sets once, and train from what was kept.
+"""Encode each scene of instruction sets once, and train from the stored latents.
 
     accelerate launch -m spa3r encode-scenes --model checkpoints/spa3-vlm-4b \\
         --instructions data/vsi590k --output data/vsi590k-latents
     spa3r sft ... --scene_latents data/vsi590k-latents
 
-With --vision-features, what the frozen vision tower sees of the images is kept too, and training runs neither encoder;
-that takes far more room: in bfloat16 8 MB for a scene of 8 images of the 4b, where latents take 0.4 MB.
+With --vision-features, features of the frozen vision tower are stored, too, and training runs neither encoder. That
+takes far more room: 8 MB for a scene of 8 images of the 4b in bfloat16, against 0.4 MB of latents.
 
-Scenes are shared out over the processes. Shards are safetensors files, each written whole or not at all; the same
-command, run again, goes on with what is missing. A fingerprint tells by which weights, of which type, from which image
-sizes, they were made: training refuses those of others.
+Scenes are shared out over the processes. The same command, run again, encodes the missing scenes. A fingerprint keeps
+the weights, their type and the image sizes that made the latents; training refuses latents of another model.
 """
 
 import argparse
@@ -43,7 +42,7 @@ __all__ = ["CachedLatentsCollator", "SceneLatents", "encoder_fingerprint", "main
 
 FINGERPRINT = "fingerprint.json"
 SCENES_PER_SHARD = 64
-# In a fingerprint, where features of the vision tower are kept; and what follows a scene's key in their names.
+# The key of the vision tower in a fingerprint, and the suffix that its features have after the key of a scene.
 VISION_TOWER = "vision_tower"
 OF_VISION = ".vision_features"
 GEOMETRY = ("pixel_values_geometry", "geometry_sizes")
@@ -52,13 +51,12 @@ GEOMETRY = ("pixel_values_geometry", "geometry_sizes")
 def encoder_fingerprint(
     model: Spa3VLMForConditionalGeneration, processor: Spa3VLMProcessor, vision_features: bool = False
 ) -> dict[str, str]:
-    """What decides what is kept of a scene: the encoder's weights, as a hash, their type, and how images are prepared;
-    with `vision_features` the vision tower's weights too.
+    """Hashes of all that decides the latents: weights and type of the encoder, and the preparation of images.
 
-    Under ZeRO-3 every process must call it.
+    With `vision_features`, the weights of the vision tower count, too. Under ZeRO-3 every process must call this.
     """
     if model.model.spatial_encoder is None:
-        raise ValueError("This model has `fusion='none'`: it encodes no scene, and needs no latents.")
+        raise ValueError("A model with `fusion='none'` has no scene latents: train it without `scene_latents`.")
     images = processor.image_processor.to_json_string().encode()
     fingerprint = {
         "spatial_encoder": _hash(model.model.spatial_encoder),
@@ -78,7 +76,7 @@ def _hash(module: nn.Module) -> str:
 
 
 def _whole(parameter: Tensor) -> AbstractContextManager:
-    """Gathers a parameter of which ZeRO-3 has left a part here."""
+    """Gather a parameter that ZeRO-3 has sharded."""
     if not hasattr(parameter, "ds_id"):
         return nullcontext()
     import deepspeed
@@ -87,8 +85,8 @@ def _whole(parameter: Tensor) -> AbstractContextManager:
 
 
 def _key(images: Sequence[dict[str, Any]]) -> str:
-    """Tells one list of views from another, by their bytes or, where these are elsewhere, by their paths."""
-    # Of an image whose bytes are in the data set, the path is only the file's name.
+    """A key for a list of views, from their bytes or, if the data set has no bytes, from their paths."""
+    # An image with bytes in the data set has a file name instead of a path.
     names = [hashlib.sha256(image["bytes"]).hexdigest() if image["bytes"] else image["path"] for image in images]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
@@ -104,15 +102,15 @@ def with_scene_keys(dataset: Dataset) -> Dataset:
 
 
 class SceneLatents:
-    """What `spa3r encode-scenes` has written.
+    """Latents that `spa3r encode-scenes` has written.
 
     Args:
         folder (`str` or `os.PathLike`): The `--output` of that command.
-        model (`Spa3VLMForConditionalGeneration`): What is trained.
+        model (`Spa3VLMForConditionalGeneration`): The model to train.
         processor (`Spa3VLMProcessor`): Its processor.
 
     Raises:
-        ValueError: If the folder holds nothing, or what another model has made.
+        ValueError: If the folder has no latents, or those of another model.
     """
 
     def __init__(self, folder: str | os.PathLike, model: Spa3VLMForConditionalGeneration, processor: Spa3VLMProcessor):
@@ -122,12 +120,12 @@ class SceneLatents:
         self.shards = find_latents(self.folder)
 
     def check_complete(self, keys: Sequence[str]):
-        """Refuse a data set with scenes that were not encoded."""
+        """Refuse a data set with scenes that have no latents."""
         scenes = {key for key in keys if key}
         if missing := scenes - self.shards.keys():
             raise ValueError(
-                f"{len(missing)} of {len(scenes)} scenes have no latents in `{self.folder}`; encode them by "
-                "`spa3r encode-scenes` with the same instruction sets."
+                f"{len(missing)} of {len(scenes)} scenes have no latents in `{self.folder}`: run `spa3r "
+                "encode-scenes` with the same instruction sets."
             )
 
     def __getitem__(self, key: str) -> Tensor:
@@ -145,7 +143,7 @@ def _open(shard: Path):
 
 
 def find_latents(folder: Path) -> dict[str, Path]:
-    """The shard of each scene that was encoded."""
+    """The shard of each encoded scene, by the key of the scene."""
     shards = {}
     for shard in sorted(folder.glob("latents-*.safetensors")):
         with safe_open(shard, framework="pt") as content:
@@ -156,28 +154,28 @@ def find_latents(folder: Path) -> dict[str, Path]:
 def _read_fingerprint(folder: Path) -> dict[str, str]:
     file = folder / FINGERPRINT
     if not file.is_file():
-        raise ValueError(f"`{folder}` holds no latents of scenes; make them by `spa3r encode-scenes`.")
+        raise ValueError(f"`{folder}` holds no latents of scenes: run `spa3r encode-scenes` first.")
     return json.loads(file.read_text())
 
 
 def check_fingerprint(folder: Path, fingerprint: dict[str, str]):
-    """Refuse what another model has made, or what was made with or without features of the vision tower."""
+    """Refuse latents of another model, or a mix of latents with and without features of the vision tower."""
     kept = _read_fingerprint(folder)
     if kept.get("dtype") != fingerprint["dtype"]:
         raise ValueError(
             f"The latents in `{folder}` were encoded in {kept.get('dtype')}, but this model is in "
-            f"{fingerprint['dtype']}; encode the scenes with `--dtype {fingerprint['dtype']}`, into another folder."
+            f"{fingerprint['dtype']}: encode the scenes with `--dtype {fingerprint['dtype']}` into another folder."
         )
     if different := sorted(name for name in kept | fingerprint if kept.get(name) != fingerprint.get(name)):
         raise ValueError(
-            f"The latents in `{folder}` are of another model: {', '.join(different)} differ; encode the scenes by "
-            "this one, into another folder."
+            f"The latents in `{folder}` are of another model ({', '.join(different)} differ): encode the scenes with "
+            "this one into another folder."
         )
 
 
 class CachedLatentsCollator(DataCollatorForVisionLanguageModeling):
-    """TRL's own collator, with latents in the place of the images' geometry and, where they are kept, with features of
-    the vision tower in the place of its patches."""
+    """TRL's own collator, with latents instead of the images for the spatial encoder and, if stored, with features
+    instead of the patches for the vision tower."""
 
     def __init__(self, latents: SceneLatents, **kwargs):
         super().__init__(**kwargs)
@@ -190,7 +188,7 @@ class CachedLatentsCollator(DataCollatorForVisionLanguageModeling):
         batch = super().torch_call([{name: example[name] for name in names} for example in examples])
         for name in GEOMETRY:
             batch.pop(name, None)
-        # Where there is no scene, this tells that other processes encode none either.
+        # Empty latents tell a batch of text alone that other processes encode no scene either.
         batch["spatial_latents"] = torch.stack([self.latents[key] for key in keys]) if keys else torch.empty(0)
         if self.latents.has_vision:
             batch.pop("pixel_values", None)
@@ -206,14 +204,14 @@ def encode_scenes(
     folder: str | os.PathLike,
     vision_features: bool = False,
 ):
-    """Write the latents of all scenes of a data set that are not there yet; every process must call it.
+    """Write the latents of all scenes that have none yet; every process must call it.
 
     Args:
         model (`Spa3VLMForConditionalGeneration`): On the device of this process.
         processor (`Spa3VLMProcessor`): Its processor.
         dataset (`Dataset`): With a column `images`.
-        folder (`str` or `os.PathLike`): For the shards.
-        vision_features (`bool`, *optional*, defaults to `False`): Keep what the vision tower sees, too.
+        folder (`str` or `os.PathLike`): Where the shards are written.
+        vision_features (`bool`, *optional*, defaults to `False`): Store features of the vision tower, too.
 
     Raises:
         ValueError: If the folder holds latents of another encoder.
@@ -231,7 +229,7 @@ def encode_scenes(
     dataset = with_scene_keys(dataset)
     rows = {key: row for row, key in enumerate(dataset["scene_key"]) if key and key not in done}
     own = sorted(rows.items())[state.process_index :: state.num_processes]
-    state.wait_for_everyone()  # all have seen the same shards before there are new ones
+    state.wait_for_everyone()  # all processes list the same shards before there are new ones
     progress = tqdm(total=len(own), desc="Encoding scenes", unit="scene", disable=not state.is_local_main_process)
     for start in range(0, len(own), SCENES_PER_SHARD):
         shard = {}
@@ -242,7 +240,7 @@ def encode_scenes(
                 seen = model.model.encode_images(inputs["pixel_values"], inputs["image_grid_thw"])
                 shard[key + OF_VISION] = seen.cpu()
             progress.update()
-        # Named by what is in it, so that no two processes or runs write the same file.
+        # Named by its content, so that no two processes or runs write the same file.
         name = hashlib.sha256("".join(shard).encode()).hexdigest()[:16]
         with replace_when_complete(folder / f"latents-{name}.safetensors") as temporary:
             save_file(shard, temporary)
@@ -250,7 +248,7 @@ def encode_scenes(
 
 
 def main(arguments: Sequence[str] | None = None):
-    """Command line of `spa3r encode-scenes`."""
+    """Run `spa3r encode-scenes`."""
     parser = argparse.ArgumentParser(
         prog="spa3r encode-scenes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -258,7 +256,7 @@ def main(arguments: Sequence[str] | None = None):
     parser.add_argument("--instructions", required=True, nargs="+", metavar="FOLDER", help="instruction sets")
     parser.add_argument("--output", required=True, help="folder for the latents")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: as in the checkpoint)")
-    parser.add_argument("--vision-features", action="store_true", help="keep what the vision tower sees, too")
+    parser.add_argument("--vision-features", action="store_true", help="store features of the vision tower, too")
     options = parser.parse_args(arguments)
     state = join_processes()
     model = load_spa3_vlm(options.model, dtype=options.dtype or "auto")

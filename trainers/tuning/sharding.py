@@ -1,4 +1,4 @@
-"""What ZeRO-3 and FSDP2 must be told of a Spa3-VLM before its weights are shared out over processes."""
+"""Prepare a Spa3-VLM for ZeRO-3 and FSDP2, which share its weights out over processes."""
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -10,11 +10,11 @@ __all__ = ["prepare_for_sharding"]
 
 
 def prepare_for_sharding(model: Spa3VLMForConditionalGeneration):
-    """What ZeRO-3 and FSDP2 must be told of processes whose batches differ, and of a head that is never called."""
+    """Register the modules whose weights must be gathered whole, or without their forward being called."""
     if is_deepspeed_zero3_enabled() and model.model.spatial_encoder is not None:
         from deepspeed.utils import set_z3_leaf_modules
 
-        # Gathered whole: processes with other scenes would gather its layers another number of times.
+        # Processes with different scenes would gather its layers a different number of times.
         set_z3_leaf_modules(model, [type(model.model.spatial_encoder)])
 
     def gather_head(*_):
@@ -22,5 +22,5 @@ def prepare_for_sharding(model: Spa3VLMForConditionalGeneration):
         if isinstance(head, FSDPModule) and torch.is_grad_enabled():
             head.unshard()
 
-    # TRL reads the head's weight without calling the head; of a sharded one, the gradient is of this process alone.
+    # TRL reads the weight of the head without calling the head. If it is sharded, its gradient lacks other processes'.
     model.model.register_forward_pre_hook(gather_head)

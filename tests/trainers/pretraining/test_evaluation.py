@@ -201,20 +201,20 @@ def test_training_mode_is_restored(model):
 def test_a_single_scene_has_no_other_scene_and_no_mean(model):
     report = evaluate_psfm(model, RandomScenes(sizes=((28, 42),)), NUM_VIEWS, show_progress=False)
     assert all(row.other is None and row.mean is None and row.own is not None for row in report.rows)
-    assert "no other scene" in report.to_table().replace("\n", " ")
-    with pytest.raises(ValueError, match="at least 2 held-out scenes"):
+    assert "1 scene," in report.to_table()
+    with pytest.raises(ValueError, match="got 1"):
         report.beats_other_scene()
 
 
-def test_no_scene_is_an_error(model):
-    with pytest.raises(ValueError, match="no held-out scene"):
+def test_no_scene_is_refused(model):
+    with pytest.raises(ValueError, match="`num_scenes`"):
         evaluate_psfm(model, RandomScenes(sizes=()), NUM_VIEWS, show_progress=False)
 
 
-def test_unreadable_scenes_alone_are_an_error(model):
+def test_unreadable_scenes_alone_are_refused(model):
     scenes = RandomScenes()
     scenes.items[0]["dropped_scenes"] = ["broken"]
-    with pytest.raises(ValueError, match="None of the scenes to evaluate on has a readable frame"):
+    with pytest.raises(ValueError, match="readable"):
         evaluate_psfm(model, scenes, NUM_VIEWS, num_scenes=1, show_progress=False)
 
 

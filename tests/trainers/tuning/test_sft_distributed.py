@@ -127,7 +127,7 @@ def test_more_processes_than_records_are_refused(place):
     log = place / "few.log"
     options = command_line(place / "vlm", place / "few", place / "few_run", use_cpu=None)
     assert launch("ddp", "sft", options, log).wait(timeout=300) != 0
-    assert "spa3r sft: There are more processes, 2, than records to train on, 1: start" in log.read_text()
+    assert "spa3r sft: `instructions` hold 1 records for 2 processes" in log.read_text()
 
 
 def test_two_processes_share_the_encoding_of_scenes(place):
