@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
+from ..common.command_line import OneLineHelp
 from ..instructions import llava_hound, spar, vlm3r, vsi590k
 from .convert import convert
 from .exclusions import BENCHMARKS, fetch_benchmark_scenes, read_excluded
@@ -61,7 +62,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             parents=[common],
             help=module.__doc__.partition("\n")[0],
             description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=OneLineHelp,
         )
     return parser.parse_args(arguments)
 

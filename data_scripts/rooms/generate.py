@@ -33,6 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..benchmarks.rooms import OPTIONS_FILE
+from ..common.command_line import verb_parser
 from ..common.files import claim_folder, replace_when_complete
 from ..common.processes import call_in_processes
 from .camera_walk import draw_walk
@@ -176,9 +177,7 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line of the room renderer."""
-    parser = argparse.ArgumentParser(
-        prog="spa3r rooms", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verb_parser("rooms", __doc__)
     parser.add_argument("--scenes", type=int, default=20, help="number of rooms (default: %(default)s)")
     parser.add_argument("--views", type=int, default=32, help="views of each room (default: %(default)s)")
     parser.add_argument(

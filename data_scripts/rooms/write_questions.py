@@ -20,7 +20,6 @@ instruction set about 4 to 8 views spread over them, as many as official trainin
 The questions of a room are a function of the seeds and the room; a run that was killed is resumed to the same bytes.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -36,6 +35,7 @@ from tqdm import tqdm
 
 from ..benchmarks.rooms import OPTIONS_FILE
 from ..benchmarks.vsi_bench import parse_prompt
+from ..common.command_line import verb_parser
 from ..common.files import claim_folder, natural_key, remove_unfinished, replace_when_complete, write_json, write_text
 from ..common.videos import spread_evenly
 from .ground_truth import read_description, read_facts
@@ -303,9 +303,7 @@ def format_table(manifest: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line of the rooms' questions."""
-    parser = argparse.ArgumentParser(
-        prog="spa3r room-questions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verb_parser("room-questions", __doc__)
     parser.add_argument("--rooms", type=Path, required=True, help="folder that spa3r rooms wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; an earlier run is resumed")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other questions (default: %(default)s)")

@@ -25,6 +25,7 @@ from transformers.utils import logging
 from ...data_scripts.benchmarks import BENCHMARKS
 from ...data_scripts.benchmarks.protocol import Protocol, ReferenceRow, score_answer
 from ...data_scripts.benchmarks.reader import BenchmarkData, BenchmarkQuestion, read_benchmark
+from ...data_scripts.common.command_line import verb_parser
 from ...data_scripts.common.files import claim_folder, write_json, write_text
 from ..runs.distributed import join_processes
 from ..runs.errors import first_line
@@ -71,9 +72,7 @@ def main(arguments: Sequence[str] | None = None):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="spa3r benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verb_parser("benchmark", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="folder or Hub name of a Spa3-VLM or a plain Qwen2.5-VL")
     what.add_argument("--predictions", type=Path, metavar="FILE", help="score answers: JSON lines of id, prediction")

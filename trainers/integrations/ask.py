@@ -16,6 +16,7 @@ import torch
 from transformers import AutoProcessor, TextStreamer
 from transformers.utils import logging
 
+from ...data_scripts.common.command_line import verb_parser
 from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpoint
 from ...modeling_spa3r.spa3_vlm.scene_session import SceneSession
 
@@ -24,20 +25,18 @@ PROMPT = "? "
 
 def main(arguments: Sequence[str] | None = None):
     """Run `spa3r ask`."""
-    parser = argparse.ArgumentParser(
-        prog="spa3r ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verb_parser("ask", __doc__)
     parser.add_argument("--model", required=True, help="folder or Hub name of a Spa3-VLM")
     scene = parser.add_mutually_exclusive_group(required=True)
-    scene.add_argument("--images", nargs="+", metavar="IMAGE", help="photos of one place; the first is the reference")
+    scene.add_argument("--images", nargs="+", metavar="IMAGE", help="photos of one place, the reference first")
     scene.add_argument("--video", help="a video of the place")
-    parser.add_argument("--frames", type=int, help="frames to take of the video, spread evenly (default: 32)")
+    parser.add_argument("--frames", type=int, help="evenly spread frames of the video (default: 32)")
     parser.add_argument(
-        "--question", action="append", dest="questions", metavar="QUESTION", help="may be given several times"
+        "--question", action="append", dest="questions", metavar="QUESTION", help="question; may be repeated"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: 128)")
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: as in the checkpoint)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer in tokens (default: 128)")
+    parser.add_argument("--device", help="such as cpu (default: an accelerator)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's")
     options = parser.parse_args(arguments)
     if options.frames is not None and options.images:
         parser.error("--frames is for --video; all --images are used")

@@ -4,7 +4,7 @@
     spa3r inspect --model runs/quickstart/model --images sofa.jpg window.jpg door.jpg table.jpg
 
 Writes report.md and report.json, which compare predictions of unseen views with those of simpler methods, and a figure
-of each scene. Checkpoints of a run work as well as final models.
+of each scene. Checkpoints of a run work, too. Kinds of scenes: scannet, scannetpp, rooms, folders, videos.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from ...data_scripts.common.command_line import verb_parser
 from ...data_scripts.common.files import write_text
 from ...data_scripts.common.videos import index_video, read_frames_at, spread_evenly
 from ...data_scripts.scenes.index import load_scene_sources, split_scenes
@@ -115,36 +116,40 @@ def read_views(args: argparse.Namespace) -> Dataset:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Define and read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="spa3r inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verb_parser("inspect", __doc__)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="checkpoint of Spa3RForPreTraining: a folder or a hub name")
+    add("--model", required=True, metavar="DIR", help="Spa3R: a folder or Hub name")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--scenes",
         metavar="KIND:FOLDER",
-        help="scenes on disk; kinds are scannet, scannetpp, rooms, folders (of images) and videos",
+        help="scenes on disk",
     )
     source.add_argument(
-        "--images", nargs="+", type=Path, metavar="FILE", help="photos of one scene; the first is the reference"
+        "--images", nargs="+", type=Path, metavar="FILE", help="photos of one scene, the reference first"
     )
-    source.add_argument("--video", type=Path, metavar="FILE", help="video of one scene (takes PyAV)")
-    add("--num-views", type=int, default=8, help="views of a scene, of scenes and videos (default: %(default)s)")
-    add("--num-scenes", type=int, default=8, help="scenes, from the first on (default: %(default)s)")
-    add("--num-figures", type=int, default=4, help="scenes to draw, from the first on (default: %(default)s)")
-    add("--held-out-scenes", type=int, metavar="N", help="choose among the N that training with this seed held out")
-    add("--seed", type=int, default=0, help="of the held-out scenes and of the views (default: %(default)s)")
-    add("--context-ratio", type=float, default=0.5, help="share of views that are encoded (default: %(default)s)")
-    add("--image-width", type=int, default=518, help="images are resized to this width (default: %(default)s)")
-    add("--cameras", action="store_true", help="use the scenes' cameras and depth, not VGGT's estimates")
-    add("--output", type=Path, default=Path("runs/inspect"), metavar="DIR", help="default: %(default)s")
-    add("--device", help="default: cuda where there is one, else cpu")
-    add("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+    source.add_argument("--video", type=Path, metavar="FILE", help="video of one scene (needs PyAV)")
+    add("--num-views", type=int, default=8, help="views of a scene (default: %(default)s)")
+    add("--num-scenes", type=int, default=8, help="first scenes to use (default: %(default)s)")
+    add("--num-figures", type=int, default=4, help="first scenes to draw (default: %(default)s)")
+    add("--held-out-scenes", type=int, metavar="N", help="use those that training held out")
+    add("--seed", type=int, default=0, help="seed of that training (default: %(default)s)")
+    add("--context-ratio", type=float, default=0.5, help="share of encoded views (default: %(default)s)")
+    add("--image-width", type=int, default=518, help="width in pixels (default: %(default)s)")
+    add("--cameras", action="store_true", help="use the scenes' cameras and depth")
+    add(
+        "--output",
+        type=Path,
+        default=Path("runs/inspect"),
+        metavar="DIR",
+        help="for the report (default: %(default)s)",
+    )
+    add("--device", help="such as cpu (default: cuda if there is one)")
+    add("--dtype", choices=DTYPES, default="float32", help="float32 (default) or bfloat16")
     add(
         "--require-scene-specific",
         action="store_true",
-        help="exit with status 1 where own latents do not predict better than another scene's",
+        help="fail if latents tell no scenes apart",
     )
     args = parser.parse_args(arguments)
     if args.num_views < 2 or args.num_scenes < 1:

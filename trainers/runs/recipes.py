@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from ...data_scripts.common.command_line import OneLineHelp
+
 __all__ = ["RECIPES", "merge", "parse_options", "parse_overrides", "read_recipe"]
 
 RECIPES = Path(__file__).resolve().parents[2] / "configuration" / "recipes"
@@ -34,16 +36,6 @@ COMMON = {
     "hub_model_id": "repository to upload to",
     "resume_from_checkpoint": "another checkpoint than the last one",
 }
-
-
-class _OneLineOptions(argparse.RawDescriptionHelpFormatter):
-    """Show an option by its first name alone, on one line with its help."""
-
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=36)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        return action.option_strings[0]
 
 
 def parse_options(
@@ -76,7 +68,7 @@ def parse_options(
         usage=f"spa3r {verb} [--config RECIPE] [--OPTION VALUE ...]",
         description=description,
         epilog="All other options of the library's trainer work, too; its documentation describes them.",
-        formatter_class=_OneLineOptions,
+        formatter_class=OneLineHelp,
         allow_abbrev=False,
     )
     parser.add_argument("--config", help="YAML file, or name in configuration/recipes")

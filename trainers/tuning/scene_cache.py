@@ -11,7 +11,6 @@ Scenes are shared out over the processes. The same command, run again, encodes t
 the weights, their type and the image sizes that made the latents; training refuses latents of another model.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -31,6 +30,7 @@ from tqdm import tqdm
 from transformers import AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from ...data_scripts.common.command_line import verb_parser
 from ...data_scripts.common.files import remove_unfinished, replace_when_complete, write_json
 from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
@@ -249,13 +249,11 @@ def encode_scenes(
 
 def main(arguments: Sequence[str] | None = None):
     """Run `spa3r encode-scenes`."""
-    parser = argparse.ArgumentParser(
-        prog="spa3r encode-scenes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verb_parser("encode-scenes", __doc__)
     parser.add_argument("--model", required=True, help="folder or Hub name of a Spa3-VLM")
     parser.add_argument("--instructions", required=True, nargs="+", metavar="FOLDER", help="instruction sets")
     parser.add_argument("--output", required=True, help="folder for the latents")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: as in the checkpoint)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's")
     parser.add_argument("--vision-features", action="store_true", help="store features of the vision tower, too")
     options = parser.parse_args(arguments)
     state = join_processes()

@@ -1,0 +1,28 @@
+"""Parsers of the `spa3r` verbs, whose help shows each option on a line of its own."""
+
+import argparse
+
+__all__ = ["OneLineHelp", "verb_parser"]
+
+
+class OneLineHelp(argparse.RawDescriptionHelpFormatter):
+    """Show an option by its first name, without placeholders, on one line with its help."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return action.option_strings[0] if action.option_strings else super()._format_action_invocation(action)
+
+
+def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """A parser for `spa3r VERB`.
+
+    Args:
+        verb (`str`): The verb, such as `ask`.
+        description (`str`): The docstring of the module: a summary, examples, and what else a user must know.
+    """
+    prog = f"spa3r {verb}"
+    return argparse.ArgumentParser(
+        prog=prog, usage=f"{prog} [--OPTION VALUE ...]", description=description, formatter_class=OneLineHelp
+    )
