@@ -53,16 +53,16 @@ def vsi_record(number, dataset="scannet", scene="scene0011_00", **changes):
     return record | {"question": "How many chairs?", "ground_truth": "4", "options": None, "pruned": False} | changes
 
 
+VSI = [
+    vsi_record(0),
+    vsi_record(7, "arkitscenes", "41069025", options=["A. left", "B. right"], ground_truth="B"),
+    vsi_record(3, question="How many sofas?"),
+    vsi_record(4, "scannetpp", "09c1414f1b"),
+]
+
+
 def write_vsi(folder):
-    write_json_lines(
-        folder / "test.jsonl",
-        [
-            vsi_record(0),
-            vsi_record(7, "arkitscenes", "41069025", options=["A. left", "B. right"], ground_truth="B"),
-            vsi_record(3, question="How many sofas?"),
-            vsi_record(4, "scannetpp", "09c1414f1b"),
-        ],
-    )
+    write_json_lines(folder / "test.jsonl", VSI)
     for path in ("scannet/scene0011_00.mp4", "arkitscenes/41069025.mp4"):
         (folder / path).parent.mkdir()
         write_video(folder / path, 10)
@@ -76,7 +76,7 @@ def cv_record(number, content=RED, task="Count", **changes):
 
 
 def write_parquet(path, records, columns, row_group_size=2):
-    """As `datasets` writes images."""
+    """Write images as `datasets` does."""
     features = {name: Value("string") for name in records[0]} | columns
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(records, schema=Features(features).arrow_schema)
@@ -92,18 +92,19 @@ CV_COLUMNS = {
 }
 
 
+OMNI3D = {"type": "3D", "source": "Omni3D"}
+CV_FILES = {
+    "test_2d.parquet": [cv_record(0), cv_record(1, GREEN), cv_record(2, RED, question="How few?")],
+    "test_3d.parquet": [
+        cv_record(3, BLUE, "Depth", bbox=[[1.5, 2]], **OMNI3D),
+        cv_record(4, GREEN, "Distance", **OMNI3D),
+    ],
+}
+
+
 def write_cv(folder):
-    write_parquet(
-        folder / "test_2d.parquet",
-        [cv_record(0), cv_record(1, GREEN), cv_record(2, RED, question="How few?")],
-        CV_COLUMNS,
-    )
-    changes = {"type": "3D", "source": "Omni3D"}
-    write_parquet(
-        folder / "test_3d.parquet",
-        [cv_record(3, BLUE, "Depth", bbox=[[1.5, 2]], **changes), cv_record(4, GREEN, "Distance", **changes)],
-        CV_COLUMNS,
-    )
+    for name, records in CV_FILES.items():
+        write_parquet(folder / name, records, CV_COLUMNS)
     return folder
 
 
@@ -167,21 +168,32 @@ WRITERS = {
 }
 
 
+# Records, scenes (`None`: the images), and numbers of the images, equal ones by the same number.
+PUBLISHED = {
+    "vsi-bench": (VSI, ["scene0011_00", "41069025", "scene0011_00", "09c1414f1b"], [0, 1, 0, 2]),
+    "cv-bench": (sum(CV_FILES.values(), []), [None] * 5, [0, 1, 0, 2, 1]),
+    "spar-bench": (sum(SPAR_SHARDS, []), [None, None, "scene0025_00", None, None], [0, 1, 2, 0, 3]),
+    "viewspatial-bench": (VIEWSPATIAL, ["scene0011_00", None, *["scene0011_00"] * 3], [0, 1, 2, 2, 3]),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_questions_have_their_columns_scenes_and_images(tmp_path, name):
+    records, scenes, images = PUBLISHED[name]
+    questions = read_benchmark(name, WRITERS[name](tmp_path)).questions
+    assert [each.record for each in questions] == [
+        {column: value for column, value in record.items() if column != "image"} for record in records
+    ]
+    ids = [record.get("id", record.get("idx", number)) for number, record in enumerate(records)]
+    assert [each.id for each in questions] == list(map(str, ids))
+    assert [each.scene_id for each in questions] == [
+        scene or each.media for scene, each in zip(scenes, questions, strict=True)
+    ]
+    media = list(dict.fromkeys(each.media for each in questions))
+    assert [media.index(each.media) for each in questions] == images
+
+
 # VSI-Bench
-
-
-def test_vsi_bench_has_its_questions_in_order_with_their_columns_as_published(tmp_path):
-    benchmark = read_benchmark("vsi-bench", write_vsi(tmp_path / "VSI-Bench"))
-    lines = (tmp_path / "VSI-Bench/test.jsonl").read_text().splitlines()
-    assert [question.record for question in benchmark.questions] == [json.loads(line) for line in lines]
-    assert [question.id for question in benchmark.questions] == ["0", "7", "3", "4"]
-    scenes = [question.scene_id for question in benchmark.questions]
-    assert scenes == ["scene0011_00", "41069025", "scene0011_00", "09c1414f1b"]
-
-
-def test_questions_about_one_video_share_their_media(tmp_path):
-    first, other, second, _ = read_benchmark("vsi-bench", write_vsi(tmp_path / "VSI-Bench")).questions
-    assert first.media == second.media != other.media
 
 
 def test_frames_of_a_video_are_spread_evenly(tmp_path):
@@ -214,23 +226,6 @@ def test_a_file_is_read_from_a_folder_of_any_name(tmp_path):
 
 
 # CV-Bench and SPAR-Bench
-
-
-def test_cv_bench_has_the_questions_of_both_files_without_images(tmp_path):
-    benchmark = read_benchmark("cv-bench", write_cv(tmp_path))
-    assert [question.id for question in benchmark.questions] == ["0", "1", "2", "3", "4"]
-    expected = cv_record(3, task="Depth", bbox=[[1.5, 2]], type="3D", source="Omni3D")
-    assert benchmark.questions[3].record == {name: value for name, value in expected.items() if name != "image"}
-
-
-def test_equal_embedded_images_share_their_media_across_files(tmp_path):
-    media = [question.media for question in read_benchmark("cv-bench", write_cv(tmp_path)).questions]
-    assert media[0] == media[2] and media[1] == media[4] and len(set(media)) == 3
-
-
-def test_images_in_another_order_are_other_media(tmp_path):
-    media = [question.media for question in read_benchmark("spar-bench", write_spar(tmp_path)).questions]
-    assert media[0] == media[3] and len(set(media)) == 4
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 2, 0, 4, 1)])
@@ -272,12 +267,6 @@ def most_memory(folder, number):
 def test_memory_does_not_grow_with_the_number_of_questions(tmp_path, monkeypatch):
     monkeypatch.setattr("spa3r.data_scripts.benchmarks.images._decode", lambda content, name: None)
     assert most_memory(tmp_path / "many", 200) < 1.2 * most_memory(tmp_path / "few", 40)
-
-
-def test_a_scene_of_scannet_in_a_path_is_the_scene_and_otherwise_the_images_are(tmp_path):
-    questions = read_benchmark("spar-bench", write_spar(tmp_path)).questions
-    assert questions[2].scene_id == "scene0025_00"
-    assert all(question.scene_id == question.media for question in questions if question.id != "12")
 
 
 def test_images_come_in_rgb_and_upright(tmp_path):
@@ -359,16 +348,7 @@ def test_viewspatial_images_are_found_with_and_without_their_leading_folder(tmp_
     assert [colors(load(benchmark, question)) for question in benchmark.questions] == expected
 
 
-def test_viewspatial_questions_are_numbered_and_share_media_and_scenes(tmp_path):
-    questions = read_benchmark("viewspatial-bench", write_viewspatial(tmp_path)).questions
-    assert [question.id for question in questions] == ["0", "1", "2", "3", "4"]
-    assert [question.record for question in questions] == VIEWSPATIAL
-    assert questions[2].media == questions[3].media and len({question.media for question in questions}) == 4
-    photo = "ViewSpatial-Bench/val2017/000000380711.jpg"
-    assert [question.scene_id for question in questions] == ["scene0011_00", photo, *["scene0011_00"] * 3]
-
-
-def test_media_of_which_one_image_is_missing_are_missing(tmp_path):
+def test_media_that_lack_one_image_are_missing(tmp_path):
     folder = write_viewspatial(tmp_path)
     (folder / "scannetv2_val/scene0011_00/original_images/0.jpg").unlink()
     benchmark = read_benchmark("viewspatial-bench", folder)
@@ -457,46 +437,40 @@ def test_rooms_without_baselines_are_refused(tmp_path, content):
 # Fingerprints
 
 
-def change_lines(path, change):
-    write_json_lines(path, [record | change for record in map(json.loads, path.read_text().splitlines())])
-
-
 @pytest.mark.parametrize("name", list(WRITERS))
 def test_the_fingerprint_does_not_depend_on_where_the_folder_lies(tmp_path, name):
     first, second = (WRITERS[name](tmp_path / place) for place in ("here", "there"))
     assert read_benchmark(name, first).fingerprint == read_benchmark(name, second).fingerprint
 
 
-@pytest.mark.parametrize("change", [{"question": "?"}, {"options": ["A. 1"]}, {"ground_truth": "5"}, {"id": 3}])
-def test_any_change_of_a_question_changes_the_fingerprint(tmp_path, change):
-    file = write_json_lines(tmp_path / "test.jsonl", [vsi_record(0)])
-    before = read_benchmark("vsi-bench", tmp_path).fingerprint
-    change_lines(file, change)
-    assert read_benchmark("vsi-bench", tmp_path).fingerprint != before
+def lines(*records):
+    return lambda folder: write_json_lines(folder / "test.jsonl", records)
 
 
-def test_another_embedded_image_changes_the_fingerprint(tmp_path):
-    prints = [
-        read_benchmark("spar-bench", write_spar(tmp_path / str(index), [[spar_record(0, content)]])).fingerprint
-        for index, content in enumerate((RED, BLUE, RED))
-    ]
-    assert prints[0] == prints[2] != prints[1]
+def shard(*records):
+    return lambda folder: write_spar(folder, [records])
 
 
-def test_another_order_of_questions_changes_the_fingerprint(tmp_path):
-    records = [spar_record(0, RED), spar_record(1, RED)]
-    prints = {
-        read_benchmark("spar-bench", write_spar(tmp_path / str(step), [records[::step]])).fingerprint
-        for step in (1, -1)
-    }
-    assert len(prints) == 2
+FIRST, SECOND = spar_record(0, RED), spar_record(1, RED)
+CHANGES = {
+    "question": ("vsi-bench", lines(vsi_record(0)), lines(vsi_record(0, question="?"))),
+    "options": ("vsi-bench", lines(vsi_record(0)), lines(vsi_record(0, options=["A. 1"]))),
+    "truth": ("vsi-bench", lines(vsi_record(0)), lines(vsi_record(0, ground_truth="5"))),
+    "id": ("vsi-bench", lines(vsi_record(0)), lines(vsi_record(3))),
+    "embedded image": ("spar-bench", shard(FIRST), shard(spar_record(0, BLUE))),
+    "order": ("spar-bench", shard(FIRST, SECOND), shard(SECOND, FIRST)),
+}
+
+
+@pytest.mark.parametrize("name, before, after", CHANGES.values(), ids=CHANGES)
+def test_any_change_of_questions_changes_the_fingerprint(tmp_path, name, before, after):
+    for write, folder in ((before, "before"), (after, "after")):
+        write(tmp_path / folder)
+    prints = [read_benchmark(name, tmp_path / folder).fingerprint for folder in ("before", "after")]
+    assert prints[0] != prints[1]
 
 
 # Wrong input
-
-
-def lines(*records):
-    return lambda folder: write_json_lines(folder / "test.jsonl", records)
 
 
 def text(name, content):
