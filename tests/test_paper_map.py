@@ -1,4 +1,4 @@
-"""Every place that docs/paper-map.md names exists, and every equation and table of the paper has a row."""
+"""Every place that docs/paper-map.md names exists, and its figures are the paper's."""
 
 import ast
 import json
@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import spa3r
+from spa3r.data_scripts.benchmarks import BENCHMARKS
+from spa3r.data_scripts.benchmarks.vsi_bench import ABLATIONS
 from spa3r.trainers.runs.recipes import read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,3 +81,24 @@ def test_stated_options_are_those_of_the_recipe(recipe, option, value):
 )
 def test_every_number_of_the_paper_has_a_row(heading, numbers):
     assert set(numbers) <= numbers_in_first_column(heading)
+
+
+def figures_of_table(number: int) -> list[list[float]]:
+    """Figures of each row of one of the paper's tables, in the order of the page."""
+    rows = re.findall(rf"^\| {number} \|.*?((?: [\d.–]+ \|){{3}})$", TEXT, re.MULTILINE)
+    return [[float(cell) for cell in row.split("|") if cell.strip() not in ("", "–")] for row in rows]
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_figures_of_ablations_are_the_papers(name):
+    number = int(re.search(r"\d", name)[0])
+    assert figures_of_table(number) == [list(row) for row in ABLATIONS[name].values()]
+
+
+@pytest.mark.parametrize(
+    ("number", "names"), [(1, ["vsi-bench"]), (2, ["cv-bench", "spar-bench", "viewspatial-bench"])]
+)
+def test_figures_of_benchmarks_are_the_papers(number, names):
+    published = {row.columns.get("overall") for name in names for row in BENCHMARKS[name].published}
+    figures = [row[0] for row in figures_of_table(number)]
+    assert len(figures) >= len(names) and set(figures) <= published
