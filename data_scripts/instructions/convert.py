@@ -12,9 +12,9 @@ The input is read in blocks of records, and each block becomes one file, in any 
 number of records, and an interrupted conversion resumes after its last complete block and ends with the same bytes.
 Unfinished work is in `.unfinished`; `data` appears when all blocks are complete.
 
-The engines of `datasets` were measured instead: `from_generator` starts again after a kill, `map` resumes only with
-the same number of processes, and `to_parquet` refuses a compression for image columns, which changes the bytes. They
-converted 1,200 records a second in 587 MB, where this engine converted 4,000 in 466 MB on the same busy machine.
+The engines of `datasets` were measured instead: `from_generator` starts again after a kill, `map` resumes whole shards
+with the same number of processes only, and `to_parquet` refuses a compression for image columns, which changes the
+bytes. For 100,000 records they took 18.4 s of CPU time and 587 MB, where this engine took 10.4 s and 466 MB.
 """
 
 import hashlib

@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_instruction_sets.py --records 10000 100000 --workers 2
 
 Records are synthetic, and three of four are about a video. They share a few tiny media, which are decoded once, so the
-benchmark measures the work per record. Annotations are read as lines of JSON and as one JSON list. Each conversion runs
-in its own process; peak memory is the resident set of that process and of its largest worker.
+benchmark measures the work per record. Annotations are read as lines of JSON and as one JSON list. Each conversion
+runs in its own process; peak memory is the resident set of that process and of its largest worker.
 """
 
 import argparse

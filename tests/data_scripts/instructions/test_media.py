@@ -1,4 +1,4 @@
-"""Media of instruction sets: which frames are taken, what is checked, and what is made of them where."""
+"""Which frames are taken, which media are refused, and where frames and marked images are written."""
 
 import os
 
