@@ -21,6 +21,7 @@ from .modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProce
 from .modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration, Spa3VLMModel
 from .modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from .modeling_spa3r.spa3_vlm.scene_session import SceneSession
+from .modeling_spa3r.spa3r.image_processing_spa3r import Spa3RImageProcessor
 from .modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining, Spa3RModel
 from .modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry, VGGTModel
 
@@ -28,6 +29,7 @@ __all__ = [
     "SceneSession",
     "Spa3RConfig",
     "Spa3RForPreTraining",
+    "Spa3RImageProcessor",
     "Spa3RModel",
     "Spa3RTeacherConfig",
     "Spa3VLMConfig",
@@ -50,5 +52,6 @@ AutoModelForPreTraining.register(Spa3RConfig, Spa3RForPreTraining)
 AutoConfig.register(Spa3VLMConfig.model_type, Spa3VLMConfig)
 AutoModel.register(Spa3VLMConfig, Spa3VLMModel)
 AutoModelForImageTextToText.register(Spa3VLMConfig, Spa3VLMForConditionalGeneration)
+AutoImageProcessor.register(Spa3RConfig, image_processor_classes={"pil": Spa3RImageProcessor})
 AutoImageProcessor.register(Spa3VLMConfig, image_processor_classes={"pil": Spa3VLMImageProcessor})
 AutoProcessor.register(Spa3VLMConfig, Spa3VLMProcessor)

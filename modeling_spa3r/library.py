@@ -1,7 +1,8 @@
 """The internals of transformers that this package relies on.
 
 Look here first when a new release of transformers breaks something. Every name below was checked on transformers
-5.23.0. All other imports from transformers are top-level names, or `transformers.utils.logging`, which is documented.
+5.23.0. All other imports from transformers are top-level names or come from two documented modules,
+`transformers.utils.logging` and `transformers.modeling_outputs`.
 
 The models and processors also set or override these hooks of the library, checked on the same version:
 
@@ -25,7 +26,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorKwargs,
     Qwen2VLImageProcessorPil,
 )
-from transformers.utils import ModelOutput, can_return_tuple, torch_compilable_check
+from transformers.utils import ModelOutput, cached_file, can_return_tuple, torch_compilable_check
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "OutputRecorder",
     "Qwen2VLImageProcessorKwargs",
     "Qwen2VLImageProcessorPil",
+    "cached_file",
     "can_return_tuple",
     "is_deepspeed_zero3_enabled",
     "is_valid_image",

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from transformers.utils import cached_file
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ...configuration.configuration_spa3r import Spa3RConfig
 from ...data_scripts.common.files import write_json, write_text
+from ..library import cached_file
 
 __all__ = [
     "CARD",

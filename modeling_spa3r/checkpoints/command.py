@@ -29,7 +29,8 @@ from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ...data_scripts.common.files import new_folder, require_empty_folder
 from ..spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ..spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
-from ..spa3r.modeling_spa3r import Spa3RModel
+from ..spa3r.image_processing_spa3r import Spa3RImageProcessor
+from ..spa3r.modeling_spa3r import Spa3RForPreTraining, Spa3RModel
 from .assemble import assemble_spa3_vlm, load_qwen, load_tokenizer, make_processor
 from .byte_tokenizer import byte_tokenizer
 from .cards import PARTS, parts_of, spa3_vlm_card
@@ -56,6 +57,8 @@ def _import_model(options: argparse.Namespace):
     _cast(model, options)
     with new_folder(options.output) as folder:
         model.save_pretrained(folder)
+        if isinstance(model, Spa3RForPreTraining):
+            Spa3RImageProcessor(patch_size=model.config.vggt_config.patch_size).save_pretrained(folder)
     print(f"Wrote {type(model).__name__} to {options.output}.")
 
 

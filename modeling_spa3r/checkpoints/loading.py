@@ -5,9 +5,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
+from ..library import is_deepspeed_zero3_enabled
 from ..spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from .tensors import one_per_line
 

@@ -7,30 +7,21 @@ middle square. The spatial encoder gets this image. The vision tower gets its to
 Deviation from the official code: the EXIF orientation of a photo is applied.
 """
 
-import base64
-import os
 from collections.abc import Sequence
-from io import BytesIO
+from functools import partial
 
 import numpy as np
 import PIL.Image
-import torch
-from huggingface_hub.utils import httpx
 from transformers import BatchFeature
-from transformers.image_utils import is_valid_image
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-    Qwen2VLImageProcessorKwargs,
-    Qwen2VLImageProcessorPil,
-)
 
-from ...data_scripts.common.images import BROKEN, UnreadableFrame, open_image, turn_upright, why_unreadable
+from ..library import Qwen2VLImageProcessorKwargs, Qwen2VLImageProcessorPil
+from ..scene_images import SceneImageReader
 
-__all__ = ["Spa3VLMImageProcessor", "list_scenes"]
+__all__ = ["Spa3VLMImageProcessor"]
 
 WHITE = 255
 # Height over width. A more elongated image is no photo, and would take gigabytes before it is cropped. Qwen's limit.
 MAX_ASPECT_RATIO = 200
-DOWNLOAD_TIMEOUT = 60  # seconds
 
 
 class Spa3VLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
@@ -42,7 +33,7 @@ class Spa3VLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
     image_width: int
 
 
-class Spa3VLMImageProcessor(Qwen2VLImageProcessorPil):
+class Spa3VLMImageProcessor(SceneImageReader, Qwen2VLImageProcessorPil):
     """Prepares the images of scenes.
 
     `images` is the list of images of one scene, or a list of such lists. An image is a `PIL.Image.Image`, a path, a
@@ -66,27 +57,6 @@ class Spa3VLMImageProcessor(Qwen2VLImageProcessorPil):
     image_width = 518
     # Images already have their final size. `do_resize` resizes those for the vision tower again, by Qwen's rule.
     do_resize = False
-
-    def fetch_images(self, image_url_or_urls):
-        """Open paths, URLs and base64 strings, in any nesting; an array of several images becomes their list."""
-        image = image_url_or_urls
-        if isinstance(image, (list, tuple)):
-            return [self.fetch_images(each) for each in image]
-        if isinstance(image, (str, os.PathLike)):
-            return _open_image(image)
-        if not is_valid_image(image):
-            raise ValueError(
-                f"`images` holds a {type(image).__name__}; give each image as `PIL.Image.Image`, array, path, URL or "
-                "base64 string."
-            )
-        if isinstance(image, PIL.Image.Image) or image.ndim == 3:
-            return image
-        if image.ndim not in (2, 4):
-            raise ValueError(
-                "An image array must have 3 dimensions, 2 if it is gray, or 4 if it holds several images, got shape "
-                f"{tuple(image.shape)}; reshape it."
-            )
-        return image[..., None] if image.ndim == 2 else list(image)
 
     def resized_size(self, height: int, width: int, image_width: int | None = None) -> tuple[int, int]:
         """Height and width in pixels of a resized image, before a portrait image is cropped."""
@@ -115,17 +85,8 @@ class Spa3VLMImageProcessor(Qwen2VLImageProcessorPil):
 
     def _preprocess_image_like_inputs(self, images, *args, **kwargs) -> BatchFeature:
         """Prepare images for both encoders; transformers calls this hook of `preprocess`."""
-        scenes, is_nested = list_scenes(self.fetch_images(images))
         return_tensors = kwargs.pop("return_tensors", None)
-        views = [
-            [
-                self._make_view(image, f"Image {index}" + (f" of scene {row}" if is_nested else ""), kwargs)
-                for index, image in enumerate(scene)
-            ]
-            for row, scene in enumerate(scenes)
-        ]
-        if not any(views):
-            raise ValueError("`images` holds no image; give at least one, or leave out `images`.")
+        views = self.map_scenes(images, partial(self._make_view, options=kwargs), kwargs.get("input_data_format"))
         side = kwargs["patch_size"] * kwargs["merge_size"]
         whole = [
             view[:, : view.shape[1] // side * side, : view.shape[2] // side * side]
@@ -140,121 +101,24 @@ class Spa3VLMImageProcessor(Qwen2VLImageProcessorPil):
         features["num_views"] = np.array([len(scene) for scene in views])
         return BatchFeature(data=dict(features), tensor_type=return_tensors)
 
-    def _make_view(self, image, name: str, kwargs: dict) -> np.ndarray:
+    def _make_view(self, image: PIL.Image.Image, name: str, options: dict) -> np.ndarray:
         """Resize and crop an image; returns RGB bytes of shape `(3, height, width)`."""
-        image = self._to_rgb(image, name, kwargs.get("input_data_format"))
-        min_height = kwargs["patch_size"] * kwargs["merge_size"]
+        min_height = options["patch_size"] * options["merge_size"]
         if image.height > MAX_ASPECT_RATIO * image.width:
             raise ValueError(
                 f"{name} is {image.width} x {image.height} pixels, its height more than {MAX_ASPECT_RATIO} times its "
                 "width; crop it."
             )
-        height, width = self.resized_size(image.height, image.width, kwargs["image_width"])
+        height, width = self.resized_size(image.height, image.width, options["image_width"])
         if height < min_height:
             raise ValueError(
                 f"{name} is {image.width} x {image.height} pixels, resized {width} x {height}, but its height must be "
                 f"at least {min_height} then; crop its width."
             )
-        resized = np.asarray(image.resize((width, height), kwargs["resample"]))
+        resized = np.asarray(image.resize((width, height), options["resample"]))
         top = max((height - width) // 2, 0)
         # A copy, because the next steps are faster channel by channel.
         return np.ascontiguousarray(np.moveaxis(resized[top : top + min(height, width)], -1, 0))
-
-    def _to_rgb(self, image, name: str, input_data_format: str | None) -> PIL.Image.Image:
-        """Convert an image to upright RGB bytes on white."""
-        if isinstance(image, PIL.Image.Image):
-            image = _turn_upright(image, name)
-            if image.mode == "RGB" and "transparency" not in image.info:
-                return image
-        else:
-            image = _to_bytes(image, name)
-        pixels = self.process_image(image, do_convert_rgb=True, input_data_format=input_data_format)
-        return PIL.Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
-
-
-def list_scenes(images) -> tuple[list[list], bool]:
-    """Group the images that `fetch_images` returned by scene.
-
-    Returns:
-        `tuple[list[list], bool]`: Images of each scene, and whether they came as a list of lists; a flat list is one
-        scene.
-    """
-    images = images if isinstance(images, list) else [images]
-    nested = [isinstance(image, list) for image in images]
-    is_deeper = any(isinstance(image, list) for scene in images if isinstance(scene, list) for image in scene)
-    if is_deeper or any(nested) and not all(nested):
-        raise ValueError(
-            "`images` must be a list of images, or a list of lists, got a mixture of images and lists, or deeper "
-            "lists; give one list per scene."
-        )
-    return (images, True) if any(nested) else ([images], False)
-
-
-def _open_image(source: str | os.PathLike) -> PIL.Image.Image:
-    """Decode an image from a path, URL, data URL or base64 string, with its alpha channel."""
-    name = os.fspath(source)
-    if name.startswith(("http://", "https://")):
-        return open_image(_download(name), name[:200])
-    if isinstance(source, os.PathLike) or os.path.exists(name):
-        return open_image(name)
-    try:
-        content = base64.b64decode(name.partition(",")[2] if name.startswith("data:") else name)
-    except ValueError:
-        content = b""
-    try:
-        return open_image(BytesIO(content), name[:200])
-    except UnreadableFrame as error:
-        if not isinstance(error.__cause__, PIL.UnidentifiedImageError):
-            raise
-        raise UnreadableFrame(
-            f"The image `{name[:200]}` cannot be read: there is no such file, and it is not a base64 image; check it."
-        ) from error
-
-
-def _download(url: str) -> BytesIO:
-    try:
-        response = httpx.get(url, follow_redirects=True, timeout=DOWNLOAD_TIMEOUT)
-        if response.is_error:
-            raise OSError(f"the server returned {response.status_code} {response.reason_phrase}")
-    except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UnreadableFrame(f"The image `{url[:200]}` cannot be read: {error}; check the address.") from error
-    return BytesIO(response.content)
-
-
-def _turn_upright(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    """Apply the EXIF orientation, and refuse images without pixels or with more than 8 bits."""
-    try:
-        image.load()
-        image = turn_upright(image)
-    except BROKEN as error:
-        raise UnreadableFrame(f"{name} cannot be read: {why_unreadable(error)}; leave it out.") from error
-    if 0 in image.size:
-        raise ValueError(f"{name} is {image.width} x {image.height} pixels; leave out images without pixels.")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        raise ValueError(f"{name} has mode `{image.mode}`, more than 8 bits per channel; convert it to `L` or `RGB`.")
-    return image
-
-
-def _to_bytes(image, name: str) -> np.ndarray:
-    """Convert an array of bytes or of floats in [0, 1] to bytes of the same shape."""
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
-    if 0 in image.shape or not {1, 3, 4} & {image.shape[0], image.shape[-1]}:
-        raise ValueError(
-            f"{name} is an array of shape {image.shape}; give (height, width, channels) or (channels, height, width), "
-            "with 1, 3 or 4 channels and at least one pixel."
-        )
-    if image.dtype == np.uint8:
-        return image
-    low, high = image.min(), image.max()
-    # Written so that NaN, which compares as false, is refused too.
-    if not (np.issubdtype(image.dtype, np.floating) and low >= 0 and high <= 1):
-        raise ValueError(
-            f"{name} is an array of {image.dtype} with values from {low:.4g} to {high:.4g}; give floats in [0, 1], or "
-            "bytes (`uint8`) from 0 to 255."
-        )
-    return (image * 255).round().astype(np.uint8)
 
 
 def _frame_on_white(views: Sequence[np.ndarray]) -> list[np.ndarray]:

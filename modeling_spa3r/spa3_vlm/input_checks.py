@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import torch_compilable_check
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
+from ..library import torch_compilable_check
 
 __all__ = ["check_inputs", "check_latents", "is_given", "split_views"]
 

@@ -6,8 +6,7 @@ Ranks that train together reduce the gradients of the same weights in the same o
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers import Cache, PreTrainedModel
 
 __all__ = ["dummy_fusion_pass", "dummy_image_pass", "needs_dummy_pass", "unsplit_classes"]
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from transformers import BatchFeature, ProcessorMixin
-from transformers.image_utils import is_valid_image
-from transformers.processing_utils import ProcessingKwargs, TextKwargs
+from transformers import BatchFeature, ProcessingKwargs, ProcessorMixin, TextKwargs
 
 from ...data_scripts.common.videos import read_frames, spread_evenly
-from .image_processing_spa3_vlm import list_scenes
+from ..library import is_valid_image
+from ..scene_images import list_scenes
 
 __all__ = ["CHAT_TEMPLATE", "Spa3VLMProcessor"]
 

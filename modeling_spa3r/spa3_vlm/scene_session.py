@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
-from transformers.generation import GenerationMode
 from transformers.utils import logging
 
 from ...data_scripts.common.videos import read_frames
+from ..library import GenerationMode
 from .modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from .processing_spa3_vlm import Spa3VLMProcessor
 

@@ -21,6 +21,7 @@ from ...data_scripts.common.files import write_text
 from ...data_scripts.scenes.index import load_scene_sources, split_scenes
 from ...data_scripts.scenes.views import SceneViews
 from ...modeling_spa3r.checkpoints.cards import write_card
+from ...modeling_spa3r.spa3r.image_processing_spa3r import Spa3RImageProcessor
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from ..runs.errors import first_line
 from ..runs.publish import final_folder, make_repository, push_final_model, replace_folder
@@ -169,7 +170,9 @@ def build_trainer(
     model = build_model(model_args)
     settings = settings_of_run(model, train_views, held_out_views, data_args, args)
     check_same_run(args.output_dir, settings, args.process_index == 0)
-    trainer = Spa3RTrainer(model, args, train_views, eval_dataset=held_out_views)
+    # Saved with the model, so that it can be given photos.
+    processor = Spa3RImageProcessor(image_width=data_args.image_width, patch_size=model.config.vggt_config.patch_size)
+    trainer = Spa3RTrainer(model, args, train_views, eval_dataset=held_out_views, processing_class=processor)
     if held_out_views is not None and data_args.figures:
         trainer.add_callback(PSFMFigureCallback(held_out_views, args.eval_views, data_args.figures))
     return trainer, checkpoint
