@@ -63,7 +63,7 @@ class Spa3RImageProcessor(SceneImageReader, PilBackend):
         """Check the options of the constructor or of a call."""
         if not 0 < patch_size <= image_width:
             raise ValueError(
-                f"`image_width` must be at least `patch_size`, and that at least 1, got {image_width} and {patch_size}."
+                f"`image_width` must be at least `patch_size`, and that positive, got {image_width} and {patch_size}."
             )
         return super()._standardize_kwargs(**kwargs) | {"image_width": image_width, "patch_size": patch_size}
 

@@ -12,13 +12,14 @@ from recordings import Recording, starting_with
 from safetensors.torch import load_file, save_file
 from tiny_spa3_vlm import conversation, geometry_of, photo, prepare, tiny_config
 from transformers import (
+    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
     DINOv3ViTModel,
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from spa3r import Spa3RForPreTraining, Spa3RModel, Spa3VLMProcessor
+from spa3r import Spa3RForPreTraining, Spa3RImageProcessor, Spa3RModel, Spa3VLMProcessor
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 from spa3r.modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry
 from spa3r.trainers.integrations import cli
@@ -44,6 +45,7 @@ def test_a_converted_spa3r_gives_the_latents_of_the_official_code(spa3r_recordin
     for loaded in (Spa3RForPreTraining.from_pretrained(output).model, Spa3RModel.from_pretrained(output)):
         latents = loaded.eval()(spa3r_recording.images).latents
         torch.testing.assert_close(latents, spa3r_recording.outputs["latents"], atol=1e-4, rtol=0)
+    assert isinstance(AutoImageProcessor.from_pretrained(output), Spa3RImageProcessor)
 
 
 def test_the_dtype_is_that_of_the_option(vggt_state, vggt_sizes, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoImageProcessor, AutoModel
 
 from spa3r import Spa3RForPreTraining, VGGTForGeometry
 from spa3r.configuration import Spa3RConfig, load_preset
@@ -256,8 +256,11 @@ def test_a_final_model_takes_the_place_of_an_older_one_whole(finished, tmp_path,
         (tmp_path / "run" / folder).mkdir()
         (tmp_path / "run" / folder / "rest.bin").touch()
     replace_folder(trainer, tmp_path / "run" / "model", trainer.save_model)
-    assert {path.name for path in (tmp_path / "run" / "model").iterdir()} == {"config.json", "model.safetensors"}
+    written = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert {path.name for path in (tmp_path / "run" / "model").iterdir()} == written
     assert not (tmp_path / "run" / ".model.partial").exists()
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "model")
+    assert processor.image_width == trainer.train_dataset.image_width
 
 
 # All but those of instruction tuning.

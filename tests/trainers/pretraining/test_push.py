@@ -82,7 +82,8 @@ def pushed(tmp_path_factory, rooms):
 def test_the_repository_ends_with_the_final_model_and_nothing_partial_beside_it(pushed):
     files = pushed.hub.files("user/spa3r")
     final = {path.name: path.read_bytes() for path in (pushed.output / "model").iterdir()}
-    assert set(final) == {"config.json", "model.safetensors", "README.md", "card.json"}
+    model = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert set(final) == model | {"README.md", "card.json"}
     assert all(files[name] == content for name, content in final.items())
     assert json.loads(files["config.json"])["teachers_included"]
     # `last-checkpoint` is what the strategy keeps for resuming.
