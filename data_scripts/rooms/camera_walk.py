@@ -1,7 +1,7 @@
 """The walk of a camera through a furnished room.
 
-The camera stands with its back to the walls and looks across the room. Its positions are, for every heading, the point
-furthest behind a free spot, opposite to where it looks; as the heading turns, the camera walks a smooth loop.
+The camera stays near the walls and looks across the room. It turns around a free spot: for each heading, it stands as
+far behind that spot as the free floor allows. As the heading changes, its position follows a smooth loop.
 """
 
 import math
@@ -11,32 +11,32 @@ import numpy as np
 from .layout import OrientedBox, Room
 
 EYE_HEIGHT = 1.5
-# Distance that the camera keeps from walls and furniture.
+# Meters; the distance that the camera keeps from walls and furniture.
 BODY_RADIUS = 0.3
 _CELL = 0.05
 _NUM_HEADINGS = 180
 _NUM_SPOTS = 48
-# How far behind the free spot the camera steps back at most.
+# Meters; how far behind the free spot the camera may stand.
 _MAX_REACH = 3.0
 
 
 def draw_walk(room: Room, num_views: int, rng: np.random.Generator) -> np.ndarray | None:
-    """Draw a walk with overlapping views that has the furniture in sight.
+    """Draw a walk whose views overlap and show the furniture.
 
     Args:
         room (`Room`): The furnished room.
-        num_views (`int`): Number of poses; 30 or so go once around the room.
+        num_views (`int`): Number of poses; about 30 go once around the room.
 
     Returns:
         `np.ndarray` of shape `(num_views, 4, 4)`: Camera-to-world, OpenCV axes (x right, y down, z forward), world z
-        up; `None` if the furniture leaves no room to walk, or too much of the walk would show bare walls.
+        up. `None` if the furniture leaves too little free floor, or too many views would show bare walls.
     """
     spot, reach = _best_spot(_free_cells(room), rng)
     if reach is None or reach.mean() < 0.35:
         return None
-    reach = _smooth_below(reach)
+    reach = _smooth_lower_bound(reach)
     headings = np.arange(_NUM_HEADINGS) * 2 * math.pi / _NUM_HEADINGS
-    back = np.roll(reach, -_NUM_HEADINGS // 2)  # reach behind the camera, by heading
+    back = np.roll(reach, -_NUM_HEADINGS // 2)  # free distance behind the spot, by heading
     positions = spot + _directions(headings) * -back[:, None]
     count = _count_pieces_ahead(room, positions, headings)
     if np.mean(count < 2) > 0.3:
@@ -53,8 +53,10 @@ def draw_walk(room: Room, num_views: int, rng: np.random.Generator) -> np.ndarra
         distance *= 0.86 + 0.14 * math.sin(0.31 * view + wander[0])
         position = spot - distance * _directions(np.array([heading]))[0]
         height = EYE_HEIGHT + 0.04 * math.sin(0.9 * view + wander[1])
-        poses.append(_look(np.array([*position, height]), heading, pitch + 0.03 * math.sin(0.5 * view + wander[2])))
-        # The camera lingers where there is more to see: 6 to 20 degrees from view to view.
+        poses.append(
+            _camera_pose(np.array([*position, height]), heading, pitch + 0.03 * math.sin(0.5 * view + wander[2]))
+        )
+        # The camera turns by 6 to 20 degrees from view to view, less where it shows more furniture.
         attention = np.interp(share, np.arange(_NUM_HEADINGS + 1), np.append(interest, interest[0]))
         heading += turn * math.radians(20.0 - 14.0 * attention)
     return np.stack(poses)
@@ -64,7 +66,7 @@ def _directions(headings: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(headings), np.sin(headings)], axis=-1)
 
 
-def _look(position: np.ndarray, heading: float, pitch: float) -> np.ndarray:
+def _camera_pose(position: np.ndarray, heading: float, pitch: float) -> np.ndarray:
     """Camera-to-world pose that looks along `heading`, `pitch` radians below the horizon, without roll."""
     cos, sin = math.cos(heading), math.sin(heading)
     right = [sin, -cos, 0.0]
@@ -76,19 +78,20 @@ def _look(position: np.ndarray, heading: float, pitch: float) -> np.ndarray:
 
 
 def _free_cells(room: Room) -> np.ndarray:
-    """Where the camera may be, by cells of 5 cm: `(rows along y, columns along x)`."""
+    """Whether the camera may stand in each cell of the floor: `(rows along y, columns along x)`."""
     columns, rows = (np.ceil(room.size[:2] / _CELL)).astype(int)
     x = (np.arange(columns) + 0.5)[None, :] * _CELL
     y = (np.arange(rows) + 0.5)[:, None] * _CELL
     free = (x > BODY_RADIUS) & (x < room.size[0] - BODY_RADIUS) & (y > BODY_RADIUS) & (y < room.size[1] - BODY_RADIUS)
-    # A rug is no obstacle; what stands on a piece lies within its footprint.
+    # A rug is no obstacle; a piece on top of another lies within the footprint of the lower one.
     obstacles = [piece.box for piece in room.pieces if piece.box.size[2] > 0.05 and not piece.stands_on]
     for obstacle in obstacles + ([room.notch] if room.notch else []):
-        free &= ~_near(obstacle, x, y)
+        free &= ~_touches(obstacle, x, y)
     return free
 
 
-def _near(obstacle: OrientedBox, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _touches(obstacle: OrientedBox, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Whether the camera's body would touch the obstacle at `(x, y)`; the coordinates broadcast."""
     cos, sin = math.cos(obstacle.yaw), math.sin(obstacle.yaw)
     dx, dy = x - obstacle.center[0], y - obstacle.center[1]
     half = obstacle.size / 2 + BODY_RADIUS
@@ -96,7 +99,7 @@ def _near(obstacle: OrientedBox, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _best_spot(free: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
-    """The spot, of some drawn, that sees the most free floor, and how far the floor is free from it by direction."""
+    """The one of some random spots with the most free floor around it, and the free distance in each direction."""
     rows, columns = np.nonzero(free)
     if len(rows) == 0:
         return np.zeros(2), None
@@ -113,10 +116,10 @@ def _best_spot(free: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, 
     return spots[best], reach[best]
 
 
-def _smooth_below(reach: np.ndarray) -> np.ndarray:
-    """A smooth function of direction that nowhere exceeds `reach`: the running mean of a running minimum.
+def _smooth_lower_bound(reach: np.ndarray) -> np.ndarray:
+    """A smooth function of direction that never exceeds `reach`: the running mean of a running minimum.
 
-    The mean's window lies within the minimum's, so each term is a minimum over a window that has the direction itself.
+    Both windows have the same size, so each term of the mean is a minimum that includes `reach` in this direction.
     """
     window = _NUM_HEADINGS // 18
     shifted = np.stack([np.roll(reach, shift) for shift in range(-window, window + 1)])
@@ -125,7 +128,7 @@ def _smooth_below(reach: np.ndarray) -> np.ndarray:
 
 
 def _count_pieces_ahead(room: Room, positions: np.ndarray, headings: np.ndarray) -> np.ndarray:
-    """How many pieces stand before the camera, for each position `(headings, 2)` and heading."""
+    """Number of pieces in front of the camera, for each position `(headings, 2)` and its heading."""
     centers = np.stack([piece.box.center[:2] for piece in room.pieces])
     offsets = centers[None] - positions[:, None]  # (headings, pieces, 2)
     distance = np.hypot(offsets[..., 0], offsets[..., 1])

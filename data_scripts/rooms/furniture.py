@@ -1,63 +1,46 @@
-"""Furniture of the procedural rooms: each function draws the sizes and colors of one piece and builds it.
+"""Furniture of the procedural rooms: each `build_*` function draws the sizes and colors of one piece and builds it.
 
-Every builder takes the scene's `np.random.Generator` and `Style` and returns a `Furniture` (frame: see room_solids).
-`FURNITURE` lists them by category.
+A builder takes the scene's random generator and `Style` and returns a `Furniture` in its own frame (see `solids`).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 
-from .solids import COLORS, WOODS, Furniture, Material, Solid, assemble, box, cylinder, ellipsoid
+from .materials import BLACK, BOOKS, COLORS, DARK_METAL, METAL, PORCELAIN, SCREEN, WOODS, Material, fabric, paint, wood
+from .solids import Furniture, Solid, assemble, box, cylinder, ellipsoid
 
-METAL = Material((0.74, 0.75, 0.77))
-DARK_METAL = Material((0.22, 0.22, 0.24))
-BLACK = Material((0.06, 0.06, 0.07))
-PORCELAIN = Material((0.96, 0.96, 0.95))
-SCREEN = Material((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), "screen", period=0.0, glow=0.85)
-BOOKS = Material((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), "books", period=0.0)
 FABRIC_COLORS = ("gray", "beige", "red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "brown")
 
 
 @dataclass(frozen=True)
 class Style:
-    """What the pieces of one room share: the wood of its cabinets and the wood of its chairs and tables."""
+    """The woods that a room's furniture shares: one for cabinets, one for chairs, tables and beds."""
 
     case_wood: str
     frame_wood: str
 
 
-def draw_style(rng: np.random.Generator) -> Style:
+def draw_style(rng: Generator) -> Style:
     return Style(case_wood=_choose(rng, tuple(WOODS)), frame_wood=_choose(rng, tuple(WOODS)))
 
 
-def _choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+def _choose(rng: Generator, options: tuple[str, ...]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _between(rng: np.random.Generator, low: float, high: float) -> float:
+def _between(rng: Generator, low: float, high: float) -> float:
     """A length drawn in whole centimeters."""
     return round(float(rng.uniform(low, high)), 2)
 
 
-def _wood(name: str) -> Material:
-    return Material(*WOODS[name], "wood", period=0.8)
-
-
-def _paint(color: str) -> Material:
-    return Material(COLORS[color])
-
-
-def _fabric(color: str) -> Material:
-    return Material(COLORS[color], None, "fabric", period=0.25)
-
-
-def _case_material(rng: np.random.Generator, style: Style) -> tuple[str, Material]:
-    """Cabinets are of the room's wood, or painted white."""
+def _case_material(rng: Generator, style: Style) -> tuple[str, Material]:
+    """Color name and material of a cabinet: painted white, or in the room's wood."""
     if rng.random() < 0.3:
-        return "white", _paint("white")
-    return style.case_wood, _wood(style.case_wood)
+        return "white", paint("white")
+    return style.case_wood, wood(style.case_wood)
 
 
 def _legs(width: float, depth: float, height: float, thickness: float, material: Material) -> list[Solid]:
@@ -66,40 +49,32 @@ def _legs(width: float, depth: float, height: float, thickness: float, material:
 
 
 def _fronts(
-    width: float,
-    front: float,
-    bottom: float,
-    height: float,
-    columns: int,
-    rows: int,
-    material: Material,
-    knob: str,
-    center: float = 0.0,
+    width: float, front: float, bottom: float, height: float, columns: int, rows: int, material: Material, x: float = 0
 ) -> list[Solid]:
-    """Doors or drawers, a grid of raised panels on the face `y = front`; `knob` is "bar" (upright) or "round"."""
+    """Doors (one row, with upright bars) or drawers (with round knobs), as raised panels on the face `y = front`."""
     panel_width, panel_height = width / columns, height / rows
     solids = []
     for column in range(columns):
         for row in range(rows):
-            x = center - width / 2 + (column + 0.5) * panel_width
+            panel_x = x - width / 2 + (column + 0.5) * panel_width
             z = bottom + row * panel_height
-            solids.append(
-                box(x, front + 0.008, z + 0.01, panel_width - 0.02, 0.016, panel_height - 0.02, material),
-            )
-            if knob == "bar":
-                handle_x = x + (0.5 * panel_width - 0.06) * (1 if column % 2 == 0 else -1)
-                handle_height = min(0.3, 0.4 * panel_height)
-                handle_z = z + (panel_height - handle_height) / 2
-                solids.append(box(handle_x, front + 0.03, handle_z, 0.02, 0.028, handle_height, DARK_METAL))
+            size = (panel_width - 0.02, 0.016, panel_height - 0.02)
+            solids.append(box(panel_x, front + 0.008, z + 0.01, *size, material))
+            if rows == 1:
+                bar_x = panel_x + (0.5 * panel_width - 0.06) * (1 if column % 2 == 0 else -1)
+                bar_height = min(0.3, 0.4 * panel_height)
+                bar_z = z + (panel_height - bar_height) / 2
+                solids.append(box(bar_x, front + 0.03, bar_z, 0.02, 0.028, bar_height, DARK_METAL))
             else:
-                solids.append(ellipsoid(x, front + 0.03, z + panel_height / 2 - 0.02, 0.04, 0.04, 0.04, DARK_METAL))
+                knob_z = z + panel_height / 2 - 0.02
+                solids.append(ellipsoid(panel_x, front + 0.03, knob_z, 0.04, 0.04, 0.04, DARK_METAL))
     return solids
 
 
-def build_bed(rng: np.random.Generator, style: Style) -> Furniture:
+def build_bed(rng: Generator, style: Style) -> Furniture:
     width, length = _between(rng, 0.95, 1.8), 2.0
     color = _choose(rng, FABRIC_COLORS)
-    frame, cover, linen = _wood(style.frame_wood), _fabric(color), _fabric("white")
+    frame, cover, linen = wood(style.frame_wood), fabric(color), fabric("white")
     back = -length / 2
     solids = [
         box(0, 0, 0.08, width, length, 0.22, frame),
@@ -116,9 +91,9 @@ def build_bed(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("bed", color, solids)
 
 
-def _upholstered(category: str, width: float, seats: int, rng: np.random.Generator) -> Furniture:
+def _upholstered(category: str, width: float, seats: int, rng: Generator) -> Furniture:
     depth, color = _between(rng, 0.82, 0.95), _choose(rng, FABRIC_COLORS)
-    cloth = _fabric(color)
+    cloth = fabric(color)
     cushion = Material(tuple(min(1.0, 1.12 * c) for c in COLORS[color]), COLORS[color], "fabric", period=0.25)
     back_height, inner = _between(rng, 0.78, 0.92), width - 0.36
     solids = _legs(width - 0.1, depth - 0.1, 0.1, 0.06, BLACK)
@@ -137,22 +112,22 @@ def _upholstered(category: str, width: float, seats: int, rng: np.random.Generat
     return assemble(category, color, solids)
 
 
-def build_sofa(rng: np.random.Generator, style: Style) -> Furniture:
+def build_sofa(rng: Generator, style: Style) -> Furniture:
     width = _between(rng, 1.6, 2.3)
     return _upholstered("sofa", width, 2 if width < 1.9 else 3, rng)
 
 
-def build_armchair(rng: np.random.Generator, style: Style) -> Furniture:
+def build_armchair(rng: Generator, style: Style) -> Furniture:
     return _upholstered("armchair", _between(rng, 0.85, 0.98), 1, rng)
 
 
-def build_chair(rng: np.random.Generator, style: Style) -> Furniture:
+def build_chair(rng: Generator, style: Style) -> Furniture:
     seat_height, back_height = 0.45, _between(rng, 0.84, 0.98)
     if rng.random() < 0.5:
-        color, frame = style.frame_wood, _wood(style.frame_wood)
+        color, frame = style.frame_wood, wood(style.frame_wood)
     else:
         color = _choose(rng, ("white", "black", "red", "blue", "green", "yellow"))
-        frame = _paint(color)
+        frame = paint(color)
     solids = _legs(0.42, 0.42, seat_height - 0.03, 0.04, frame)
     solids.append(box(0, 0, seat_height - 0.03, 0.44, 0.44, 0.04, frame))
     for side in (-1, 1):
@@ -165,17 +140,17 @@ def build_chair(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("chair", color, solids)
 
 
-def build_stool(rng: np.random.Generator, style: Style) -> Furniture:
+def build_stool(rng: Generator, style: Style) -> Furniture:
     height, color = _between(rng, 0.45, 0.65), _choose(rng, FABRIC_COLORS)
-    frame = _wood(style.frame_wood)
+    frame = wood(style.frame_wood)
     solids = _legs(0.3, 0.3, height - 0.05, 0.035, frame)
     solids.append(box(0, 0, 0.16, 0.3, 0.025, 0.03, frame))
-    solids.append(cylinder(0, 0, height - 0.06, 0.38, 0.06, _fabric(color)))
+    solids.append(cylinder(0, 0, height - 0.06, 0.38, 0.06, fabric(color)))
     return assemble("stool", color, solids)
 
 
-def build_table(rng: np.random.Generator, style: Style) -> Furniture:
-    frame, height = _wood(style.frame_wood), _between(rng, 0.72, 0.77)
+def build_table(rng: Generator, style: Style) -> Furniture:
+    frame, height = wood(style.frame_wood), _between(rng, 0.72, 0.77)
     if rng.random() < 0.35:
         diameter = _between(rng, 0.9, 1.2)
         solids = [
@@ -191,16 +166,16 @@ def build_table(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("table", style.frame_wood, solids, (width - 0.1, depth - 0.1))
 
 
-def build_coffee_table(rng: np.random.Generator, style: Style) -> Furniture:
+def build_coffee_table(rng: Generator, style: Style) -> Furniture:
     width, depth, height = _between(rng, 0.8, 1.1), _between(rng, 0.5, 0.65), _between(rng, 0.36, 0.45)
-    frame = _wood(style.frame_wood)
+    frame = wood(style.frame_wood)
     solids = _legs(width - 0.04, depth - 0.04, height - 0.04, 0.05, frame)
     solids.append(box(0, 0, 0.12, width - 0.1, depth - 0.1, 0.025, frame))
     solids.append(box(0, 0, height - 0.04, width, depth, 0.04, frame))
     return assemble("coffee table", style.frame_wood, solids, (width - 0.1, depth - 0.1))
 
 
-def build_desk(rng: np.random.Generator, style: Style) -> Furniture:
+def build_desk(rng: Generator, style: Style) -> Furniture:
     width, depth, height = _between(rng, 1.1, 1.5), _between(rng, 0.6, 0.7), 0.74
     color, case = _case_material(rng, style)
     front = depth / 2 - 0.03
@@ -210,20 +185,20 @@ def build_desk(rng: np.random.Generator, style: Style) -> Furniture:
         box(width / 2 - 0.04, 0, 0.0, 0.04, depth - 0.04, height - 0.035, case),
         box(0, -depth / 2 + 0.05, height - 0.35, width - 0.1, 0.02, 0.3, case),
     ]
-    solids += _fronts(0.4, front, 0.03, height - 0.08, 1, 3, case, "round", center=-width / 2 + 0.22)
+    solids += _fronts(0.4, front, 0.03, height - 0.08, 1, 3, case, x=-width / 2 + 0.22)
     return assemble("desk", color, solids, (width - 0.1, depth - 0.06))
 
 
-def build_nightstand(rng: np.random.Generator, style: Style) -> Furniture:
+def build_nightstand(rng: Generator, style: Style) -> Furniture:
     width, depth, height = _between(rng, 0.4, 0.52), 0.4, _between(rng, 0.48, 0.58)
     color, case = _case_material(rng, style)
     solids = _legs(width - 0.02, depth - 0.02, 0.1, 0.04, case)
     solids.append(box(0, 0, 0.1, width, depth, height - 0.1, case))
-    solids += _fronts(width - 0.02, depth / 2, 0.11, height - 0.13, 1, 2, case, "round")
+    solids += _fronts(width - 0.02, depth / 2, 0.11, height - 0.13, 1, 2, case)
     return assemble("nightstand", color, solids, (width - 0.04, depth - 0.04))
 
 
-def build_wardrobe(rng: np.random.Generator, style: Style) -> Furniture:
+def build_wardrobe(rng: Generator, style: Style) -> Furniture:
     doors = int(rng.integers(2, 4))
     width, depth, height = doors * _between(rng, 0.45, 0.58), 0.58, _between(rng, 1.9, 2.15)
     color, case = _case_material(rng, style)
@@ -231,22 +206,22 @@ def build_wardrobe(rng: np.random.Generator, style: Style) -> Furniture:
         box(0, 0, 0.0, width - 0.04, depth - 0.04, 0.08, DARK_METAL),
         box(0, 0, 0.08, width, depth, height - 0.08, case),
     ]
-    solids += _fronts(width - 0.02, depth / 2, 0.1, height - 0.14, doors, 1, case, "bar")
+    solids += _fronts(width - 0.02, depth / 2, 0.1, height - 0.14, doors, 1, case)
     return assemble("wardrobe", color, solids)
 
 
-def build_cabinet(rng: np.random.Generator, style: Style) -> Furniture:
+def build_cabinet(rng: Generator, style: Style) -> Furniture:
     doors = int(rng.integers(2, 4))
     width, depth, height = doors * _between(rng, 0.42, 0.52), 0.42, _between(rng, 0.55, 0.9)
     color, case = _case_material(rng, style)
     solids = _legs(width - 0.04, depth - 0.04, 0.12, 0.05, DARK_METAL)
     solids.append(box(0, 0, 0.12, width, depth, height - 0.12, case))
     rows = 1 if rng.random() < 0.5 else 3
-    solids += _fronts(width - 0.02, depth / 2, 0.13, height - 0.16, doors, rows, case, "bar" if rows == 1 else "round")
+    solids += _fronts(width - 0.02, depth / 2, 0.13, height - 0.16, doors, rows, case)
     return assemble("cabinet", color, solids, (width - 0.04, depth - 0.04))
 
 
-def build_bookshelf(rng: np.random.Generator, style: Style) -> Furniture:
+def build_bookshelf(rng: Generator, style: Style) -> Furniture:
     width, depth, height = _between(rng, 0.75, 1.1), 0.3, _between(rng, 1.5, 2.0)
     color, case = _case_material(rng, style)
     solids = [box(0, -depth / 2 + 0.01, 0, width, 0.02, height, case)]
@@ -263,13 +238,13 @@ def build_bookshelf(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("bookshelf", color, solids)
 
 
-def _lamp_shade(rng: np.random.Generator) -> tuple[str, Material]:
+def _lamp_shade(rng: Generator) -> tuple[str, Material]:
     color = _choose(rng, ("white", "beige", "yellow", "orange", "red", "teal"))
     bright = tuple(0.5 * channel + 0.5 for channel in COLORS[color])
     return color, Material(bright, None, "plain", glow=0.75)
 
 
-def build_floor_lamp(rng: np.random.Generator, style: Style) -> Furniture:
+def build_floor_lamp(rng: Generator, style: Style) -> Furniture:
     height, width = _between(rng, 1.45, 1.75), _between(rng, 0.36, 0.46)
     color, shade = _lamp_shade(rng)
     solids = [
@@ -280,10 +255,10 @@ def build_floor_lamp(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("lamp", color, solids)
 
 
-def build_table_lamp(rng: np.random.Generator, style: Style) -> Furniture:
+def build_table_lamp(rng: Generator, style: Style) -> Furniture:
     height, width = _between(rng, 0.38, 0.5), _between(rng, 0.22, 0.28)
     color, shade = _lamp_shade(rng)
-    base = _paint(_choose(rng, ("black", "white", "blue", "brown")))
+    base = paint(_choose(rng, ("black", "white", "blue", "brown")))
     solids = [
         cylinder(0, 0, 0, 0.14, 0.02, base),
         ellipsoid(0, 0, 0.02, 0.12, 0.12, height - 0.22, base),
@@ -292,14 +267,14 @@ def build_table_lamp(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("lamp", color, solids)
 
 
-def build_plant(rng: np.random.Generator, style: Style) -> Furniture:
+def build_plant(rng: Generator, style: Style) -> Furniture:
     height, pot = _between(rng, 0.8, 1.5), _between(rng, 0.28, 0.38)
     color = _choose(rng, ("white", "orange", "brown", "gray", "black"))
     leaf = Material((0.30, 0.55, 0.22), (0.12, 0.30, 0.10), "leaves", period=0.5)
     solids = [
-        cylinder(0, 0, 0, pot, 0.28, _paint(color), taper=1.3),
+        cylinder(0, 0, 0, pot, 0.28, paint(color), taper=1.3),
         cylinder(0, 0, 0.275, 0.86 * pot, 0.01, Material((0.2, 0.13, 0.08))),
-        cylinder(0, 0, 0.28, 0.04, height - 0.5, _paint("brown")),
+        cylinder(0, 0, 0.28, 0.04, height - 0.5, paint("brown")),
     ]
     count = 7
     turn = float(rng.uniform(0, np.pi))
@@ -312,7 +287,7 @@ def build_plant(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("plant", "green", solids)
 
 
-def build_tv(rng: np.random.Generator, style: Style) -> Furniture:
+def build_tv(rng: Generator, style: Style) -> Furniture:
     width = _between(rng, 0.75, 1.05)
     height = round(width * 0.58, 2)
     solids = [
@@ -324,7 +299,7 @@ def build_tv(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("tv", "black", solids)
 
 
-def build_monitor(rng: np.random.Generator, style: Style) -> Furniture:
+def build_monitor(rng: Generator, style: Style) -> Furniture:
     width = _between(rng, 0.5, 0.62)
     height = round(width * 0.6, 2)
     solids = [
@@ -336,10 +311,10 @@ def build_monitor(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("monitor", "black", solids)
 
 
-def build_refrigerator(rng: np.random.Generator, style: Style) -> Furniture:
+def build_refrigerator(rng: Generator, style: Style) -> Furniture:
     width, depth, height = _between(rng, 0.6, 0.78), 0.64, _between(rng, 1.6, 1.85)
     color = _choose(rng, ("white", "gray", "red"))
-    body = Material((0.78, 0.79, 0.81)) if color == "gray" else _paint(color)
+    body = Material((0.78, 0.79, 0.81)) if color == "gray" else paint(color)
     split = round(0.62 * height, 2)
     handle_x = width / 2 - 0.07
     solids = [
@@ -353,9 +328,9 @@ def build_refrigerator(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("refrigerator", color, solids)
 
 
-def build_stove(rng: np.random.Generator, style: Style) -> Furniture:
+def build_stove(rng: Generator, style: Style) -> Furniture:
     color = _choose(rng, ("white", "gray", "black"))
-    body = _paint(color)
+    body = paint(color)
     solids = [
         box(0, 0, 0, 0.6, 0.58, 0.87, body),
         box(0, 0, 0.87, 0.6, 0.6, 0.02, BLACK),
@@ -370,7 +345,7 @@ def build_stove(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("stove", color, solids)
 
 
-def build_sink(rng: np.random.Generator, style: Style) -> Furniture:
+def build_sink(rng: Generator, style: Style) -> Furniture:
     width, depth = _between(rng, 0.6, 0.9), 0.48
     color, case = _case_material(rng, style)
     solids = [
@@ -381,11 +356,11 @@ def build_sink(rng: np.random.Generator, style: Style) -> Furniture:
         cylinder(0, -0.19, 0.8, 0.035, 0.26, METAL),
         cylinder(0, -0.13, 1.03, 0.03, 0.14, METAL, axis="y"),
     ]
-    solids += _fronts(width - 0.02, depth / 2 - 0.01, 0.06, 0.68, 2, 1, case, "bar")
+    solids += _fronts(width - 0.02, depth / 2 - 0.01, 0.06, 0.68, 2, 1, case)
     return assemble("sink", color, solids)
 
 
-def build_toilet(rng: np.random.Generator, style: Style) -> Furniture:
+def build_toilet(rng: Generator, style: Style) -> Furniture:
     solids = [
         cylinder(0, 0.08, 0, 0.3, 0.3, PORCELAIN, taper=1.15, depth=0.42),
         ellipsoid(0, 0.1, 0.16, 0.38, 0.5, 0.3, PORCELAIN),
@@ -399,7 +374,7 @@ def build_toilet(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("toilet", "white", solids)
 
 
-def build_bathtub(rng: np.random.Generator, style: Style) -> Furniture:
+def build_bathtub(rng: Generator, style: Style) -> Furniture:
     length, width, height, wall = _between(rng, 1.5, 1.7), _between(rng, 0.7, 0.78), 0.56, 0.09
     solids = [
         box(0, 0, 0, length - 0.04, width - 0.04, 0.12, PORCELAIN),
@@ -413,11 +388,11 @@ def build_bathtub(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("bathtub", "white", solids)
 
 
-def build_washing_machine(rng: np.random.Generator, style: Style) -> Furniture:
+def build_washing_machine(rng: Generator, style: Style) -> Furniture:
     solids = [
-        box(0, 0, 0, 0.6, 0.58, 0.85, _paint("white")),
-        box(0, 0.292, 0.72, 0.58, 0.016, 0.11, _paint("gray")),
-        box(-0.17, 0.3, 0.74, 0.18, 0.02, 0.07, _paint("white")),
+        box(0, 0, 0, 0.6, 0.58, 0.85, paint("white")),
+        box(0, 0.292, 0.72, 0.58, 0.016, 0.11, paint("gray")),
+        box(-0.17, 0.3, 0.74, 0.18, 0.02, 0.07, paint("white")),
         cylinder(0.18, 0.31, 0.74, 0.07, 0.04, METAL, axis="y"),
         cylinder(0, 0.3, 0.22, 0.42, 0.04, METAL, axis="y"),
         cylinder(0, 0.315, 0.27, 0.32, 0.04, Material((0.12, 0.16, 0.24)), axis="y"),
@@ -425,18 +400,18 @@ def build_washing_machine(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("washing machine", "white", solids)
 
 
-def build_trash_can(rng: np.random.Generator, style: Style) -> Furniture:
+def build_trash_can(rng: Generator, style: Style) -> Furniture:
     width, height = _between(rng, 0.26, 0.34), _between(rng, 0.36, 0.55)
     color = _choose(rng, ("gray", "black", "green", "blue", "red"))
     solids = [
-        cylinder(0, 0, 0, width, height, _paint(color), taper=1.25),
+        cylinder(0, 0, 0, width, height, paint(color), taper=1.25),
         cylinder(0, 0, height - 0.03, width + 0.02, 0.03, METAL),
         cylinder(0, 0, height, width - 0.05, 0.004, BLACK),
     ]
     return assemble("trash can", color, solids)
 
 
-def build_box(rng: np.random.Generator, style: Style) -> Furniture:
+def build_box(rng: Generator, style: Style) -> Furniture:
     width, depth, height = _between(rng, 0.3, 0.5), _between(rng, 0.28, 0.4), _between(rng, 0.22, 0.4)
     card, tape = Material((0.72, 0.54, 0.34), (0.66, 0.48, 0.29), "fabric", period=0.6), Material((0.88, 0.80, 0.62))
     solids = [
@@ -446,15 +421,15 @@ def build_box(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("box", "brown", solids)
 
 
-def build_ball(rng: np.random.Generator, style: Style) -> Furniture:
+def build_ball(rng: Generator, style: Style) -> Furniture:
     diameter, color = _between(rng, 0.22, 0.4), _choose(rng, ("red", "orange", "yellow", "green", "blue", "purple"))
     skin = Material(COLORS[color], COLORS["white"], "stripes", period=1.5 * diameter)
     return assemble("ball", color, [ellipsoid(0, 0, 0, diameter, diameter, diameter, skin)])
 
 
-def build_vase(rng: np.random.Generator, style: Style) -> Furniture:
+def build_vase(rng: Generator, style: Style) -> Furniture:
     height, color = _between(rng, 0.2, 0.3), _choose(rng, ("white", "blue", "teal", "red", "yellow"))
-    glaze, stem = _paint(color), Material((0.2, 0.42, 0.18))
+    glaze, stem = paint(color), Material((0.2, 0.42, 0.18))
     solids = [
         cylinder(0, 0, 0, 0.09, 0.02, glaze),
         ellipsoid(0, 0, 0.01, 0.15, 0.15, 0.75 * height, glaze),
@@ -469,10 +444,10 @@ def build_vase(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("vase", color, solids)
 
 
-def build_microwave(rng: np.random.Generator, style: Style) -> Furniture:
+def build_microwave(rng: Generator, style: Style) -> Furniture:
     color = _choose(rng, ("white", "black", "gray"))
     solids = [
-        box(0, 0, 0.01, 0.5, 0.34, 0.28, _paint(color)),
+        box(0, 0, 0.01, 0.5, 0.34, 0.28, paint(color)),
         box(-0.06, 0.172, 0.04, 0.34, 0.01, 0.22, BLACK),
         box(0.1, 0.19, 0.05, 0.02, 0.03, 0.2, METAL),
         box(0.185, 0.172, 0.2, 0.09, 0.01, 0.05, Material((0.2, 0.8, 0.5), glow=0.8)),
@@ -482,15 +457,15 @@ def build_microwave(rng: np.random.Generator, style: Style) -> Furniture:
     return assemble("microwave", color, solids)
 
 
-def build_rug(rng: np.random.Generator, style: Style) -> Furniture:
+def build_rug(rng: Generator, style: Style) -> Furniture:
     width, depth = _between(rng, 1.2, 2.0), _between(rng, 0.9, 1.4)
     color = _choose(rng, ("red", "teal", "blue", "gray", "orange", "purple", "green"))
     pile = Material(COLORS[color], tuple(0.6 + 0.35 * c for c in COLORS[color]), "rug", period=0.0)
     return assemble("rug", color, [box(0, 0, 0, width, depth, 0.012, pile)])
 
 
-# Keys name a builder; both lamps are of the category "lamp".
-FURNITURE: dict[str, Callable[[np.random.Generator, Style], Furniture]] = {
+# Keys name a builder, not a category: both lamps have the category "lamp".
+FURNITURE: dict[str, Callable[[Generator, Style], Furniture]] = {
     "armchair": build_armchair,
     "ball": build_ball,
     "bathtub": build_bathtub,

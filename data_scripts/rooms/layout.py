@@ -1,6 +1,7 @@
-"""Layout of a procedural room: its outline, finishes, doors and windows, and where the furniture stands.
+"""Layout of a procedural room: its outline, doors, windows and pictures, and the places of its furniture.
 
-World frame: z up, the floor at z = 0, the room's bounding rectangle from (0, 0) to (width, depth); meters and radians.
+World frame: z up, the floor at z = 0, the room's bounding rectangle from (0, 0) to (width, depth). Lengths are meters,
+angles radians.
 """
 
 import math
@@ -9,10 +10,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .furniture import FURNITURE, Style, draw_style
-from .solids import COLORS, WOODS, Furniture, Material, Solid, box, cylinder, ellipsoid, yaw_rotation
+from .materials import COLORS, Material, paint, wood
+from .solids import Furniture, Solid, box, cylinder, ellipsoid, yaw_rotation
 
 MIN_PIECES, MAX_PIECES = 6, 16
-# Free space kept around each piece and behind pieces that stand against a wall.
+# Free space around each piece, and behind pieces that stand against a wall.
 CLEARANCE, WALL_GAP = 0.04, 0.03
 DOOR_SIZE, DOOR_CLEARANCE = (0.9, 2.05), 0.9
 PLACEMENT_TRIES = 40
@@ -20,7 +22,7 @@ PLACEMENT_TRIES = 40
 
 @dataclass(frozen=True)
 class OrientedBox:
-    """An upright box: `center` `(3,)`, full extents `size` `(3,)`, turned by `yaw` about z."""
+    """An upright box: `center` `(3,)`, full extents `size` `(3,)`, rotated by `yaw` about z."""
 
     center: np.ndarray
     size: np.ndarray
@@ -32,12 +34,12 @@ class OrientedBox:
         turn = yaw_rotation(self.yaw)[:2, :2]
         return (turn[None] * (signs * self.size[:2] / 2)[:, None, :]).sum(axis=-1) + self.center[:2]
 
-    def grown(self, margin: float) -> "OrientedBox":
-        """The same box with `margin` added on its four sides; its height stays."""
+    def expanded(self, margin: float) -> "OrientedBox":
+        """The box with `margin` added on its four sides; its height stays the same."""
         return OrientedBox(self.center, self.size + np.array([2 * margin, 2 * margin, 0.0]), self.yaw)
 
     def overlaps(self, other: "OrientedBox") -> bool:
-        """Whether the interiors intersect (separating axes of the footprints, and the height ranges)."""
+        """Whether the interiors intersect: separating axes for the footprints, intervals for the heights."""
         if abs(self.center[2] - other.center[2]) >= (self.size[2] + other.size[2]) / 2 - 1e-6:
             return False
         mine, theirs = self.corners(), other.corners()
@@ -51,7 +53,7 @@ class OrientedBox:
 
 @dataclass(frozen=True)
 class Piece:
-    """A placed piece of furniture; `stands_on` is the `instance_id` of what carries it, 0 for the floor."""
+    """A placed piece of furniture; `stands_on` is the `instance_id` of the piece below it, 0 for the floor."""
 
     instance_id: int
     furniture: Furniture
@@ -67,7 +69,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class WallObject:
-    """A door, window or picture on a wall, its solids in the world frame."""
+    """A door, window or picture on a wall; its solids are in the world frame."""
 
     instance_id: int
     category: str
@@ -78,7 +80,7 @@ class WallObject:
 
 @dataclass(frozen=True)
 class Wall:
-    """A wall from `start` to `end` (`(2,)` each) with the room on its left; `normal` points into the room."""
+    """A wall from `start` to `end`, `(2,)` each, with the room on its left; `normal` points into the room."""
 
     start: np.ndarray
     end: np.ndarray
@@ -98,7 +100,7 @@ class Wall:
 
     @property
     def yaw(self) -> float:
-        """Turns a piece's front (its y axis) to the inward normal."""
+        """The yaw of a piece whose front (its y axis) faces the room."""
         x, y = self.normal
         return math.atan2(-x, y)
 
@@ -110,8 +112,8 @@ class Room:
     Args:
         size (`np.ndarray` of shape `(3,)`): Width (x), depth (y) and height of the bounding box.
         outline (`np.ndarray` of shape `(num_corners, 2)`): Floor polygon, counter-clockwise, 4 or 6 corners.
-        notch (`OrientedBox`, *optional*): The block that an L-shaped room lacks.
-        kind (`str`): What the room is used as, e.g. `"bedroom"`.
+        notch (`OrientedBox`, *optional*): The block that is cut out of an L-shaped room.
+        kind (`str`): One of `ROOM_KINDS`.
     """
 
     size: np.ndarray
@@ -132,16 +134,17 @@ class Room:
         x, y = self.outline.T
         return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
 
-    def contains(self, piece: OrientedBox) -> bool:
-        """Whether the footprint lies on the floor, between the walls."""
-        corners = piece.corners()
+    def contains(self, box: OrientedBox) -> bool:
+        """Whether the footprint of `box` lies between the walls."""
+        corners = box.corners()
         if corners.min() < 0 or (corners > self.size[:2]).any():
             return False
-        return self.notch is None or not piece.overlaps(self.notch)
+        return self.notch is None or not box.overlaps(self.notch)
 
 
-# A group is placed together: (builder, relation, probability). The first piece takes "wall", "corner" or "anywhere";
-# later ones refer to it: "facing" it, "beside" or "before" it, or "on" the latest piece with a top to stand on.
+# Pieces that are placed together, as (builder, relation, probability). The first piece of a group stands at a "wall",
+# in a "corner" or "anywhere". Later pieces stand "facing", "beside" or "before" the first one, "on" the latest piece
+# that supports others, or on their own.
 GROUPS = {
     "bed": (
         ("bed", "wall", 1.0),
@@ -168,25 +171,20 @@ GROUPS = {
     ),
     "microwave": (("cabinet", "wall", 1.0), ("microwave", "on", 1.0)),
     "sideboard": (("cabinet", "wall", 1.0), ("table lamp", "on", 0.5), ("vase", "on", 0.5)),
-    "armchair": (("armchair", "corner", 1.0),),
-    "chair": (("chair", "wall", 1.0),),
-    "wardrobe": (("wardrobe", "wall", 1.0),),
-    "bookshelf": (("bookshelf", "wall", 1.0),),
-    "floor lamp": (("floor lamp", "corner", 1.0),),
-    "plant": (("plant", "corner", 1.0),),
-    "refrigerator": (("refrigerator", "wall", 1.0),),
-    "stove": (("stove", "wall", 1.0),),
-    "sink": (("sink", "wall", 1.0),),
-    "toilet": (("toilet", "wall", 1.0),),
-    "bathtub": (("bathtub", "wall", 1.0),),
-    "washing machine": (("washing machine", "wall", 1.0),),
-    "trash can": (("trash can", "wall", 1.0),),
-    "box": (("box", "wall", 1.0),),
-    "ball": (("ball", "anywhere", 1.0),),
-    "stool": (("stool", "anywhere", 1.0),),
-    "rug": (("rug", "anywhere", 1.0),),
+    **{
+        piece: ((piece, relation, 1.0),)
+        for relation, pieces in {
+            "corner": ("armchair", "floor lamp", "plant"),
+            "anywhere": ("ball", "stool", "rug"),
+            "wall": (
+                *("bathtub", "bookshelf", "box", "chair", "refrigerator", "sink", "stove", "toilet", "trash can"),
+                *("wardrobe", "washing machine"),
+            ),
+        }.items()
+        for piece in pieces
+    },
 }
-# What each kind of room has for certain, and what it may have besides.
+# The groups that each kind of room always gets, and those that it may get.
 ROOM_KINDS = {
     "bedroom": (
         ("bed", "wardrobe"),
@@ -217,9 +215,9 @@ _FILLERS = ("plant", "box", "stool", "ball", "trash can", "chair")
 
 
 def draw_room(kind: str, rng: np.random.Generator) -> Room:
-    """Draw the outline of a room of a `kind` of `ROOM_KINDS`, then its doors, windows, pictures and furniture.
+    """Draw a room of a `kind` of `ROOM_KINDS`: its outline, then doors, windows and pictures, then furniture.
 
-    Drawn again from the start, with the same generator, until at least `MIN_PIECES` pieces have found a place.
+    A room with fewer than `MIN_PIECES` pieces is dropped and drawn again with the same generator.
     """
     while True:
         room = _draw_outline(kind, rng)
@@ -240,18 +238,10 @@ def _draw_outline(kind: str, rng: np.random.Generator) -> Room:
     if min(width, depth) < 4.5 or rng.random() < 0.5:
         return Room(size, rectangle, None, kind, style)
     cut_x, cut_y = (round(float(rng.uniform(0.25, 0.45)) * side, 2) for side in (width, depth))
-    outline = np.array(
-        [
-            [0, 0],
-            [width, 0],
-            [width, depth - cut_y],
-            [width - cut_x, depth - cut_y],
-            [width - cut_x, depth],
-            [0, depth],
-        ]
-    )
+    inner = [[width, depth - cut_y], [width - cut_x, depth - cut_y], [width - cut_x, depth]]
+    outline = np.array([[0, 0], [width, 0], *inner, [0, depth]])
     center = np.array([width - cut_x / 2, depth - cut_y / 2])
-    for axis in range(2):  # a mirror image moves the notch to another corner and turns the outline around
+    for axis in range(2):  # mirroring moves the notch to another corner and reverses the outline
         if rng.random() < 0.5:
             outline[:, axis] = size[axis] - outline[:, axis]
             outline = outline[::-1]
@@ -261,11 +251,11 @@ def _draw_outline(kind: str, rng: np.random.Generator) -> Room:
 
 
 def _add_wall_objects(room: Room, rng: np.random.Generator) -> None:
-    """One or two doors, one to four windows, up to three pictures, on walls where they fit."""
-    wishes = ["door"] * int(rng.integers(1, 3)) + ["window"] * int(rng.integers(1, 5))
-    wishes += ["picture"] * int(rng.integers(0, 4))
+    """Add one or two doors, one to four windows and up to three pictures, on walls where they fit."""
+    wanted = ["door"] * int(rng.integers(1, 3)) + ["window"] * int(rng.integers(1, 5))
+    wanted += ["picture"] * int(rng.integers(0, 4))
     door_color, frame_color = (str(rng.choice(["white", "brown", "beige", "gray"])) for _ in range(2))
-    for category in wishes:
+    for category in wanted:
         for _ in range(PLACEMENT_TRIES):
             if category == "door":
                 size, bottom, color = np.array([DOOR_SIZE[0], 0.05, DOOR_SIZE[1]]), 0.0, door_color
@@ -274,14 +264,16 @@ def _add_wall_objects(room: Room, rng: np.random.Generator) -> None:
             else:
                 size, bottom = np.array([rng.uniform(0.4, 0.9), 0.04, rng.uniform(0.4, 0.7)]), rng.uniform(1.3, 1.45)
                 color = str(rng.choice(["black", "brown", "white"]))
-            placed = _on_wall(room, rng, size.round(2), round(bottom, 2))
-            if placed is not None and not any(placed.grown(0.12).overlaps(other.box) for other in room.wall_objects):
-                solids = _build_wall_object(category, placed, color, rng)
-                room.wall_objects.append(WallObject(-1, category, color, placed, solids))
+            place = _place_on_wall(room, rng, size.round(2), round(bottom, 2))
+            if place is not None and not any(place.expanded(0.12).overlaps(other.box) for other in room.wall_objects):
+                underside = place.center - [0.0, 0.0, place.size[2] / 2]
+                solids = _build_wall_object(category, place.size, color, rng)
+                solids = tuple(solid.placed(underside, place.yaw) for solid in solids)
+                room.wall_objects.append(WallObject(-1, category, color, place, solids))
                 break
 
 
-def _on_wall(room: Room, rng: np.random.Generator, size: np.ndarray, bottom: float) -> OrientedBox | None:
+def _place_on_wall(room: Room, rng: np.random.Generator, size: np.ndarray, bottom: float) -> OrientedBox | None:
     wall = room.walls[int(rng.integers(len(room.walls)))]
     slack = wall.length - size[0] - 0.5
     if slack < 0 or bottom + size[2] > room.size[2] - 0.1:
@@ -291,58 +283,55 @@ def _on_wall(room: Room, rng: np.random.Generator, size: np.ndarray, bottom: flo
     return OrientedBox(np.array([x, y, bottom + size[2] / 2]), size, wall.yaw)
 
 
-def _build_wall_object(category: str, placed: OrientedBox, color: str, rng: np.random.Generator) -> tuple[Solid, ...]:
-    width, depth, height = placed.size
-    paint = Material(COLORS[color])
+def _build_wall_object(category: str, size: np.ndarray, color: str, rng: np.random.Generator) -> list[Solid]:
+    """A frame with what it holds, in its own frame: origin at the center of the underside, y into the room."""
+    width, depth, height = size
     rim = 0.03 if category == "picture" else 0.07
-    solids = [box(side * (width - rim) / 2, 0, 0, rim, depth, height, paint) for side in (-1, 1)]
-    solids.append(box(0, 0, height - rim, width, depth, rim, paint))
-    inner = (0, -depth / 2 + 0.015, rim, width - 2 * rim, 0.03, height - 2 * rim)
+    solids = [box(side * (width - rim) / 2, 0, 0, rim, depth, height, paint(color)) for side in (-1, 1)]
+    solids.append(box(0, 0, height - rim, width, depth, rim, paint(color)))
     if category == "door":
-        leaf = (
-            Material(*WOODS["walnut"], "wood") if color == "brown" else Material(COLORS[color], None, "plaster", 3.0)
-        )
+        leaf = wood("walnut", period=1.0) if color == "brown" else Material(COLORS[color], None, "plaster", 3.0)
         panel = Material(tuple(0.88 * c for c in COLORS[color]))
+        brass = Material((0.75, 0.72, 0.6))
         solids.append(box(0, -depth / 2 + 0.015, 0.0, width - 2 * rim, 0.03, height - rim, leaf))
         solids += [box(0, 0, z, width - 0.36, 0.024, 0.75, panel) for z in (0.2, 1.1)]
-        solids.append(cylinder(width / 2 - 0.16, 0.0, 1.0, 0.03, 0.05, Material((0.75, 0.72, 0.6)), axis="y"))
-        solids.append(ellipsoid(width / 2 - 0.2, 0.015, 0.995, 0.13, 0.02, 0.03, Material((0.75, 0.72, 0.6))))
-    else:
-        solids.append(box(0, 0, 0, width, depth, rim, paint))
-        if category == "window":
-            view = Material((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), "landscape", period=0.0, glow=0.95)
-        else:
-            light, dark = rng.uniform(0.7, 1.0, 3), rng.uniform(0.0, 0.45, 3)
-            view = Material(tuple(light), tuple(dark), "painting", period=0.0)
-        solids.append(box(*inner, view))
+        solids.append(cylinder(width / 2 - 0.16, 0.0, 1.0, 0.03, 0.05, brass, axis="y"))
+        solids.append(ellipsoid(width / 2 - 0.2, 0.015, 0.995, 0.13, 0.02, 0.03, brass))
+        return solids
     if category == "window":
-        solids.append(box(0, 0, 0, 0.05, depth - 0.01, height, paint))
-    underside = placed.center - [0.0, 0.0, height / 2]
-    return tuple(solid.placed(underside, placed.yaw) for solid in solids)
+        view = Material((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), "landscape", period=0.0, glow=0.95)
+    else:
+        light, dark = rng.uniform(0.7, 1.0, 3), rng.uniform(0.0, 0.45, 3)
+        view = Material(tuple(light), tuple(dark), "painting", period=0.0)
+    solids.append(box(0, 0, 0, width, depth, rim, paint(color)))
+    solids.append(box(0, -depth / 2 + 0.015, rim, width - 2 * rim, 0.03, height - 2 * rim, view))
+    if category == "window":
+        solids.append(box(0, 0, 0, 0.05, depth - 0.01, height, paint(color)))  # mullion
+    return solids
 
 
 class _Furnisher:
-    """Finds places for furniture in a room by trying random ones, group by group."""
+    """Places furniture in a room, group by group, at random places that fit."""
 
     def __init__(self, room: Room, rng: np.random.Generator):
         self.room, self.rng = room, rng
-        # Nothing may stand in a doorway, before a window if it reaches up to it, or over a picture.
-        self.blocked = [self._keep_free(wall_object) for wall_object in room.wall_objects]
+        # No piece may stand in a doorway, or cover a window or picture.
+        self.blocked = [self._clearance(wall_object) for wall_object in room.wall_objects]
 
     @staticmethod
-    def _keep_free(wall_object: WallObject) -> OrientedBox:
+    def _clearance(wall_object: WallObject) -> OrientedBox:
         reach = 2 * DOOR_CLEARANCE if wall_object.category == "door" else 0.6
         size = wall_object.box.size
         return OrientedBox(wall_object.box.center, np.array([size[0] + 0.1, reach, size[2]]), wall_object.box.yaw)
 
     def furnish(self) -> None:
-        """Fill the room with a number of pieces drawn between `MIN_PIECES` and what its area bears."""
+        """Place between `MIN_PIECES` and as many pieces as the room's area allows."""
         most = int(np.clip(5 + self.room.area / 2, MIN_PIECES + 1, MAX_PIECES))
         wanted = int(self.rng.integers(max(MIN_PIECES, round(0.7 * most)), most + 1))
-        certain, optional = ROOM_KINDS[self.room.kind]
+        required, optional = ROOM_KINDS[self.room.kind]
         order = [optional[i] for i in self.rng.permutation(len(optional))]
         fillers = [_FILLERS[i] for i in self.rng.permutation(len(_FILLERS))]
-        for group in (*certain, *order, *fillers):
+        for group in (*required, *order, *fillers):
             self._place_group(GROUPS[group], wanted)
 
     def _place_group(self, group: tuple[tuple[str, str, float], ...], wanted: int) -> None:
@@ -369,21 +358,23 @@ class _Furnisher:
             elif relation in ("facing", "beside", "before"):
                 candidate = self._next_to(furniture, relation, members[0])
             else:
-                candidate = self._by_itself(furniture, relation)
+                candidate = self._on_its_own(furniture, relation)
             if candidate is not None and self._fits(candidate):
                 return Piece(len(self.room.pieces) + 1, furniture, candidate, stands_on)
         return None
 
     def _fits(self, candidate: OrientedBox) -> bool:
-        roomy = candidate.grown(CLEARANCE)
+        expanded = candidate.expanded(CLEARANCE)
         others = [piece.box for piece in self.room.pieces]
-        return self.room.contains(candidate) and not any(roomy.overlaps(other) for other in (*others, *self.blocked))
+        return self.room.contains(candidate) and not any(
+            expanded.overlaps(other) for other in (*others, *self.blocked)
+        )
 
     def _stand(self, furniture: Furniture, position: np.ndarray, yaw: float, floor: float = 0.0) -> OrientedBox:
         center = np.array([position[0], position[1], floor + furniture.size[2] / 2])
         return OrientedBox(center, furniture.size, yaw)
 
-    def _by_itself(self, furniture: Furniture, relation: str) -> OrientedBox | None:
+    def _on_its_own(self, furniture: Furniture, relation: str) -> OrientedBox | None:
         if relation == "anywhere":
             position = self.rng.uniform(0.3, self.room.size[:2] - 0.3)
             return self._stand(furniture, position, float(self.rng.integers(4)) * math.pi / 2)
@@ -403,7 +394,7 @@ class _Furnisher:
         return self._stand(furniture, wall.start + along * wall.direction + inward * wall.normal, wall.yaw)
 
     def _next_to(self, furniture: Furniture, relation: str, anchor: Piece) -> OrientedBox:
-        """Local position beside or before the anchor, and the yaw relative to it."""
+        """A place beside, before or facing the anchor."""
         width, depth = anchor.box.size[:2]
         turn = 0.0
         if relation == "beside":
@@ -412,7 +403,7 @@ class _Furnisher:
         elif relation == "before":
             local = [self.rng.uniform(-0.2, 0.2), depth / 2 + furniture.size[1] / 2 + self.rng.uniform(0.3, 0.45)]
         else:
-            # A desk has its chair in front; a table has chairs on all sides, most on the long ones.
+            # The chair of a desk stands in front; those of a table on all sides, mostly the long ones.
             side = 0 if anchor.furniture.category == "desk" else int(self.rng.choice(4, p=[0.35, 0.15, 0.35, 0.15]))
             reach = (depth, width)[side % 2] / 2 + furniture.size[1] / 2 + self.rng.uniform(0.05, 0.15)
             slide = self.rng.uniform(-0.25, 0.25) * (width, depth)[side % 2]
@@ -423,7 +414,7 @@ class _Furnisher:
         return self._stand(furniture, position, anchor.box.yaw + turn)
 
     def _on_top(self, furniture: Furniture, support: Piece) -> OrientedBox | None:
-        """A place on the support's top, with the same yaw; screens stand at the back, in the middle."""
+        """A place on top of `support`, with the same yaw; screens stand at the middle of the back."""
         slack = (np.array(support.furniture.support_size) - furniture.size[:2]) / 2
         if (slack < 0).any():
             return None

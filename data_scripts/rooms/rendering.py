@@ -1,12 +1,6 @@
-"""A vectorized ray caster for boxes, cylinders and ellipsoids.
+"""Renders furnished rooms: casts the rays of a view, then shades each hit once.
 
-Along a ray `origin + t * direction` the inverse distance `w = 1 / t` at which a plane is met is an affine function of
-the pixel, and for a cylinder or ellipsoid the root of a quadratic. A convex solid is hit where the nearest of its
-exits lies behind the farthest of its entries, that is where `min(entry w) > max(exit w)`. So each solid costs a few
-sums over the rectangle of pixels that it can cover, and the buffer of the largest `w` resolves visibility. With
-directions whose camera z is 1, `t` is the depth.
-
-Colors are computed afterwards, once per pixel.
+A room has a ceiling lamp, daylight from a window, ambient light that fades in corners, and soft shadows on the floor.
 """
 
 import math
@@ -15,183 +9,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from .layout import Room
-from .solids import COLORS, WOODS, Material, Solid, box
-from .textures import TEXTURES, sample_textures
+from .materials import COLORS, WOODS, Material, paint, wood
+from .ray_casting import BOX, CYLINDER, SolidTable, cast_rays
+from .solids import Solid, box
+from .textures import sample_textures
 
-BOX, CYLINDER, ELLIPSOID = range(3)
-_SHAPES = {"box": BOX, "cylinder": CYLINDER, "ellipsoid": ELLIPSOID}
-NEAR = 0.05
+# Meters; the floor's shadows are computed on a grid of this spacing.
 _SHADOW_CELL = 0.04
 
 
 @dataclass(frozen=True)
-class SolidTable:
-    """The solids of a scene as arrays; `half_size` scales a solid to the unit cube, cylinder or sphere."""
-
-    shape: np.ndarray  # (P,) BOX, CYLINDER or ELLIPSOID
-    center: np.ndarray  # (P, 3) meters, world
-    half_size: np.ndarray  # (P, 3) meters, along the solid's own axes
-    rotation: np.ndarray  # (P, 3, 3) world_from_solid
-    radii: np.ndarray  # (P, 2) of a cylinder's bottom and top, the wider being 1
-    color: np.ndarray  # (P, 3) where the texture is 1
-    dark_color: np.ndarray  # (P, 3) where the texture is 0
-    texture: np.ndarray  # (P,) index into TEXTURES
-    texture_scale: np.ndarray  # (P, 3) repeats per meter along the solid's own axes
-    texture_offset: np.ndarray  # (P,) repeats
-    glow: np.ndarray  # (P,)
-    instance: np.ndarray  # (P,) 0 for the shell of the room
-
-    @classmethod
-    def build(cls, solids: list[tuple[int, Solid]]) -> "SolidTable":
-        """From pairs of instance id and solid in the world frame."""
-        parts = [solid for _, solid in solids]
-        materials = [solid.material for solid in parts]
-        half_size = np.array([solid.size for solid in parts]) / 2
-        taper = np.array([solid.taper for solid in parts])
-        period = np.array([material.period for material in materials])[:, None]
-        stretched = period == 0
-        return cls(
-            shape=np.array([_SHAPES[solid.shape] for solid in parts]),
-            center=np.array([solid.center for solid in parts]),
-            half_size=half_size,
-            rotation=np.array([solid.rotation for solid in parts]),
-            radii=np.stack([1 / np.maximum(taper, 1), np.minimum(taper, 1)], axis=-1),
-            color=np.array([material.color for material in materials], np.float32),
-            dark_color=np.array([material.dark_color for material in materials], np.float32),
-            texture=np.array([TEXTURES.index(material.texture) for material in materials], np.int32),
-            texture_scale=np.where(stretched, 0.5 / half_size, 1 / np.where(stretched, 1, period)).astype(np.float32),
-            texture_offset=np.where(stretched[:, 0], 0.5, 0.0).astype(np.float32),
-            glow=np.array([material.glow for material in materials], np.float32),
-            instance=np.array([instance for instance, _ in solids]),
-        )
-
-
-def cast_rays(
-    table: SolidTable, chosen: np.ndarray, origin: np.ndarray, basis: np.ndarray, u: np.ndarray, v: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """First hits of the rays `origin + t * basis @ (u, v, 1)`.
-
-    Args:
-        chosen (`np.ndarray`, integer): The solids to consider, as rows of `table`.
-        origin (`np.ndarray` of shape `(3,)`): Start of all rays, outside of every solid.
-        basis (`np.ndarray` of shape `(3, 3)`): World direction from (u, v, 1).
-        u (`np.ndarray` of shape `(width,)`), v (`np.ndarray` of shape `(height,)`): Ascending and evenly spaced.
-
-    Returns:
-        `(np.ndarray, np.ndarray)` of shape `(height, width)`: `1 / t`, float32, 0 where nothing is hit, and the row of
-        `table` that is hit, -1 for none.
-    """
-    inverse = np.zeros((len(v), len(u)), np.float32)
-    hit_rows = np.full((len(v), len(u)), -1, np.int32)
-    rotation, half_size = table.rotation[chosen], table.half_size[chosen]
-    # In its own scaled frame every solid lies in the cube [-1, 1]^3, the ray starts at `start` and runs along
-    # `slope @ (u, v, 1)`.
-    start = (rotation * (origin - table.center[chosen])[:, :, None]).sum(axis=1) / half_size  # (P, 3)
-    slope = (rotation[:, :, :, None] * basis[None, :, None, :]).sum(axis=1) / half_size[:, :, None]  # (P, 3, 3)
-    rectangles = _covered_rectangles(table, chosen, origin, basis, u, v)
-    u, v = u.astype(np.float32)[None, :], v.astype(np.float32)[:, None]
-    start, slope = start.astype(np.float32), slope.astype(np.float32)
-    for i in np.flatnonzero((rectangles[:, 0] < rectangles[:, 1]) & (rectangles[:, 2] < rectangles[:, 3])):
-        left, right, top, bottom = rectangles[i]
-        window = (slice(top, bottom), slice(left, right))
-        kind = table.shape[chosen[i]]
-        entry, leave = _slab_interval(start[i], slope[i], u[:, left:right], v[top:bottom], 3 if kind == BOX else 1)
-        if kind == CYLINDER or kind == ELLIPSOID:
-            radii = table.radii[chosen[i]] if kind == CYLINDER else None
-            round_entry, round_leave = _quadric_interval(start[i], slope[i], u[:, left:right], v[top:bottom], radii)
-            entry = round_entry if kind == ELLIPSOID else np.minimum(entry, round_entry)
-            leave = round_leave if kind == ELLIPSOID else np.maximum(leave, round_leave)
-        visible = (entry > leave) & (entry > inverse[window])
-        np.copyto(inverse[window], entry, where=visible)
-        np.copyto(hit_rows[window], chosen[i], where=visible)
-    return inverse, hit_rows
-
-
-def _covered_rectangles(
-    table: SolidTable, chosen: np.ndarray, origin: np.ndarray, basis: np.ndarray, u: np.ndarray, v: np.ndarray
-) -> np.ndarray:
-    """Pixel rectangles (left, right, top, bottom) around the solids' boxes, `(P, 4)`, empty for those out of sight."""
-    signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
-    reach = signs[None] * table.half_size[chosen][:, None]  # (P, 8, 3)
-    corners = (table.rotation[chosen][:, None] * reach[:, :, None, :]).sum(axis=-1) + table.center[chosen][:, None]
-    image = (np.linalg.inv(basis)[None, None] * (corners - origin)[:, :, None, :]).sum(axis=-1)
-    in_front = image[..., 2] > NEAR * 0.02
-    depth = np.where(in_front, image[..., 2], 1.0)
-    columns = (image[..., 0] / depth - u[0]) / (u[1] - u[0])
-    rows = (image[..., 1] / depth - v[0]) / (v[1] - v[0])
-    partly = (in_front.any(axis=1) & ~in_front.all(axis=1))[:, None]
-    low = np.stack([columns.min(axis=1), rows.min(axis=1)], axis=-1)
-    high = np.stack([columns.max(axis=1), rows.max(axis=1)], axis=-1)
-    size = np.array([len(u), len(v)])
-    low = np.where(partly, 0, np.clip(np.floor(low), 0, size)).astype(int)
-    high = np.where(partly, size, np.clip(np.ceil(high) + 1, 0, size)).astype(int)
-    high = np.where(in_front.any(axis=1)[:, None], high, 0)
-    return np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=-1)
-
-
-def _slab_interval(
-    start: np.ndarray, slope: np.ndarray, u: np.ndarray, v: np.ndarray, num_axes: int
-) -> tuple[np.ndarray | np.float32, np.ndarray]:
-    """Inverse distances of entry and exit for the unit cube (`num_axes` 3), or for its z slab alone (1)."""
-    entry, leave = np.float32(np.inf), None
-    for axis in range(3 - num_axes, 3):
-        a, b, c = slope[axis]
-        position = float(start[axis])
-        for side in (-1.0, 1.0):
-            gap = side - position
-            if abs(gap) < 1e-6:
-                gap = 1e-6 if side > 0 else -1e-6
-            scale = np.float32(1.0 / gap)
-            plane = (a * scale * u) + (b * v + c) * scale
-            if gap * side < 0:  # the ray starts on the outer side of this face
-                entry = np.minimum(entry, plane)
-            elif leave is None:
-                leave = plane
-            else:
-                np.maximum(leave, plane, out=leave)
-    return entry, leave
-
-
-def _quadric_interval(
-    start: np.ndarray, slope: np.ndarray, u: np.ndarray, v: np.ndarray, radii: np.ndarray | None
-) -> tuple[np.ndarray | np.float32, np.ndarray]:
-    """Inverse distances of entry and exit: the unit sphere (no `radii`), or a mantle with `radii` at z = -1 and 1."""
-    x, y, z = (slope[axis, 0] * u + (slope[axis, 1] * v + slope[axis, 2]) for axis in range(3))
-    ox, oy, oz = (float(value) for value in start)
-    if radii is None:
-        constant = ox * ox + oy * oy + oz * oz - 1
-        linear = np.float32(ox) * x + np.float32(oy) * y + np.float32(oz) * z
-        quadratic = x * x + y * y + z * z
-    else:
-        growth = float(radii[1] - radii[0]) / 2
-        radius = float(radii[0] + radii[1]) / 2 + growth * oz
-        constant = ox * ox + oy * oy - radius * radius
-        linear = np.float32(ox) * x + np.float32(oy) * y - np.float32(growth * radius) * z
-        quadratic = x * x + y * y
-        if growth:
-            quadratic -= np.float32(growth * growth) * z * z
-    if abs(constant) < 1e-6:
-        constant = 1e-6
-    discriminant = linear * linear - np.float32(constant) * quadratic
-    root = np.sqrt(np.maximum(discriminant, 0))
-    scale = np.float32(1 / constant)
-    leave = (-linear - root) * scale
-    if constant < 0:  # the rays start inside the endless mantle: they only leave it
-        return np.float32(np.inf), leave
-    entry = (root - linear) * scale
-    return np.where(discriminant > 0, entry, np.float32(-1)), leave
-
-
-@dataclass(frozen=True)
 class Lighting:
-    """Two lights, and what they reach of the floor.
+    """Two lights, and how much of their light reaches the floor.
 
     Args:
-        position (`np.ndarray` of shape `(2, 3)`): The ceiling lamp and the brightest window.
-        color (`np.ndarray` of shape `(2, 3)`): RGB strength.
-        ambient (`np.ndarray` of shape `(3,)`): Light from everywhere.
-        floor_light (`np.ndarray` of shape `(2, rows, columns)`): Share of each light that reaches the floor, by cell.
-        floor_ambient (`np.ndarray` of shape `(rows, columns)`): Share of the ambient light that reaches the floor.
+        position (`np.ndarray` of shape `(2, 3)`): Ceiling lamp and daylight, in the world.
+        color (`np.ndarray` of shape `(2, 3)`): RGB strength of each.
+        ambient (`np.ndarray` of shape `(3,)`): RGB strength of the light that comes from all sides.
+        floor_light (`np.ndarray` of shape `(2, rows, columns)`): Share of each light
+            that reaches a cell of the floor.
+        floor_ambient (`np.ndarray` of shape `(rows, columns)`): Share of the ambient light that does.
     """
 
     position: np.ndarray
@@ -206,21 +43,19 @@ class RoomRenderer:
 
     Args:
         room (`Room`): The furnished room.
-        rng (`np.random.Generator`): Draws finishes of walls and floor, and the lighting.
+        rng (`np.random.Generator`): Draws the finishes of walls and floor, and the lighting.
         size (`tuple[int, int]`): Width and height of the images in pixels.
-        focal_length (`float`): In pixels, for both axes; the principal point is the image center, pixel centers lie at
+        focal_length (`float`): In pixels, for both axes. The principal point is the image center; pixel centers lie at
             half-integer coordinates.
     """
 
     def __init__(self, room: Room, rng: np.random.Generator, size: tuple[int, int], focal_length: float):
         width, height = size
         self.room, self.focal_length = room, focal_length
-        shell = _build_shell(room, rng)
-        solids = [(0, solid) for solid in shell]
+        solids = [(0, solid) for solid in _build_shell(room, rng)]
         for item in (*room.pieces, *room.wall_objects):
             solids += [(item.instance_id, solid) for solid in item.solids]
         self.table = SolidTable.build(solids)
-        self.num_shell = len(shell)
         self.u = (np.arange(width) + 0.5 - width / 2) / focal_length
         self.v = (np.arange(height) + 0.5 - height / 2) / focal_length
         self.lighting = _draw_lighting(room, self.table, rng)
@@ -236,8 +71,7 @@ class RoomRenderer:
             `(height, width)` float32 in meters, instance ids `(height, width)`, 0 for walls, floor and ceiling.
         """
         origin, basis = pose[:3, 3], pose[:3, :3]
-        chosen = np.arange(len(self.table.shape))
-        inverse, rows = cast_rays(self.table, chosen, origin, basis, self.u, self.v)
+        inverse, rows = cast_rays(self.table, origin, basis, self.u, self.v)
         grid_u, grid_v = (grid.ravel() for grid in np.broadcast_arrays(self.u[None, :], self.v[:, None]))
         colors = self._shade(rows.ravel(), inverse.ravel(), grid_u, grid_v, origin, basis).reshape(*rows.shape, 3)
         self._smooth_edges(colors, rows, inverse, origin, basis)
@@ -247,14 +81,13 @@ class RoomRenderer:
     def _smooth_edges(
         self, colors: np.ndarray, rows: np.ndarray, inverse: np.ndarray, origin: np.ndarray, basis: np.ndarray
     ) -> None:
-        """Blend in place, where solids meet, the color of a pixel with those at its four corners."""
+        """Where surfaces meet, blend the color of a pixel with the colors at its four corners, in place."""
         step = 1 / self.focal_length
         u = np.append(self.u - step / 2, self.u[-1] + step / 2)
         v = np.append(self.v - step / 2, self.v[-1] + step / 2)
-        chosen = np.arange(len(self.table.shape))
-        corner_inverse, corner_rows = cast_rays(self.table, chosen, origin, basis, u, v)
+        corner_inverse, corner_rows = cast_rays(self.table, origin, basis, u, v)
         windows = [(slice(dy, dy + rows.shape[0]), slice(dx, dx + rows.shape[1])) for dy in (0, 1) for dx in (0, 1)]
-        # On one flat face the inverse depth at the center is the mean of that at the corners.
+        # On a flat face, the inverse depth at the center is the mean of those at the corners.
         bend = sum(corner_inverse[window] for window in windows) - 4 * inverse
         mixed = np.abs(bend) > 4e-4 * inverse
         for window in windows:
@@ -289,7 +122,7 @@ class RoomRenderer:
 
         facing = np.abs(sum(ray[axis] * normal[axis] for axis in range(3)))
         distance = np.sqrt(u * u + v * v + 1)
-        # Seen at a slant a pixel covers a long stretch; the root keeps the texture sharp across it.
+        # At a slant, a pixel covers a long stretch of the surface; the root keeps the texture sharp across it.
         slant = np.sqrt(distance / np.maximum(facing, np.float32(0.02)))
         footprint = depth * slant * (table.texture_scale[rows, 0] / np.float32(self.focal_length))
         blend = sample_textures(table.texture[rows], texture_u, texture_v, footprint)
@@ -316,23 +149,23 @@ class RoomRenderer:
         normal = [np.where(along[axis], np.sign(unit[axis]), np.float32(0)) for axis in range(3)]
         curved = np.flatnonzero(table.shape[rows] != BOX)
         if len(curved):
-            self._curve(normal, unit, half, rows, curved)
+            self._bend_normals(normal, unit, half, rows, curved)
         scale, shift = table.texture_scale[rows], table.texture_offset[rows]
-        # A face is textured by its two own axes; a wall's texture stands upright.
+        # The texture of a face follows the face's own two axes; on a wall it stands upright.
         texture_u = np.where(along_x, local[1] * scale[:, 1], local[0] * scale[:, 0]) + shift
         texture_v = np.where(along_z, local[1] * scale[:, 1], local[2] * scale[:, 2]) + shift
         world = [sum(rotation[:, 3 * row + axis] * normal[axis] for axis in range(3)) for row in range(3)]
         return world, texture_u, texture_v
 
-    def _curve(
+    def _bend_normals(
         self, normal: list[np.ndarray], unit: list[np.ndarray], half: np.ndarray, rows: np.ndarray, curved: np.ndarray
     ) -> None:
-        """Replace the cube's normals by those of cylinders and ellipsoids, in place."""
+        """Replace the normals of the cube by those of cylinders and ellipsoids, in place."""
         picked = rows[curved]
         x, y, z = (unit[axis][curved] for axis in range(3))
         radii = self.table.radii.astype(np.float32)[picked]
         cylinder = self.table.shape[picked] == CYLINDER
-        # On an end, and not on the mantle: the distance to the end is the smaller one.
+        # A point belongs to an end of a cylinder if it is closer to the end than to the side.
         radius = (radii[:, 0] + radii[:, 1]) / 2 + (radii[:, 1] - radii[:, 0]) / 2 * z
         end = cylinder & (1 - np.abs(z) < np.abs(radius - np.sqrt(x * x + y * y)))
         gradient = [x / half[curved, 0], y / half[curved, 1], np.where(cylinder, 0, z) / half[curved, 2]]
@@ -342,12 +175,12 @@ class RoomRenderer:
             normal[axis][curved] = np.where(end, flat[axis], gradient[axis] / length)
 
     def _light(self, rows: np.ndarray, point: list[np.ndarray], normal: list[np.ndarray]) -> np.ndarray:
-        """Light `(samples, 3)` that falls on the points: ambient, darker in corners, and two Lambertian lights."""
+        """Light `(samples, 3)` that falls on the points: ambient light, darker in corners, and two Lambertian lights."""
         lighting, size = self.lighting, self.room.size
         closed = np.ones_like(point[0])
         for axis in range(3):
             gap = np.maximum(np.minimum(point[axis], np.float32(size[axis]) - point[axis]), 0)
-            # A surface is not darkened by the wall that it lies on or is parallel to.
+            # A wall darkens no surface that lies on it or is parallel to it.
             closed *= 1 - np.float32(0.32) * (1 - np.abs(normal[axis])) * np.exp(gap * np.float32(-1 / 0.22))
         on_floor = np.flatnonzero(rows == 0)
         cell_x, cell_y = (
@@ -355,14 +188,14 @@ class RoomRenderer:
             for axis, limit in ((0, lighting.floor_ambient.shape[1]), (1, lighting.floor_ambient.shape[0]))
         )
         closed[on_floor] *= lighting.floor_ambient[cell_y, cell_x]
-        # Level surfaces see most of the bright ceiling or the lit floor.
+        # Level surfaces face the bright ceiling or the lit floor.
         ambient = closed * (np.float32(1.0) + np.float32(0.08) * np.abs(normal[2]))
         strengths = [ambient]
         for index in range(len(lighting.position)):
             towards = [np.float32(lighting.position[index, axis]) - point[axis] for axis in range(3)]
             square = sum(value * value for value in towards)
             lambert = sum(towards[axis] * normal[axis] for axis in range(3)) / np.sqrt(square)
-            # Light bounces: it wraps a little around, and falls off more slowly than in the open.
+            # Bounced light: the Lambertian term wraps around a little and falls off more slowly than in the open.
             strength = np.maximum(lambert * np.float32(0.75) + np.float32(0.25), 0) / (1 + square * np.float32(0.03))
             strength *= np.float32(0.5) + np.float32(0.5) * closed
             strength[on_floor] *= lighting.floor_light[index, cell_y, cell_x]
@@ -376,18 +209,21 @@ class RoomRenderer:
 
 
 def _build_shell(room: Room, rng: np.random.Generator) -> list[Solid]:
-    """Floor, ceiling, walls, the notch of an L-shaped room, and skirting boards; the floor comes first."""
+    """Floor, ceiling, walls, the notch of an L-shaped room, and skirting boards. The floor must be the first row."""
     width, depth, height = room.size
     floor, wall, skirting = _draw_finishes(room, rng)
     ceiling = Material((0.95, 0.94, 0.92), (0.86, 0.85, 0.83), "plaster", 2.0)
     x, y, thick = width / 2, depth / 2, 0.3
+    outer_width, outer_depth, outer_height = width + 2 * thick, depth + 2 * thick, height + 2 * thick
     solids = [
-        box(x, y, -thick, width + 2 * thick, depth + 2 * thick, thick, floor),
-        box(x, y, height, width + 2 * thick, depth + 2 * thick, thick, ceiling),
-        box(-thick / 2, y, -thick, thick, depth + 2 * thick, height + 2 * thick, wall),
-        box(width + thick / 2, y, -thick, thick, depth + 2 * thick, height + 2 * thick, wall),
-        box(x, -thick / 2, -thick, width + 2 * thick, thick, height + 2 * thick, wall),
-        box(x, depth + thick / 2, -thick, width + 2 * thick, thick, height + 2 * thick, wall),
+        box(x, y, -thick, outer_width, outer_depth, thick, floor),
+        box(x, y, height, outer_width, outer_depth, thick, ceiling),
+    ]
+    solids += [
+        box(side, y, -thick, thick, outer_depth, outer_height, wall) for side in (-thick / 2, width + thick / 2)
+    ]
+    solids += [
+        box(x, side, -thick, outer_width, thick, outer_height, wall) for side in (-thick / 2, depth + thick / 2)
     ]
     if room.notch is not None:
         solids.append(box(*room.notch.center[:2], 0.0, *room.notch.size[:2], height, wall))
@@ -399,12 +235,12 @@ def _build_shell(room: Room, rng: np.random.Generator) -> list[Solid]:
 
 
 def _draw_finishes(room: Room, rng: np.random.Generator) -> tuple[Material, Material, Material]:
-    """Materials of floor, walls and skirting that suit the kind of room."""
+    """Draw materials of floor, walls and skirting boards that suit the kind of room."""
     tiled = room.kind in ("kitchen", "bathroom")
     floor_kinds = ("tiles", "checker", "planks") if tiled else ("planks", "parquet", "carpet", "planks")
     floor_kind = str(rng.choice(floor_kinds))
     if floor_kind in ("planks", "parquet"):
-        floor = Material(*WOODS[str(rng.choice(list(WOODS)))], floor_kind, 1.2)
+        floor = wood(str(rng.choice(list(WOODS))), floor_kind, 1.2)
     elif floor_kind == "carpet":
         base = np.array(COLORS[str(rng.choice(["gray", "beige", "blue", "green", "red", "brown"]))])
         floor = Material(tuple(0.75 * base + 0.2), tuple(0.7 * base + 0.08), floor_kind, 0.7)
@@ -424,12 +260,12 @@ def _draw_finishes(room: Room, rng: np.random.Generator) -> tuple[Material, Mate
         wall = Material((0.74, 0.46, 0.36), (0.80, 0.76, 0.70), kind, 1.0)
     else:
         wall = Material(tuple(base), tuple(contrast * base), kind, {"tiles": 1.0, "wallpaper": 1.2}.get(kind, 1.0))
-    skirting = Material(COLORS["white"]) if rng.random() < 0.7 else Material(WOODS["walnut"][0])
+    skirting = paint("white") if rng.random() < 0.7 else Material(WOODS["walnut"][0])
     return floor, wall, skirting
 
 
 def _draw_lighting(room: Room, table: SolidTable, rng: np.random.Generator) -> Lighting:
-    """A ceiling lamp, warm or neutral, daylight from a window, and their shadows on the floor."""
+    """Draw a ceiling lamp, warm or neutral, and daylight from a window, and compute their shadows on the floor."""
     lamp = np.array([*(room.size[:2] * rng.uniform(0.4, 0.6, 2)), room.size[2] - 0.25])
     if room.notch is not None:
         lamp[:2] = room.size[:2] - room.notch.center[:2]
@@ -443,15 +279,15 @@ def _draw_lighting(room: Room, table: SolidTable, rng: np.random.Generator) -> L
     lamp_color = np.array([1.0, 1.0 - 0.1 * warmth, 1.0 - 0.28 * warmth]) * balance * rng.uniform(0.75, 1.0)
     day_color = np.array([0.92, 0.97, 1.0]) * (1 - balance) * rng.uniform(0.75, 1.0)
     ambient = np.array([1.0, 0.99, 0.97]) * rng.uniform(0.44, 0.54)
-    pieces = np.flatnonzero((table.instance > 0) & (table.instance <= len(room.pieces)))
+    furniture = table.take((table.instance > 0) & (table.instance <= len(room.pieces)))
     floor_light = []
     for position, spread in ((lamp, 0.12), (daylight, 0.2)):
         offsets = spread * np.array([[-1, -1, 0], [1, -1, 0], [-1, 1, 0], [1, 1, 0]])
-        lit = sum(_lit_floor(room, table, pieces, position + offset) for offset in offsets) / len(offsets)
+        lit = sum(_lit_floor(room, furniture, position + offset) for offset in offsets) / len(offsets)
         floor_light.append(0.25 + 0.75 * _blur(lit, 2))
-    low = pieces[table.center[pieces, 2] - table.half_size[pieces, 2] < 0.6]
-    above = _lit_floor(room, table, low, np.array([*(room.size[:2] / 2), 400.0]))
-    floor_ambient = 0.5 + 0.5 * _blur(_blur(above, 3), 3)
+    low = furniture.take(furniture.center[:, 2] - furniture.half_size[:, 2] < 0.6)
+    uncovered = _lit_floor(room, low, np.array([*(room.size[:2] / 2), 400.0]))
+    floor_ambient = 0.5 + 0.5 * _blur(_blur(uncovered, 3), 3)
     return Lighting(
         position=np.stack([lamp, daylight]),
         color=np.stack([lamp_color, day_color]),
@@ -461,19 +297,19 @@ def _draw_lighting(room: Room, table: SolidTable, rng: np.random.Generator) -> L
     )
 
 
-def _lit_floor(room: Room, table: SolidTable, blockers: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """1 where the floor sees a light and 0 where a blocker stands between, by cell: `(rows, columns)`.
+def _lit_floor(room: Room, blockers: SolidTable, light: np.ndarray) -> np.ndarray:
+    """1 for cells of the floor that a light reaches and 0 where a blocker stands between: `(rows, columns)`.
 
     The floor's grid is the image plane of a camera at the light, so `t = 1` on the floor.
     """
     columns, rows = np.ceil(room.size[:2] / _SHADOW_CELL).astype(int)
     x, y = (np.arange(columns) + 0.5) * _SHADOW_CELL, (np.arange(rows) + 0.5) * _SHADOW_CELL
     basis = np.array([[1.0, 0.0, -light[0]], [0.0, 1.0, -light[1]], [0.0, 0.0, -light[2]]])
-    return (cast_rays(table, blockers, light, basis, x, y)[1] < 0).astype(np.float64)
+    return (cast_rays(blockers, light, basis, x, y)[1] < 0).astype(np.float64)
 
 
 def _blur(image: np.ndarray, radius: int) -> np.ndarray:
-    """Mean over a square window, edges repeated."""
+    """Mean over a square window; edges are repeated."""
     for axis in range(2):
         padded = np.pad(image, [(radius, radius) if other == axis else (0, 0) for other in range(2)], mode="edge")
         length = image.shape[axis]

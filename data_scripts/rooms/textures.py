@@ -1,7 +1,7 @@
-"""Procedural textures of the rooms, and their sampling with mipmaps.
+"""Procedural textures of the rooms, sampled with mipmaps.
 
-A texture is a periodic square image in [0, 1]. It blends a material's two colors channel by channel, so that one
-texture serves any palette; pictures with colors of their own blend black and white.
+A texture is a periodic square image in [0, 1] that blends the two colors of a material, so one texture serves any
+colors. Textures with colors of their own blend black and white in each channel.
 """
 
 from functools import lru_cache
@@ -9,12 +9,15 @@ from functools import lru_cache
 import numpy as np
 
 TEXTURE_SIZE = 256
-# The textures do not depend on the scene: scenes differ by the colors and scales of their materials.
+# All scenes share the textures; they differ in the colors and scales of their materials.
 _TEXTURE_SEED = 20260
+_TICKS = (np.arange(TEXTURE_SIZE) + 0.5) / TEXTURE_SIZE
+# Texture coordinates in [0, 1): x to the right, y upward.
+_X, _Y = np.meshgrid(_TICKS, _TICKS)
 
 
 def _smooth_noise(rng: np.random.Generator, exponent: float, stretch: float = 1.0) -> np.ndarray:
-    """Periodic noise in [0, 1] with spectrum 1 / frequency^exponent; `stretch` > 1 draws it out along x."""
+    """Periodic noise in [0, 1] with spectrum 1 / frequency^exponent; `stretch` > 1 stretches it along x."""
     frequency = np.fft.fftfreq(TEXTURE_SIZE) * TEXTURE_SIZE
     radius = np.hypot(frequency[:, None], stretch * frequency[None, :])
     radius[0, 0] = np.inf
@@ -22,12 +25,6 @@ def _smooth_noise(rng: np.random.Generator, exponent: float, stretch: float = 1.
     noise = np.fft.ifft2(spectrum).real
     low, high = np.percentile(noise, (2, 98))
     return np.clip((noise - low) / (high - low), 0.0, 1.0)
-
-
-def _grid() -> tuple[np.ndarray, np.ndarray]:
-    """Texture coordinates x to the right and y upward, in [0, 1)."""
-    ticks = (np.arange(TEXTURE_SIZE) + 0.5) / TEXTURE_SIZE
-    return ticks[None, :] + 0 * ticks[:, None], ticks[:, None] + 0 * ticks[None, :]
 
 
 def _draw_plain(rng: np.random.Generator) -> np.ndarray:
@@ -39,8 +36,7 @@ def _draw_plaster(rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_fabric(rng: np.random.Generator) -> np.ndarray:
-    x, y = _grid()
-    weave = 0.5 + 0.25 * np.sin(2 * np.pi * 24 * x) + 0.25 * np.sin(2 * np.pi * 24 * y)
+    weave = 0.5 + 0.25 * np.sin(2 * np.pi * 24 * _X) + 0.25 * np.sin(2 * np.pi * 24 * _Y)
     return 0.55 + 0.25 * weave + 0.2 * _smooth_noise(rng, 1.0)
 
 
@@ -49,69 +45,61 @@ def _draw_carpet(rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_wood(rng: np.random.Generator) -> np.ndarray:
-    x, y = _grid()
     warp = 0.12 * _smooth_noise(rng, 2.2, stretch=4.0)
-    rings = 0.5 + 0.5 * np.sin(2 * np.pi * (7 * (y + warp)))
+    rings = 0.5 + 0.5 * np.sin(2 * np.pi * (7 * (_Y + warp)))
     return 0.3 + 0.4 * rings**2 + 0.3 * _smooth_noise(rng, 1.2, stretch=12.0)
 
 
 def _draw_planks(rng: np.random.Generator) -> np.ndarray:
-    """Boards along x, eight to a repeat, each of its own tone, with joints shifted from row to row."""
-    x, y = _grid()
-    row = np.floor(8 * y).astype(int)
-    shifted = 2 * x + (row * 0.37) % 1.0
+    """Boards along x, eight per repeat, each with its own tone; joints shift from row to row."""
+    row = np.floor(8 * _Y).astype(int)
+    shifted = 2 * _X + (row * 0.37) % 1.0
     board = row * 2 + np.floor(shifted % 2).astype(int)
     tone = rng.uniform(0.35, 1.0, 16)[board]
-    seam = ((8 * y) % 1 < 0.05) | (shifted % 1 < 0.008)
+    seam = ((8 * _Y) % 1 < 0.05) | (shifted % 1 < 0.008)
     grain = _smooth_noise(rng, 1.3, stretch=10.0)
     return np.where(seam, 0.0, 0.7 * tone + 0.3 * grain)
 
 
 def _draw_parquet(rng: np.random.Generator) -> np.ndarray:
     """Basket weave: squares of four strips whose direction alternates."""
-    x, y = _grid()
-    across = (np.floor(4 * x) + np.floor(4 * y)).astype(int) % 2 == 0
-    along, strip = np.where(across, 4 * x % 1, 4 * y % 1), np.where(across, 4 * y % 1, 4 * x % 1)
-    cell = np.floor(4 * x).astype(int) * 4 + np.floor(4 * y).astype(int)
+    across = (np.floor(4 * _X) + np.floor(4 * _Y)).astype(int) % 2 == 0
+    along, strip = np.where(across, 4 * _X % 1, 4 * _Y % 1), np.where(across, 4 * _Y % 1, 4 * _X % 1)
+    cell = np.floor(4 * _X).astype(int) * 4 + np.floor(4 * _Y).astype(int)
     tone = rng.uniform(0.4, 1.0, 64)[cell * 4 + np.floor(4 * strip).astype(int)]
     seam = (4 * strip % 1 < 0.07) | (along < 0.02)
     return np.where(seam, 0.05, 0.8 * tone + 0.2 * _smooth_noise(rng, 1.0))
 
 
 def _draw_tiles(rng: np.random.Generator) -> np.ndarray:
-    x, y = _grid()
-    tile = np.floor(4 * x).astype(int) * 4 + np.floor(4 * y).astype(int)
-    grout = (4 * x % 1 < 0.035) | (4 * y % 1 < 0.035)
+    tile = np.floor(4 * _X).astype(int) * 4 + np.floor(4 * _Y).astype(int)
+    grout = (4 * _X % 1 < 0.035) | (4 * _Y % 1 < 0.035)
     tone = rng.uniform(0.75, 0.95, 16)[tile]
     return np.where(grout, 0.0, tone + 0.05 * _smooth_noise(rng, 1.5))
 
 
 def _draw_checker(rng: np.random.Generator) -> np.ndarray:
-    x, y = _grid()
-    dark = (np.floor(4 * x) + np.floor(4 * y)).astype(int) % 2 == 0
+    dark = (np.floor(4 * _X) + np.floor(4 * _Y)).astype(int) % 2 == 0
     marble = 0.12 * _smooth_noise(rng, 1.8)
     return np.where(dark, marble, 1.0 - marble)
 
 
 def _draw_bricks(rng: np.random.Generator) -> np.ndarray:
-    x, y = _grid()
-    row = np.floor(12 * y).astype(int)
-    shifted = 4 * x + 0.5 * (row % 2)
+    row = np.floor(12 * _Y).astype(int)
+    shifted = 4 * _X + 0.5 * (row % 2)
     tone = rng.uniform(0.45, 1.0, 48)[row * 4 + np.floor(shifted % 4).astype(int)]
-    mortar = (12 * y % 1 < 0.12) | (shifted % 1 < 0.04)
+    mortar = (12 * _Y % 1 < 0.12) | (shifted % 1 < 0.04)
     return np.where(mortar, 0.0, 0.8 * tone + 0.2 * _smooth_noise(rng, 0.8))
 
 
 def _draw_stripes(rng: np.random.Generator) -> np.ndarray:
-    x, _ = _grid()
-    return np.where(6 * x % 1 < 0.5, 1.0, 0.0)
+    return np.where(6 * _X % 1 < 0.5, 1.0, 0.0)
 
 
 def _draw_wallpaper(rng: np.random.Generator) -> np.ndarray:
     """Rows of four-petaled flowers, every other row shifted by half a step."""
-    x, y = _grid()
-    row = np.floor(6 * y).astype(int)
-    u, v = (6 * x + 0.5 * (row % 2)) % 1 - 0.5, 6 * y % 1 - 0.5
+    row = np.floor(6 * _Y).astype(int)
+    u, v = (6 * _X + 0.5 * (row % 2)) % 1 - 0.5, 6 * _Y % 1 - 0.5
     radius, angle = np.hypot(u, v), np.arctan2(v, u)
     flower = radius < 0.2 + 0.12 * np.cos(4 * angle)
     return np.where(flower & (radius > 0.06), 0.15, 0.92 + 0.08 * _smooth_noise(rng, 1.0))
@@ -122,16 +110,15 @@ def _draw_leaves(rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_rug(rng: np.random.Generator) -> np.ndarray:
-    """A border, a field of diamonds, and pile noise; made to be stretched over one face."""
-    x, y = _grid()
-    edge = np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y))
+    """A border, a field of diamonds, and noise; meant to be stretched over one face."""
+    edge = np.minimum(np.minimum(_X, 1 - _X), np.minimum(_Y, 1 - _Y))
     border = (edge < 0.04) | ((edge > 0.07) & (edge < 0.1))
-    diamonds = (np.abs(6 * x % 1 - 0.5) + np.abs(4 * y % 1 - 0.5) < 0.28) & (edge > 0.12)
+    diamonds = (np.abs(6 * _X % 1 - 0.5) + np.abs(4 * _Y % 1 - 0.5) < 0.28) & (edge > 0.12)
     return np.clip(np.where(border | diamonds, 0.1, 0.9) + 0.2 * (_smooth_noise(rng, 0.5) - 0.5), 0.0, 1.0)
 
 
 def _draw_books(rng: np.random.Generator) -> np.ndarray:
-    """A row of book spines, in color, with a title band on each."""
+    """A row of colored book spines, each with a title band."""
     edges = np.cumsum(rng.uniform(6, 16, 40)).astype(int)
     edges = edges[edges < TEXTURE_SIZE]
     colors = np.array([[0.62, 0.15, 0.14], [0.16, 0.28, 0.50], [0.20, 0.40, 0.25], [0.80, 0.66, 0.34]])
@@ -139,8 +126,7 @@ def _draw_books(rng: np.random.Generator) -> np.ndarray:
     book = np.searchsorted(edges, np.arange(TEXTURE_SIZE), side="right")
     spine = colors[rng.integers(len(colors), size=len(edges) + 1)][book]  # (size, 3)
     image = np.repeat(spine[None], TEXTURE_SIZE, axis=0)
-    _, y = _grid()
-    band = (y > 0.68) & (y < 0.78)
+    band = (_Y > 0.68) & (_Y < 0.78)
     image = np.where(band[..., None], 0.5 * image + 0.45, image)
     gap = np.isin(np.arange(TEXTURE_SIZE), edges) | np.isin(np.arange(TEXTURE_SIZE) + 1, edges)
     return np.where(gap[None, :, None], 0.3 * image, image)
@@ -148,40 +134,37 @@ def _draw_books(rng: np.random.Generator) -> np.ndarray:
 
 def _draw_screen(rng: np.random.Generator) -> np.ndarray:
     """A desktop: a blue gradient with three windows."""
-    x, y = _grid()
-    image = np.stack([0.10 + 0.15 * x, 0.25 + 0.3 * y, 0.55 + 0.3 * x], axis=-1)
+    image = np.stack([0.10 + 0.15 * _X, 0.25 + 0.3 * _Y, 0.55 + 0.3 * _X], axis=-1)
     for left, bottom, width, height, color in (
         (0.08, 0.35, 0.4, 0.5, (0.92, 0.93, 0.95)),
         (0.55, 0.5, 0.36, 0.35, (0.95, 0.75, 0.30)),
         (0.55, 0.15, 0.3, 0.25, (0.85, 0.30, 0.30)),
     ):
-        inside = (x > left) & (x < left + width) & (y > bottom) & (y < bottom + height)
+        inside = (_X > left) & (_X < left + width) & (_Y > bottom) & (_Y < bottom + height)
         image = np.where(inside[..., None], color, image)
     return image
 
 
 def _draw_landscape(rng: np.random.Generator) -> np.ndarray:
     """The view from a window: sky, clouds, hills and a meadow."""
-    x, y = _grid()
-    sky = np.stack([0.55 + 0.35 * (1 - y), 0.75 + 0.2 * (1 - y), 0.95 + 0 * y], axis=-1)
+    sky = np.stack([0.55 + 0.35 * (1 - _Y), 0.75 + 0.2 * (1 - _Y), 0.95 + 0 * _Y], axis=-1)
     clouds = np.clip(2.5 * _smooth_noise(rng, 1.8, stretch=0.5) - 1.2, 0.0, 1.0)[..., None]
     image = sky + clouds * (1.0 - sky)
-    hills = 0.34 + 0.06 * np.sin(2 * np.pi * 2 * x) + 0.03 * np.sin(2 * np.pi * 5 * x + 1)
-    image = np.where((y < hills)[..., None], (0.38, 0.55, 0.50), image)
-    meadow = 0.2 + 0.03 * np.sin(2 * np.pi * 3 * x + 2)
-    return np.where((y < meadow)[..., None], (0.42, 0.62, 0.28), image)
+    hills = 0.34 + 0.06 * np.sin(2 * np.pi * 2 * _X) + 0.03 * np.sin(2 * np.pi * 5 * _X + 1)
+    image = np.where((_Y < hills)[..., None], (0.38, 0.55, 0.50), image)
+    meadow = 0.2 + 0.03 * np.sin(2 * np.pi * 3 * _X + 2)
+    return np.where((_Y < meadow)[..., None], (0.42, 0.62, 0.28), image)
 
 
 def _draw_painting(rng: np.random.Generator) -> np.ndarray:
     """An abstract canvas of overlapping discs and bars."""
-    x, y = _grid()
     image = np.full((TEXTURE_SIZE, TEXTURE_SIZE, 3), (0.93, 0.89, 0.80))
     for i in range(9):
         center, size, color = rng.uniform(0.1, 0.9, 2), rng.uniform(0.08, 0.28), rng.uniform(0.1, 0.95, 3)
         if i % 3 == 2:
-            inside = (np.abs(x - center[0]) < 0.35 * size) & (np.abs(y - center[1]) < 1.6 * size)
+            inside = (np.abs(_X - center[0]) < 0.35 * size) & (np.abs(_Y - center[1]) < 1.6 * size)
         else:
-            inside = np.hypot(x - center[0], y - center[1]) < size
+            inside = np.hypot(_X - center[0], _Y - center[1]) < size
         image = np.where(inside[..., None], color, image)
     return image
 
@@ -212,7 +195,7 @@ NUM_LEVELS = TEXTURE_SIZE.bit_length()
 
 @lru_cache(maxsize=1)
 def _mipmaps() -> tuple[np.ndarray, np.ndarray]:
-    """All textures at all levels as one flat array `(texels, 3)` in [0, 1], and where each level starts."""
+    """All textures at all levels in one flat array `(texels, 3)` in [0, 1], and the start of each level."""
     images = []
     for index, draw in enumerate(_DRAWINGS.values()):
         image = draw(np.random.default_rng([_TEXTURE_SEED, index]))
@@ -230,18 +213,18 @@ def _mipmaps() -> tuple[np.ndarray, np.ndarray]:
 
 
 def sample_textures(texture: np.ndarray, u: np.ndarray, v: np.ndarray, footprint: np.ndarray) -> np.ndarray:
-    """Look up textures at the mipmap level whose texel is about as large as the pixel.
+    """Sample textures at the mipmap level whose texels are about as large as the pixel.
 
     Args:
         texture (`np.ndarray` of shape `(num_samples,)`, integer): Index into `TEXTURES`.
-        u, v (`np.ndarray` of shape `(num_samples,)`): Coordinates in repeats of the texture.
+        u, v (`np.ndarray` of shape `(num_samples,)`): Texture coordinates, in repeats.
         footprint (`np.ndarray` of shape `(num_samples,)`): Side of the pixel on the surface, in repeats.
 
     Returns:
         `np.ndarray` of shape `(num_samples, 3)`: Values in [0, 1].
     """
     texels, starts = _mipmaps()
-    # The exponent of a float is the floor of its logarithm, far cheaper than log2.
+    # The exponent of a float is the floor of its base-2 logarithm plus one, and far cheaper than `log2`.
     level = np.clip(np.frexp(footprint * np.float32(TEXTURE_SIZE * 1.4))[1] - 1, 0, NUM_LEVELS - 1)
     bits = NUM_LEVELS - 1 - level
     mask = (1 << bits) - 1

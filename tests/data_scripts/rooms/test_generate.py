@@ -11,7 +11,7 @@ from terminal import verb
 from spa3r.data_scripts.rooms.camera_walk import draw_walk
 from spa3r.data_scripts.rooms.generate import render_rooms
 from spa3r.data_scripts.rooms.layout import ROOM_KINDS, draw_room
-from spa3r.data_scripts.rooms.rendering import SolidTable, cast_rays
+from spa3r.data_scripts.rooms.ray_casting import SolidTable, cast_rays
 from spa3r.data_scripts.rooms.solids import Material, Solid
 
 main = verb("rooms")
@@ -274,7 +274,7 @@ def test_rays_hit_solids_where_small_steps_along_them_first_enter(shape, taper):
     tilt = np.array([[1, 0, 0], [0, math.cos(1.2), -math.sin(1.2)], [0, math.sin(1.2), math.cos(1.2)]])
     solid = Solid(shape, center, size, tilt @ rotation, Material((1.0, 1.0, 1.0)), taper)
     u, v = np.linspace(-0.35, 0.45, 25), np.linspace(-0.4, 0.3, 21)
-    inverse, rows = cast_rays(SolidTable.build([(1, solid)]), np.array([0]), np.zeros(3), np.eye(3), u, v)
+    inverse, rows = cast_rays(SolidTable.build([(1, solid)]), np.zeros(3), np.eye(3), u, v)
 
     steps = np.arange(2.5, 5.5, 0.002)
     directions = np.stack(np.broadcast_arrays(u[None, :], v[:, None], 1.0), axis=-1)
