@@ -53,9 +53,8 @@ def draw_walk(room: Room, num_views: int, rng: np.random.Generator) -> np.ndarra
         distance *= 0.86 + 0.14 * math.sin(0.31 * view + wander[0])
         position = spot - distance * _directions(np.array([heading]))[0]
         height = EYE_HEIGHT + 0.04 * math.sin(0.9 * view + wander[1])
-        poses.append(
-            _camera_pose(np.array([*position, height]), heading, pitch + 0.03 * math.sin(0.5 * view + wander[2]))
-        )
+        view_pitch = pitch + 0.03 * math.sin(0.5 * view + wander[2])
+        poses.append(_camera_pose(np.array([*position, height]), heading, view_pitch))
         # The camera turns by 6 to 20 degrees from view to view, less where it shows more furniture.
         attention = np.interp(share, np.arange(_NUM_HEADINGS + 1), np.append(interest, interest[0]))
         heading += turn * math.radians(20.0 - 14.0 * attention)

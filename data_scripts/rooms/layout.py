@@ -365,10 +365,8 @@ class _Furnisher:
 
     def _fits(self, candidate: OrientedBox) -> bool:
         expanded = candidate.expanded(CLEARANCE)
-        others = [piece.box for piece in self.room.pieces]
-        return self.room.contains(candidate) and not any(
-            expanded.overlaps(other) for other in (*others, *self.blocked)
-        )
+        occupied = (*(piece.box for piece in self.room.pieces), *self.blocked)
+        return self.room.contains(candidate) and not any(expanded.overlaps(other) for other in occupied)
 
     def _stand(self, furniture: Furniture, position: np.ndarray, yaw: float, floor: float = 0.0) -> OrientedBox:
         center = np.array([position[0], position[1], floor + furniture.size[2] / 2])

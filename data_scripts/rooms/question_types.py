@@ -1,14 +1,14 @@
-"""Questions about rendered rooms, of all types of VSI-Bench and in its words, with answers from the exact geometry.
+"""Questions about rendered rooms: all types of VSI-Bench, in its words, with answers from the exact geometry.
 
-A question is only asked where its answer is certain:
+A question is asked only if its answer is certain:
 
-- every thing it names is clearly seen in the given views, and nothing else in the room goes by that name;
-- counted things are all clearly seen; sizes are asked of things, and rooms, whose corners all lie within the views;
-- distances, angles and first appearances keep a margin from where the answer would change.
+- each object in it is clearly visible in the given views, and its name fits no other object in the room;
+- all counted objects are clearly visible; objects and rooms whose size is asked have all corners within the views;
+- distances, angles and first appearances keep a margin from the values at which the answer would change.
 
-What a question's answer shall be, and under which letter it shall stand, follows from the question's number alone, so
-that over many rooms all answers and letters come alike often; where a room has no such case, nothing is asked. So are
-all questions a function of the seed and the room.
+The number of a question fixes the answer to look for and its option letter, so that over many rooms all answers and
+letters are about equally frequent. A room without such a case gets no question. All questions are a function of the
+seed and the room.
 """
 
 import itertools
@@ -16,30 +16,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 
 from ..benchmarks.vsi_bench import write_prompt
-from .ground_truth import RoomFacts, Thing, bearing, closest_distance, crossing
+from .ground_truth import RoomGroundTruth, RoomObject, bearing, clip_segment, closest_distance
 
 LETTERS = "ABCD"
 
-# Counted are things of which there are, in rooms that have any, one in a good part and more in another: a name shall
-# not tell its number.
+# Categories whose number varies from room to room, so that the name does not give away the count.
 COUNTED = ("cabinet", "chair", "desk", "door", "lamp", "nightstand", "picture", "window")
-# Least and greatest count that is asked for: one is found in nearly every room, three or more in few.
+# Least and greatest count, in turn; nearly every room has a category with one object, few have one with three or more.
 COUNTS = ((1, 1), (2, 2), (3, 9), (3, 9), (3, 9))
-# Sizes are asked of things of which some are a quarter larger than others.
+# Categories whose size varies by a quarter or more.
 SIZED = (
     *("ball", "box", "cabinet", "coffee table", "desk", "lamp", "picture", "plant", "rug", "sofa", "stool", "table"),
     *("trash can", "tv", "window"),
 )
-# Lower and upper bounds of what is asked for, meters, so that near and far, small and large come alike often.
+# Meters; intervals of the answer, in turn, so that near and far, small and large are about equally frequent.
 DISTANCES = ((0.6, 1.2), (1.2, 2.0), (2.0, 3.0), (3.0, np.inf))
 LENGTHS = ((0.2, 0.6), (0.6, 1.0), (1.0, 1.6), (1.6, np.inf))
-# By how much the closest thing is closer than the next one, meters, and how far it is at least: contact is no case.
-DISTANCE_MARGIN, LEAST_DISTANCE = 0.3, 0.15
-# Meters between the center of what one stands by and what one faces or looks for.
-LEAST_SIGHT = 0.8
-# Intervals of the bearing, degrees, left positive. Each keeps 10 degrees or more from where the answer changes.
+# Meters; by how much the closest object is closer than the next one, and its least distance, to exclude contact.
+DISTANCE_MARGIN, MIN_DISTANCE = 0.3, 0.15
+# Meters between the centers of any two objects in a question about directions.
+MIN_SEPARATION = 0.8
+# Intervals of the bearing, in degrees, left positive; each keeps at least 10 degrees from where the answer changes.
 DIRECTIONS = {
     "object_rel_direction_easy": {"left": (20, 110), "right": (-110, -20)},
     "object_rel_direction_medium": {"left": (60, 120), "right": (-120, -60), "back": (145, 215)},
@@ -50,14 +50,30 @@ DIRECTIONS = {
         "back-right": (-165, -105),
     },
 }
-# A robot turns left or right where it would turn by 45 to 135 degrees, back where by more.
+# A robot turns left or right by 45 to 135 degrees, and back by more: `TURN_LIMITS`. `TURNS` keep a margin from them.
 TURNS = {"Turn Left": (60, 120), "Turn Right": (-120, -60), "Turn Back": (150, 210)}
 TURN_LIMITS = {"Turn Left": (45, 135), "Turn Right": (-135, -45), "Turn Back": (135, 225)}
-LEAST_LEG, ROBOT_RADIUS = 0.5, 0.1
+# Meters; the shortest straight part of a route, and the robot's radius.
+MIN_LEG, ROBOT_RADIUS = 0.5, 0.1
 
-DIRECTION_QUESTIONS = {
+# The words of VSI-Bench.
+WORDS = {
+    "object_counting": "How many {}(s) are in this room?",
+    "object_abs_distance": (
+        "Measuring from the closest point of each object, what is the distance between the {} and the {} (in meters)?"
+    ),
+    "object_size_estimation": (
+        "What is the length of the longest dimension (length, width, or height) of the {}, measured in centimeters?"
+    ),
+    "room_size_estimation": (
+        "What is the size of this room (in square meters)?\n"
+        "If multiple rooms are shown, estimate the size of the combined space."
+    ),
+    "object_rel_distance": (
+        "Measuring from the closest point of each object, which of these objects ({}) is the closest to the {}?"
+    ),
     "object_rel_direction_easy": (
-        "If I am standing by the {} and facing the {}, is the {} to the left or the right of the {}?"
+        "If I am standing by the {0} and facing the {1}, is the {2} to the left or the right of the {1}?"
     ),
     "object_rel_direction_medium": (
         "If I am standing by the {} and facing the {}, is the {} to my left, right, or back?\n"
@@ -68,6 +84,14 @@ DIRECTION_QUESTIONS = {
         "back-right?\nThe directions refer to the quadrants of a Cartesian plane (if I am standing at the origin and "
         "facing along the positive y-axis)."
     ),
+    "route_planning": (
+        "You are a robot beginning at the {} and facing the {}. You want to navigate to the {}. You will perform the "
+        "following actions (Note: for each [please fill in], choose either 'turn back,' 'turn left,' or 'turn "
+        "right.'): {}. You have reached the final destination."
+    ),
+    "obj_appearance_order": (
+        "What will be the first-time appearance order of the following categories in the video: {}?"
+    ),
 }
 
 
@@ -77,9 +101,9 @@ class Question:
 
     Args:
         question_type (`str`): One of `QUESTION_TYPES`.
-        question (`str`): Without prompt and options.
-        answer (`str`): A letter where there are options, else a number.
-        options (`list[str]`, *optional*): As "A. left".
+        question (`str`): The text without prompt and options.
+        answer (`str`): An option letter, or a number if there are no options.
+        options (`list[str]`, *optional*): Options such as "A. left".
     """
 
     question_type: str
@@ -89,227 +113,219 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """The official text of question, options and what to answer with."""
+        """The official prompt: question, options and answer instruction."""
         return write_prompt(vars(self))
 
 
-def ask_question(question_type: str, facts: RoomFacts, number: int, rng: np.random.Generator) -> Question | None:
+def ask_question(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
     """Ask one question about a room.
 
     Args:
         question_type (`str`): One of `QUESTION_TYPES`.
-        facts (`RoomFacts`): The room and the given views.
-        number (`int`): Questions of a type that are numbered consecutively go through all answers and letters.
-        rng (`np.random.Generator`): Draws one of the cases that have the answer.
+        room (`RoomGroundTruth`): The room and the given views.
+        number (`int`): Consecutive numbers of a type cycle through all answers and letters.
+        rng (`Generator`): Picks one of the cases that have the answer.
 
     Returns:
-        `Question`, *optional*: `None` if the room has no case that is certain and has the answer.
+        `Question`, *optional*: `None` if the room has no certain case with that answer.
     """
-    return QUESTION_TYPES[question_type](question_type, facts, number, rng)
+    return QUESTION_TYPES[question_type](question_type, room, number, rng)
 
 
-def _ask_counting(question_type: str, facts: RoomFacts, number: int, rng: np.random.Generator) -> Question | None:
+def _ask_counting(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
     least, most = COUNTS[number % len(COUNTS)]
     cases = []
     for category in COUNTED:
-        things = facts.of_category(category)
-        if least <= len(things) <= most and facts.is_certain(category) and all(map(facts.is_clear, things)):
-            cases.append((category, len(things)))
+        objects = room.of_category(category)
+        if least <= len(objects) <= most and room.is_unambiguous(category) and all(map(room.is_visible, objects)):
+            cases.append((category, len(objects)))
     if not cases:
         return None
-    category, count = _draw(cases, rng)
-    return Question(question_type, f"How many {category}(s) are in this room?", str(count))
+    category, count = _pick(cases, rng)
+    return Question(question_type, WORDS[question_type].format(category), str(count))
 
 
-def _ask_distance(question_type: str, facts: RoomFacts, number: int, rng: np.random.Generator) -> Question | None:
-    things = [thing for thing in facts.named if thing.category != "rug"]
-    pairs = [(pair, closest_distance(*pair)) for pair in itertools.combinations(things, 2)]
-    found = _draw_measured(pairs, DISTANCES[number % len(DISTANCES)], rng)
+def _ask_distance(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
+    pairs = itertools.combinations(_unique_objects_but_rugs(room), 2)
+    measured = [(pair, closest_distance(*pair)) for pair in pairs]
+    found = _pick_measured(measured, DISTANCES[number % len(DISTANCES)], rng)
     if found is None:
         return None
     pair, distance = found
-    first, second = _shuffled(pair, rng)
-    text = (
-        "Measuring from the closest point of each object, what is the distance between the "
-        f"{first.category} and the {second.category} (in meters)?"
-    )
-    return Question(question_type, text, f"{distance:.1f}")
+    names = [item.category for item in _shuffled(pair, rng)]
+    return Question(question_type, WORDS[question_type].format(*names), f"{distance:.1f}")
 
 
-def _ask_size(question_type: str, facts: RoomFacts, number: int, rng: np.random.Generator) -> Question | None:
-    things = [thing for thing in facts.named if thing.category in SIZED and facts.shows_whole(thing)]
-    found = _draw_measured([(thing, thing.size.max()) for thing in things], LENGTHS[number % len(LENGTHS)], rng)
+def _ask_size(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
+    objects = [item for item in room.unique_objects if item.category in SIZED and room.is_fully_visible(item)]
+    measured = [(item, item.size.max()) for item in objects]
+    found = _pick_measured(measured, LENGTHS[number % len(LENGTHS)], rng)
     if found is None:
         return None
-    thing, length = found
-    text = (
-        "What is the length of the longest dimension (length, width, or height) of the "
-        f"{thing.category}, measured in centimeters?"
-    )
-    return Question(question_type, text, str(round(100 * length)))
+    item, length = found
+    return Question(question_type, WORDS[question_type].format(item.category), str(round(100 * length)))
 
 
-def _ask_room_size(question_type: str, facts: RoomFacts, number: int, rng: np.random.Generator) -> Question | None:
-    if not facts.shows_outline():
+def _ask_room_size(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
+    if not room.is_outline_visible():
         return None
-    text = (
-        "What is the size of this room (in square meters)?\n"
-        "If multiple rooms are shown, estimate the size of the combined space."
-    )
-    return Question(question_type, text, f"{facts.description['area']:.1f}")
+    return Question(question_type, WORDS[question_type], f"{room.description['area']:.1f}")
 
 
-def _ask_closest(question_type: str, facts: RoomFacts, number: int, rng: np.random.Generator) -> Question | None:
-    things = [thing for thing in facts.named if thing.category != "rug"]
-    for row in rng.permutation(len(things)):
-        reference = things[row]
-        by_distance = sorted((closest_distance(reference, thing), thing.category) for thing in things)
-        others = [pair for pair in by_distance if pair[1] != reference.category and pair[0] >= LEAST_DISTANCE]
-        # Each of the others may be the answer, beside three that are farther by the margin.
+def _ask_closest(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
+    objects = _unique_objects_but_rugs(room)
+    for row in rng.permutation(len(objects)):
+        reference = objects[row]
+        by_distance = sorted((closest_distance(reference, item), item.category) for item in objects)
+        others = [pair for pair in by_distance if pair[1] != reference.category and pair[0] >= MIN_DISTANCE]
+        # Any object may be the answer if three others are farther by the margin.
         for choice in rng.permutation(len(others)):
             nearest, answer = others[choice]
             farther = [category for distance, category in others if distance >= nearest + DISTANCE_MARGIN]
             if len(farther) < 3:
                 continue
-            choices = _shuffled(farther, rng)[:3]
-            options, letter = _options(answer, choices, number)
+            options, letter = _options(answer, _shuffled(farther, rng)[:3], number)
             listed = ", ".join(option[3:] for option in options)
-            text = (
-                f"Measuring from the closest point of each object, which of these objects ({listed}) is the closest "
-                f"to the {reference.category}?"
-            )
+            text = WORDS[question_type].format(listed, reference.category)
             return Question(question_type, text, letter, options)
     return None
 
 
-def _ask_direction(question_type: str, facts: RoomFacts, number: int, rng: np.random.Generator) -> Question | None:
-    intervals = DIRECTIONS[question_type]
-    answers = list(intervals)
+def _ask_direction(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
+    answers = list(DIRECTIONS[question_type])
     answer = answers[number % len(answers)]
-    cases = _direction_cases(facts, intervals[answer])
+    cases = _direction_cases(room, DIRECTIONS[question_type][answer])
     if not cases:
         return None
-    standing, facing, target = _draw(cases, rng)
-    names = [thing.category for thing in (standing, facing, target, facing)]
+    names = [item.category for item in _pick(cases, rng)]
     others = _shuffled([other for other in answers if other != answer], rng)
     options, letter = _options(answer, others, number % len(answers) + number // len(answers))
-    return Question(question_type, DIRECTION_QUESTIONS[question_type].format(*names), letter, options)
+    return Question(question_type, WORDS[question_type].format(*names), letter, options)
 
 
-def _direction_cases(facts: RoomFacts, interval: tuple[float, float]) -> list[tuple[Thing, Thing, Thing]]:
-    """What to stand by, face and look for so that the bearing lies within the interval from all over the first."""
-    things = [thing for thing in facts.named if thing.category != "rug"]
-    if len(things) < 3:
+def _direction_cases(room: RoomGroundTruth, interval: tuple[float, float]) -> list[tuple[RoomObject, ...]]:
+    """Objects to stand by, face and locate, whose bearing lies in the interval from all points of the first one."""
+    objects = _unique_objects_but_rugs(room)
+    if len(objects) < 3:
         return []
-    spots = np.stack([thing.spots for thing in things])  # (things, 9, 2)
-    centers = np.stack([thing.center[:2] for thing in things])  # (things, 2)
-    angles = bearing(spots[:, None, None], centers[None, :, None, None], centers[None, None, :, None])
-    low, high = interval
-    inside = ((angles - low) % 360 < high - low).all(axis=-1)  # (standing, facing, target)
-    offsets = np.linalg.norm(centers[:, None] - centers[None], axis=-1)
-    far = offsets >= LEAST_SIGHT
-    # One does not stand by a vase but by the table below it.
-    grounded = np.array([thing.stands_on <= 0 for thing in things])
-    cases = inside & far[:, :, None] & far[:, None, :] & far[None] & grounded[:, None, None]
-    return [(things[a], things[b], things[c]) for a, b, c in np.argwhere(cases)]
+    positions = np.stack([item.sample_points for item in objects])  # (objects, 9, 2)
+    centers = np.stack([item.center[:2] for item in objects])  # (objects, 2)
+    angles = bearing(positions[:, None, None], centers[None, :, None, None], centers[None, None, :, None])
+    inside = _is_within(angles, interval).all(axis=-1)  # (standing, facing, target)
+    apart = np.linalg.norm(centers[:, None] - centers[None], axis=-1) >= MIN_SEPARATION
+    # Nobody stands by a vase, but by the table below it.
+    grounded = np.array([item.stands_on <= 0 for item in objects])
+    cases = inside & apart[:, :, None] & apart[:, None, :] & apart[None] & grounded[:, None, None]
+    return [tuple(objects[index] for index in case) for case in np.argwhere(cases)]
 
 
-def _ask_route(question_type: str, facts: RoomFacts, number: int, rng: np.random.Generator) -> Question | None:
-    # One question of four has one turn to fill in, three have two: so all outcomes come alike often.
+def _ask_route(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
+    # One question in four asks for one turn, the others for two, so that all outcomes are about equally frequent.
     num_turns = 1 if number % 4 == 0 else 2
     number = number // 4 if num_turns == 1 else number - number // 4 - 1
     outcomes = list(itertools.product(TURNS, repeat=num_turns))
     turns = outcomes[number % len(outcomes)]
-    cases = _route_cases(facts, turns)
+    cases = _route_cases(room, turns)
     if not cases:
         return None
-    start, *stops = [thing.category for thing in _draw(cases, rng)]
+    start, *stops = [item.category for item in _pick(cases, rng)]
     actions = [f"Go forward until the {stops[0]}"]
     for stop in stops[1:]:
         actions += ["[please fill in]", f"Go forward until the {stop}"]
     listed = " ".join(f"{i}. {action}" for i, action in enumerate(actions, start=1))
-    text = (
-        f"You are a robot beginning at the {start} and facing the {stops[0]}. You want to navigate to the {stops[-1]}."
-        " You will perform the following actions (Note: for each [please fill in], choose either 'turn back,' 'turn "
-        f"left,' or 'turn right.'): {listed}. You have reached the final destination."
-    )
+    text = WORDS[question_type].format(start, stops[0], stops[-1], listed)
     others = _shuffled([", ".join(outcome) for outcome in outcomes if outcome != turns], rng)
     options, letter = _options(", ".join(turns), others[:3], number % len(outcomes) + number // len(outcomes))
     return Question(question_type, text, letter, options)
 
 
-def _route_cases(facts: RoomFacts, turns: Sequence[str]) -> list[list[Thing]]:
-    """Routes by floor-standing things and doors, clear of all others, on which a robot has to make the turns."""
-    stops = [t for t in facts.named if (t.stands_on == 0 and t.category != "rug") or t.category == "door"]
-    obstacles = [
-        (thing, _grown(thing.footprint, ROBOT_RADIUS))
-        for thing in facts.things
-        if thing.stands_on == 0 and thing.category != "rug"
-    ]
+@dataclass(frozen=True)
+class _Route:
+    """Objects to visit in order, and the robot's last two positions `(2,)`."""
+
+    objects: tuple[RoomObject, ...]
+    previous: np.ndarray
+    position: np.ndarray
+
+
+def _route_cases(room: RoomGroundTruth, turns: Sequence[str]) -> list[tuple[RoomObject, ...]]:
+    """Collision-free routes along objects on the floor and doors, on which a robot has to make the turns."""
+    floor_objects = [item for item in room.objects if item.stands_on == 0 and item.category != "rug"]
+    obstacles = [(item, _expanded(item.footprint, ROBOT_RADIUS)) for item in floor_objects]
+    stops = [item for item in room.unique_objects if item in floor_objects or item.category == "door"]
     routes = []
     for first, second in itertools.permutations(stops, 2):
-        leave = crossing(first.center[:2], second.center[:2], first.footprint)
+        leave = clip_segment(first.center[:2], second.center[:2], first.footprint)
         if leave is None:
             continue
-        begin = first.center[:2] + leave[1] * (second.center[:2] - first.center[:2])
-        arrival = _drive(facts, obstacles, begin, first, second)
+        edge = first.center[:2] + leave[1] * (second.center[:2] - first.center[:2])
+        arrival = _drive(room, obstacles, edge, first, second)
         if arrival is not None:
-            routes.append(([first, second], first.center[:2], arrival))
+            routes.append(_Route((first, second), first.center[:2], arrival))
     for turn in turns:
-        routes = [longer for route in routes for longer in _extend(facts, obstacles, stops, route, turn)]
-    return [things for things, _, _ in routes]
+        routes = [longer for route in routes for longer in _extend_route(room, obstacles, stops, route, turn)]
+    return [route.objects for route in routes]
 
 
-def _extend(
-    facts: RoomFacts,
-    obstacles: list[tuple[Thing, np.ndarray]],
-    stops: list[Thing],
-    route: tuple[list[Thing], np.ndarray, np.ndarray],
+def _extend_route(
+    room: RoomGroundTruth,
+    obstacles: list[tuple[RoomObject, np.ndarray]],
+    stops: list[RoomObject],
+    route: _Route,
     turn: str,
-) -> list[tuple[list[Thing], np.ndarray, np.ndarray]]:
-    """Routes, as things, last but one position and last position, that go on with `turn` and a further stop."""
-    things, before, here = route
+) -> list[_Route]:
+    """All routes that continue `route` with `turn` and one more stop."""
     longer = []
     for stop in stops:
-        if stop in things:
+        if stop in route.objects:
             continue
-        # The turn is the same whether the robot stops before a thing or is thought to drive from center to center.
-        low, high = TURNS[turn]
-        driven = float(bearing(here, 2 * here - before, stop.center[:2]))
-        centers = [thing.center[:2] for thing in (*things[-2:], stop)]
-        thought = float(bearing(centers[1], 2 * centers[1] - centers[0], centers[2]))
-        limit_low, limit_high = TURN_LIMITS[turn]
-        if (driven - low) % 360 >= high - low or (thought - limit_low) % 360 >= limit_high - limit_low:
+        # The answer must be the same for a robot that stops at the edge of an object and for one that drives from
+        # center to center.
+        driven = bearing(route.position, 2 * route.position - route.previous, stop.center[:2])
+        before, here = (item.center[:2] for item in route.objects[-2:])
+        between_centers = bearing(here, 2 * here - before, stop.center[:2])
+        if not (_is_within(driven, TURNS[turn]) and _is_within(between_centers, TURN_LIMITS[turn])):
             continue
-        arrival = _drive(facts, obstacles, here, things[-1], stop)
+        arrival = _drive(room, obstacles, route.position, route.objects[-1], stop)
         if arrival is not None:
-            longer.append(([*things, stop], here, arrival))
+            longer.append(_Route((*route.objects, stop), route.position, arrival))
     return longer
 
 
 def _drive(
-    facts: RoomFacts, obstacles: list[tuple[Thing, np.ndarray]], start: np.ndarray, origin: Thing, goal: Thing
+    room: RoomGroundTruth,
+    obstacles: list[tuple[RoomObject, np.ndarray]],
+    start: np.ndarray,
+    origin: RoomObject,
+    goal: RoomObject,
 ) -> np.ndarray | None:
-    """Where a robot at `start`, at the edge of `origin`, arrives at `goal`; `None` if something is in the way."""
+    """Where a robot that leaves `start`, at the edge of `origin`, reaches `goal`; `None` if something is in the way."""
     target = goal.center[:2]
-    reached = crossing(start, target, goal.footprint)
+    reached = clip_segment(start, target, goal.footprint)
     if reached is None:
         return None
     end = start + reached[0] * (target - start)
-    if np.linalg.norm(end - start) < LEAST_LEG or not facts.is_open(start, end):
+    length = np.linalg.norm(end - start)
+    if length < MIN_LEG or not room.has_line_of_sight(start, end):
         return None
-    for thing, roomy in obstacles:
-        if thing is goal:
+    for item, expanded in obstacles:
+        if item is goal:
             continue
-        # It stands at the edge of its origin, and must not drive through it.
-        inside = crossing(start, end, thing.footprint if thing is origin else roomy)
-        if inside is not None and (inside[1] - inside[0]) * np.linalg.norm(end - start) > 0.01:
+        # The robot starts at the edge of its origin, so only the footprint itself blocks it there.
+        inside = clip_segment(start, end, item.footprint if item is origin else expanded)
+        if inside is not None and (inside[1] - inside[0]) * length > 0.01:
             return None
     return end
 
 
-def _grown(polygon: np.ndarray, margin: float) -> np.ndarray:
-    """A convex polygon with its corners moved away from its center so that its sides move by `margin` or more."""
+def _is_within(angle: np.ndarray, interval: tuple[float, float]) -> np.ndarray:
+    """Whether an angle lies in an interval, both in degrees, modulo full turns."""
+    low, high = interval
+    return (angle - low) % 360 < high - low
+
+
+def _expanded(polygon: np.ndarray, margin: float) -> np.ndarray:
+    """Scale a convex polygon around its center so that each side moves outward by `margin` or more."""
     center = polygon.mean(axis=0)
     offsets = polygon - center
     sides = np.roll(polygon, -1, axis=0) - polygon
@@ -317,32 +333,28 @@ def _grown(polygon: np.ndarray, margin: float) -> np.ndarray:
     return center + offsets * (1 + margin / (normals * offsets).sum(axis=-1).min())
 
 
-def _ask_appearance(question_type: str, facts: RoomFacts, number: int, rng: np.random.Generator) -> Question | None:
-    appearances = _appearances(facts)
+def _ask_appearance(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
     cases = [
         [category for category, _, _ in chosen]
-        for chosen in itertools.combinations(appearances, 4)
+        for chosen in itertools.combinations(_appearances(room), 4)
         if all(clear < following for (_, _, clear), (_, following, _) in itertools.pairwise(chosen))
     ]
     if not cases:
         return None
-    order = _draw(cases, rng)
-    answer = ", ".join(order)
+    order = _pick(cases, rng)
     others = [", ".join(other) for other in itertools.permutations(order) if list(other) != order]
-    options, letter = _options(answer, _shuffled(others, rng)[:3], number)
-    listed = ", ".join(_shuffled(order, rng))
-    text = f"What will be the first-time appearance order of the following categories in the video: {listed}?"
+    options, letter = _options(", ".join(order), _shuffled(others, rng)[:3], number)
+    text = WORDS[question_type].format(", ".join(_shuffled(order, rng)))
     return Question(question_type, text, letter, options)
 
 
-def _appearances(facts: RoomFacts) -> list[tuple[str, int, int]]:
-    """Each certain category with the first view that shows any of it and the first that shows it clearly, in order."""
+def _appearances(room: RoomGroundTruth) -> list[tuple[str, int, int]]:
+    """Unambiguous categories with the first view that shows any of it and the first that shows it clearly, in order."""
     found = []
-    for category in sorted({thing.category for thing in facts.things if facts.is_clear(thing)}):
-        if not facts.is_certain(category):
-            continue
-        pixels = np.max([thing.pixels for thing in facts.of_category(category)], axis=0)
-        found.append((category, int(np.argmax(pixels > 0)), int(np.argmax(pixels >= facts.clear_pixels))))
+    for category in sorted({item.category for item in room.objects if room.is_visible(item)}):
+        if room.is_unambiguous(category):
+            pixels = np.max([item.pixels for item in room.of_category(category)], axis=0)
+            found.append((category, int(np.argmax(pixels > 0)), int(np.argmax(pixels >= room.min_visible_pixels))))
     return sorted(found, key=lambda item: (item[2], item[1]))
 
 
@@ -360,22 +372,26 @@ QUESTION_TYPES = {
 }
 
 
+def _unique_objects_but_rugs(room: RoomGroundTruth) -> list[RoomObject]:
+    return [item for item in room.unique_objects if item.category != "rug"]
+
+
 def _options(answer: str, others: Sequence[str], number: int) -> tuple[list[str], str]:
-    """Options with the answer at a place that `number` goes through, and its letter."""
+    """Options with the answer at a place that `number` cycles through, and the answer's letter."""
     place = number % (len(others) + 1)
     contents = [*others[:place], answer, *others[place:]]
     return [f"{letter}. {content}" for letter, content in zip(LETTERS, contents, strict=False)], LETTERS[place]
 
 
-def _draw(cases: Sequence, rng: np.random.Generator):
+def _pick(cases: Sequence, rng: Generator):
     return cases[int(rng.integers(len(cases)))]
 
 
-def _draw_measured(cases: Sequence[tuple], bounds: tuple[float, float], rng: np.random.Generator) -> tuple | None:
-    """One of the cases whose last entry lies within the bounds."""
-    kept = [case for case in cases if bounds[0] <= case[-1] < bounds[1]]
-    return _draw(kept, rng) if kept else None
+def _pick_measured(cases: Sequence[tuple], interval: tuple[float, float], rng: Generator) -> tuple | None:
+    """Pick a case whose last entry lies in the interval, if there is one."""
+    kept = [case for case in cases if interval[0] <= case[-1] < interval[1]]
+    return _pick(kept, rng) if kept else None
 
 
-def _shuffled(values: Sequence, rng: np.random.Generator) -> list:
+def _shuffled(values: Sequence, rng: Generator) -> list:
     return [values[int(i)] for i in rng.permutation(len(values))]

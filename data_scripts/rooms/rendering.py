@@ -175,7 +175,7 @@ class RoomRenderer:
             normal[axis][curved] = np.where(end, flat[axis], gradient[axis] / length)
 
     def _light(self, rows: np.ndarray, point: list[np.ndarray], normal: list[np.ndarray]) -> np.ndarray:
-        """Light `(samples, 3)` that falls on the points: ambient light, darker in corners, and two Lambertian lights."""
+        """Light `(samples, 3)` that reaches the points: ambient light, darker in corners, and two Lambertian lights."""
         lighting, size = self.lighting, self.room.size
         closed = np.ones_like(point[0])
         for axis in range(3):
@@ -219,12 +219,10 @@ def _build_shell(room: Room, rng: np.random.Generator) -> list[Solid]:
         box(x, y, -thick, outer_width, outer_depth, thick, floor),
         box(x, y, height, outer_width, outer_depth, thick, ceiling),
     ]
-    solids += [
-        box(side, y, -thick, thick, outer_depth, outer_height, wall) for side in (-thick / 2, width + thick / 2)
-    ]
-    solids += [
-        box(x, side, -thick, outer_width, thick, outer_height, wall) for side in (-thick / 2, depth + thick / 2)
-    ]
+    for wall_x in (-thick / 2, width + thick / 2):
+        solids.append(box(wall_x, y, -thick, thick, outer_depth, outer_height, wall))
+    for wall_y in (-thick / 2, depth + thick / 2):
+        solids.append(box(x, wall_y, -thick, outer_width, thick, outer_height, wall))
     if room.notch is not None:
         solids.append(box(*room.notch.center[:2], 0.0, *room.notch.size[:2], height, wall))
     for side in room.walls:

@@ -93,7 +93,7 @@ def cylinder(
     axis: str = "z",
     depth: float | None = None,
 ) -> Solid:
-    """A cylinder along `axis`; `bottom` is the height of its lowest point, `depth` the second diameter of an ellipse."""
+    """A cylinder along `axis`; `bottom` is the height of its lowest point, `depth` an optional second diameter."""
     height = length if axis == "z" else diameter
     size = np.array([diameter, depth or diameter, length])
     return Solid("cylinder", np.array([x, y, bottom + height / 2]), size, _AXES[axis], material, taper)
@@ -110,7 +110,7 @@ def ellipsoid(
 def assemble(
     category: str, color_name: str, solids: list[Solid], support_size: tuple[float, float] | None = None
 ) -> Furniture:
-    """Build a piece of furniture from `solids`, moved so that the underside of their common box is centered at the origin."""
+    """Build a piece of furniture, and move its solids so that its underside is centered at the origin."""
     bounds = np.array([solid.bounds() for solid in solids])  # (number of solids, 2, 3)
     low, high = bounds[:, 0].min(axis=0), bounds[:, 1].max(axis=0)
     origin = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])

@@ -224,7 +224,7 @@ def sample_textures(texture: np.ndarray, u: np.ndarray, v: np.ndarray, footprint
         `np.ndarray` of shape `(num_samples, 3)`: Values in [0, 1].
     """
     texels, starts = _mipmaps()
-    # The exponent of a float is the floor of its base-2 logarithm plus one, and far cheaper than `log2`.
+    # The exponent of a float gives the floor of its base-2 logarithm, and is far cheaper than `log2`.
     level = np.clip(np.frexp(footprint * np.float32(TEXTURE_SIZE * 1.4))[1] - 1, 0, NUM_LEVELS - 1)
     bits = NUM_LEVELS - 1 - level
     mask = (1 << bits) - 1
