@@ -1,4 +1,4 @@
-"""Render furnished rooms, a procedural world with known cameras, depth and objects, in ScanNet's export layout.
+"""Render furnished procedural rooms, with known cameras, depth and objects, in ScanNet's export layout.
 
     spa3r rooms --scenes 20 --views 32 --size 224x168 --output runs/rooms
 
@@ -9,15 +9,16 @@ Each scene is a folder `room_<number>`:
     pose/<frame>.txt                     camera-to-world 4x4, meters, OpenCV axes (x right, y down, z forward), z up
     intrinsic/intrinsic_{color,depth}.txt   4x4, pixels; pixel centers lie at half-integer coordinates
     intrinsic/extrinsic_{color,depth}.txt   identity, as color and depth share one camera
-    scene.json                           what there is, and what each frame shows of it
+    scene.json                           the objects in the room, and which of them each frame shows
 
-scene.json has the room's `kind`, `outline` (floor polygon, counter-clockwise), `height` and `area`; `furniture`, with
-`instance_id`, `category`, `color`, oriented box (`center`, `size` along its own axes, `yaw`; its front is its y axis)
-and `stands_on` (an instance id, 0 for the floor); `wall_objects` (doors, windows, pictures) alike; and for each of
-`frames` the number of `visible_pixels` by instance id. Lengths are meters, angles radians.
+scene.json has the room's `kind`, `outline` (floor polygon, counter-clockwise), `height` and `area`; `furniture`, each
+piece with `instance_id`, `category`, `color`, oriented box (`center`, `size` along its own axes, `yaw`; its front is
+its y axis) and `stands_on` (the instance id of the piece below, 0 for the floor); `wall_objects` (doors, windows,
+pictures) with the same keys except `stands_on`; and `frames`, each with the number of `visible_pixels` by instance id.
+Lengths are meters, angles radians.
 
-Frame names are not zero-padded, as in ScanNet. The same seed gives the same bytes for any number of workers. A folder
-can be extended by asking for more scenes; those that are finished are kept.
+As in ScanNet, frame names are not zero-padded. The same seed gives the same bytes for any number of workers. To extend
+a folder, ask for more scenes; finished scenes are kept.
 """
 
 import argparse
@@ -46,23 +47,29 @@ JPEG_QUALITY = 92
 def render_rooms(
     output: str | os.PathLike, num_scenes: int, num_views: int, size: tuple[int, int], seed: int = 0, workers: int = 1
 ) -> list[Path]:
-    """Render `num_scenes` rooms into `output`; scenes that are there already are kept as they are.
+    """Render `num_scenes` rooms into `output`, and keep the scenes that it already holds.
 
     Args:
-        output (`str` or `os.PathLike`): Folder of the scenes; created if missing.
+        output (`str` or `os.PathLike`): Folder of the scenes; created if it is missing.
         num_scenes (`int`): Number of rooms, at least 1.
         num_views (`int`): Views of each room, at least 1.
         size (`tuple[int, int]`): Width and height of the images in pixels.
-        seed (`int`): Scene `i` is a function of `(seed, i)`, `num_views` and `size`.
-        workers (`int`): Number of processes; 1 renders in this one.
+        seed (`int`): Scene `i` depends only on `(seed, i)`, `num_views` and `size`.
+        workers (`int`): Number of processes; 1 renders in the current process.
 
     Returns:
         `list[Path]`: The scenes' folders, in order.
 
     Raises:
-        ValueError: If a number is out of range, or `output` holds rooms made with other options.
+        ValueError: If a number is out of range, or `output` holds rooms that were made with other options.
     """
-    _check_options(num_scenes, num_views, size, seed, workers)
+    for name, value in (("scenes", num_scenes), ("views", num_views), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}; ask for more.")
+    if min(size) < 16:
+        raise ValueError(f"`size` must be at least 16x16 pixels, got {size[0]}x{size[1]}; ask for larger images.")
+    if seed < 0:
+        raise ValueError(f"`seed` must not be negative, got {seed}; choose another seed.")
     output = Path(output)
     claim_folder(output / OPTIONS_FILE, json.dumps({"seed": seed, "views": num_views, "size": list(size)}))
     scenes = [output / f"room_{index:06d}" for index in range(num_scenes)]
@@ -70,29 +77,17 @@ def render_rooms(
     render = partial(_write_scene, output=output, num_views=num_views, size=tuple(size), seed=seed)
     with tqdm(total=num_scenes, initial=num_scenes - len(missing), desc="Rendering rooms", unit="room") as progress:
         if len(missing) < num_scenes:
-            progress.write(f"{num_scenes - len(missing)} of {num_scenes} rooms were finished before and are kept.")
+            progress.write(f"Keeping {num_scenes - len(missing)} of {num_scenes} rooms, which are already finished.")
         calls = ((index,) for index in missing)
         for _ in call_in_processes(render, calls, max(min(workers, len(missing)), 1)):
             progress.update()
     return scenes
 
 
-def _check_options(num_scenes: int, num_views: int, size: tuple[int, int], seed: int, workers: int) -> None:
-    for name, value in (("scenes", num_scenes), ("views", num_views), ("workers", workers)):
-        if value < 1:
-            raise ValueError(f"The number of {name} must be at least 1, got {value}.")
-    if min(size) < 16:
-        raise ValueError(f"Images must be at least 16 pixels wide and high, got {size[0]}x{size[1]}.")
-    if seed < 0:
-        raise ValueError(f"The seed must not be negative, got {seed}.")
-
-
-def draw_scene(
-    index: int, num_views: int, size: tuple[int, int], seed: int
-) -> tuple[Room, np.ndarray, float, RoomRenderer]:
-    """Draw scene `index`: its room, its poses (see `draw_walk`), the focal length in pixels, and its renderer."""
+def _draw_scene(index: int, num_views: int, size: tuple[int, int], seed: int) -> tuple[RoomRenderer, np.ndarray]:
+    """Draw scene `index`: the renderer of its room, and its poses (see `draw_walk`)."""
     rng = np.random.default_rng([seed, index])
-    # Drawn once: rooms that are drawn again for want of a good walk would be rarer otherwise.
+    # The kind is drawn once; otherwise kinds whose rooms often have no good walk would be rarer.
     kind = str(rng.choice(list(ROOM_KINDS)))
     poses = None
     while poses is None:
@@ -100,40 +95,38 @@ def draw_scene(
         poses = draw_walk(room, num_views, rng)
     field_of_view = math.radians(rng.uniform(60, 70))
     focal_length = round(size[0] / 2 / math.tan(field_of_view / 2), 3)
-    return room, poses, focal_length, RoomRenderer(room, rng, size, focal_length)
+    return RoomRenderer(room, rng, size, focal_length), poses
 
 
 def _write_scene(index: int, output: Path, num_views: int, size: tuple[int, int], seed: int) -> None:
-    """Render scene `index`; its folder appears when it is complete."""
-    scene = draw_scene(index, num_views, size, seed)
-    with replace_when_complete(output / f"room_{index:06d}") as folder:
-        _write_files(folder, *scene, {"scene": f"room_{index:06d}", "seed": seed, "index": index, "size": list(size)})
+    """Render scene `index`; its folder appears once it is complete."""
+    name = f"room_{index:06d}"
+    renderer, poses = _draw_scene(index, num_views, size, seed)
+    with replace_when_complete(output / name) as folder:
+        for part in ("color", "depth", "pose", "intrinsic"):
+            (folder / part).mkdir(parents=True)
+        intrinsics = np.eye(4)
+        intrinsics[0, 0] = intrinsics[1, 1] = renderer.focal_length
+        intrinsics[:2, 2] = size[0] / 2, size[1] / 2
+        for camera in ("color", "depth"):
+            _write_matrix(folder / "intrinsic" / f"intrinsic_{camera}.txt", intrinsics)
+            _write_matrix(folder / "intrinsic" / f"extrinsic_{camera}.txt", np.eye(4))
+        frames = [_write_frame(folder, frame, renderer, pose) for frame, pose in enumerate(poses)]
+        identity = {"scene": name, "seed": seed, "index": index, "size": list(size)}
+        description = {**identity, **_describe(renderer.room), "frames": frames}
+        (folder / "scene.json").write_text(json.dumps(description, indent=1) + "\n")
 
 
-def _write_files(
-    folder: Path, room: Room, poses: np.ndarray, focal_length: float, renderer: RoomRenderer, identity: dict
-) -> None:
-    for part in ("color", "depth", "pose", "intrinsic"):
-        (folder / part).mkdir(parents=True)
-    width, height = identity["size"]
-    intrinsics = np.eye(4)
-    intrinsics[0, 0] = intrinsics[1, 1] = focal_length
-    intrinsics[:2, 2] = width / 2, height / 2
-    for camera in ("color", "depth"):
-        _write_matrix(folder / "intrinsic" / f"intrinsic_{camera}.txt", intrinsics)
-        _write_matrix(folder / "intrinsic" / f"extrinsic_{camera}.txt", np.eye(4))
-    frames = []
-    for frame, pose in enumerate(poses):
-        color, depth, instances = renderer.render(pose)
-        Image.fromarray(color).save(folder / "color" / f"{frame}.jpg", quality=JPEG_QUALITY)
-        millimeters = (depth * 1000 + 0.5).astype(np.uint16)
-        Image.fromarray(millimeters).save(folder / "depth" / f"{frame}.png", compress_level=1)
-        _write_matrix(folder / "pose" / f"{frame}.txt", pose)
-        pixels = np.bincount(instances.ravel())
-        visible = {str(instance): int(pixels[instance]) for instance in np.flatnonzero(pixels) if instance}
-        frames.append({"frame": frame, "visible_pixels": visible})
-    description = {**identity, **_describe(room), "frames": frames}
-    (folder / "scene.json").write_text(json.dumps(description, indent=1) + "\n")
+def _write_frame(folder: Path, frame: int, renderer: RoomRenderer, pose: np.ndarray) -> dict:
+    """Render one frame and return its entry in `scene.json`."""
+    color, depth, instances = renderer.render(pose)
+    Image.fromarray(color).save(folder / "color" / f"{frame}.jpg", quality=JPEG_QUALITY)
+    millimeters = (depth * 1000 + 0.5).astype(np.uint16)
+    Image.fromarray(millimeters).save(folder / "depth" / f"{frame}.png", compress_level=1)
+    _write_matrix(folder / "pose" / f"{frame}.txt", pose)
+    pixels = np.bincount(instances.ravel())
+    visible = {str(instance): int(pixels[instance]) for instance in np.flatnonzero(pixels) if instance}
+    return {"frame": frame, "visible_pixels": visible}
 
 
 def _write_matrix(path: Path, matrix: np.ndarray) -> None:
@@ -141,7 +134,7 @@ def _write_matrix(path: Path, matrix: np.ndarray) -> None:
 
 
 def _describe(room: Room) -> dict:
-    """What `scene.json` says of the room; lengths in meters, yaw in radians about z."""
+    """The room's part of `scene.json`; lengths in meters, yaw in radians about z."""
 
     def describe(item: Piece | WallObject, category: str, color: str) -> dict:
         return {
@@ -157,34 +150,34 @@ def _describe(room: Room) -> dict:
         {**describe(piece, piece.furniture.category, piece.furniture.color_name), "stands_on": piece.stands_on}
         for piece in room.pieces
     ]
-    openings = [describe(item, item.category, item.color_name) for item in room.wall_objects]
+    wall_objects = [describe(item, item.category, item.color_name) for item in room.wall_objects]
     return {
         "kind": room.kind,
         "outline": room.outline.round(6).tolist(),
         "height": room.size[2],
         "area": round(room.area, 6),
         "furniture": furniture,
-        "wall_objects": openings,
+        "wall_objects": wall_objects,
     }
 
 
 def _parse_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, for example 224x168")
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels; give for example 224x168")
     return int(match[1]), int(match[2])
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line of the room renderer."""
+    """Run `spa3r rooms`."""
     parser = verb_parser("rooms", __doc__)
     parser.add_argument("--scenes", type=int, default=20, help="number of rooms (default: %(default)s)")
     parser.add_argument("--views", type=int, default=32, help="views of each room (default: %(default)s)")
     parser.add_argument(
-        "--size", type=_parse_size, default=(224, 168), metavar="WIDTHxHEIGHT", help="of the images (default: 224x168)"
+        "--size", type=_parse_size, default=(224, 168), help="WIDTHxHEIGHT in pixels (default: 224x168)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other rooms (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the rooms (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the scenes; an earlier run is resumed")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the scenes; a killed run resumes")
     options = parser.parse_args(arguments)
     render_rooms(options.output, options.scenes, options.views, options.size, options.seed, options.workers)

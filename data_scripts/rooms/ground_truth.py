@@ -139,11 +139,8 @@ class RoomGroundTruth:
     @cached_property
     def unique_objects(self) -> list[RoomObject]:
         """Visible objects whose name fits no other object in the room."""
-        return [
-            item
-            for item in self.objects
-            if self.is_visible(item) and len(self.of_category(item.category)) == 1 and self.is_unambiguous(item.category)
-        ]
+        visible = [item for item in self.objects if self.is_visible(item) and self.is_unambiguous(item.category)]
+        return [item for item in visible if len(self.of_category(item.category)) == 1]
 
     def is_fully_visible(self, item: RoomObject) -> bool:
         """Whether each corner of the object's box lies within a given view that clearly shows the object."""
@@ -212,6 +209,12 @@ def bearing(position: np.ndarray, facing: np.ndarray, target: np.ndarray) -> np.
     """
     ahead, there = facing - position, target - position
     return np.degrees(np.arctan2(_cross(ahead, there), (ahead * there).sum(axis=-1)))
+
+
+def is_within(angle: np.ndarray, interval: tuple[float, float]) -> np.ndarray:
+    """Whether an angle lies in an interval, both in degrees, modulo full turns."""
+    low, high = interval
+    return (angle - low) % 360 < high - low
 
 
 def clip_segment(start: np.ndarray, end: np.ndarray, polygon: np.ndarray) -> tuple[float, float] | None:

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.random import Generator
 
 from ..benchmarks.vsi_bench import write_prompt
-from .ground_truth import RoomGroundTruth, RoomObject, bearing, clip_segment, closest_distance
+from .ground_truth import RoomGroundTruth, RoomObject, bearing, closest_distance, is_within
+from .routes import TURNS, RouteFinder
 
 LETTERS = "ABCD"
 
@@ -50,12 +51,6 @@ DIRECTIONS = {
         "back-right": (-165, -105),
     },
 }
-# A robot turns left or right by 45 to 135 degrees, and back by more: `TURN_LIMITS`. `TURNS` keep a margin from them.
-TURNS = {"Turn Left": (60, 120), "Turn Right": (-120, -60), "Turn Back": (150, 210)}
-TURN_LIMITS = {"Turn Left": (45, 135), "Turn Right": (-135, -45), "Turn Back": (135, 225)}
-# Meters; the shortest straight part of a route, and the robot's radius.
-MIN_LEG, ROBOT_RADIUS = 0.5, 0.1
-
 # The words of VSI-Bench.
 WORDS = {
     "object_counting": "How many {}(s) are in this room?",
@@ -211,7 +206,7 @@ def _direction_cases(room: RoomGroundTruth, interval: tuple[float, float]) -> li
     positions = np.stack([item.sample_points for item in objects])  # (objects, 9, 2)
     centers = np.stack([item.center[:2] for item in objects])  # (objects, 2)
     angles = bearing(positions[:, None, None], centers[None, :, None, None], centers[None, None, :, None])
-    inside = _is_within(angles, interval).all(axis=-1)  # (standing, facing, target)
+    inside = is_within(angles, interval).all(axis=-1)  # (standing, facing, target)
     apart = np.linalg.norm(centers[:, None] - centers[None], axis=-1) >= MIN_SEPARATION
     # Nobody stands by a vase, but by the table below it.
     grounded = np.array([item.stands_on <= 0 for item in objects])
@@ -225,7 +220,7 @@ def _ask_route(question_type: str, room: RoomGroundTruth, number: int, rng: Gene
     number = number // 4 if num_turns == 1 else number - number // 4 - 1
     outcomes = list(itertools.product(TURNS, repeat=num_turns))
     turns = outcomes[number % len(outcomes)]
-    cases = _route_cases(room, turns)
+    cases = RouteFinder(room).find(turns)
     if not cases:
         return None
     start, *stops = [item.category for item in _pick(cases, rng)]
@@ -237,100 +232,6 @@ def _ask_route(question_type: str, room: RoomGroundTruth, number: int, rng: Gene
     others = _shuffled([", ".join(outcome) for outcome in outcomes if outcome != turns], rng)
     options, letter = _options(", ".join(turns), others[:3], number % len(outcomes) + number // len(outcomes))
     return Question(question_type, text, letter, options)
-
-
-@dataclass(frozen=True)
-class _Route:
-    """Objects to visit in order, and the robot's last two positions `(2,)`."""
-
-    objects: tuple[RoomObject, ...]
-    previous: np.ndarray
-    position: np.ndarray
-
-
-def _route_cases(room: RoomGroundTruth, turns: Sequence[str]) -> list[tuple[RoomObject, ...]]:
-    """Collision-free routes along objects on the floor and doors, on which a robot has to make the turns."""
-    floor_objects = [item for item in room.objects if item.stands_on == 0 and item.category != "rug"]
-    obstacles = [(item, _expanded(item.footprint, ROBOT_RADIUS)) for item in floor_objects]
-    stops = [item for item in room.unique_objects if item in floor_objects or item.category == "door"]
-    routes = []
-    for first, second in itertools.permutations(stops, 2):
-        leave = clip_segment(first.center[:2], second.center[:2], first.footprint)
-        if leave is None:
-            continue
-        edge = first.center[:2] + leave[1] * (second.center[:2] - first.center[:2])
-        arrival = _drive(room, obstacles, edge, first, second)
-        if arrival is not None:
-            routes.append(_Route((first, second), first.center[:2], arrival))
-    for turn in turns:
-        routes = [longer for route in routes for longer in _extend_route(room, obstacles, stops, route, turn)]
-    return [route.objects for route in routes]
-
-
-def _extend_route(
-    room: RoomGroundTruth,
-    obstacles: list[tuple[RoomObject, np.ndarray]],
-    stops: list[RoomObject],
-    route: _Route,
-    turn: str,
-) -> list[_Route]:
-    """All routes that continue `route` with `turn` and one more stop."""
-    longer = []
-    for stop in stops:
-        if stop in route.objects:
-            continue
-        # The answer must be the same for a robot that stops at the edge of an object and for one that drives from
-        # center to center.
-        driven = bearing(route.position, 2 * route.position - route.previous, stop.center[:2])
-        before, here = (item.center[:2] for item in route.objects[-2:])
-        between_centers = bearing(here, 2 * here - before, stop.center[:2])
-        if not (_is_within(driven, TURNS[turn]) and _is_within(between_centers, TURN_LIMITS[turn])):
-            continue
-        arrival = _drive(room, obstacles, route.position, route.objects[-1], stop)
-        if arrival is not None:
-            longer.append(_Route((*route.objects, stop), route.position, arrival))
-    return longer
-
-
-def _drive(
-    room: RoomGroundTruth,
-    obstacles: list[tuple[RoomObject, np.ndarray]],
-    start: np.ndarray,
-    origin: RoomObject,
-    goal: RoomObject,
-) -> np.ndarray | None:
-    """Where a robot that leaves `start`, at the edge of `origin`, reaches `goal`; `None` if something is in the way."""
-    target = goal.center[:2]
-    reached = clip_segment(start, target, goal.footprint)
-    if reached is None:
-        return None
-    end = start + reached[0] * (target - start)
-    length = np.linalg.norm(end - start)
-    if length < MIN_LEG or not room.has_line_of_sight(start, end):
-        return None
-    for item, expanded in obstacles:
-        if item is goal:
-            continue
-        # The robot starts at the edge of its origin, so only the footprint itself blocks it there.
-        inside = clip_segment(start, end, item.footprint if item is origin else expanded)
-        if inside is not None and (inside[1] - inside[0]) * length > 0.01:
-            return None
-    return end
-
-
-def _is_within(angle: np.ndarray, interval: tuple[float, float]) -> np.ndarray:
-    """Whether an angle lies in an interval, both in degrees, modulo full turns."""
-    low, high = interval
-    return (angle - low) % 360 < high - low
-
-
-def _expanded(polygon: np.ndarray, margin: float) -> np.ndarray:
-    """Scale a convex polygon around its center so that each side moves outward by `margin` or more."""
-    center = polygon.mean(axis=0)
-    offsets = polygon - center
-    sides = np.roll(polygon, -1, axis=0) - polygon
-    normals = np.stack([sides[:, 1], -sides[:, 0]], axis=-1) / np.linalg.norm(sides, axis=-1, keepdims=True)
-    return center + offsets * (1 + margin / (normals * offsets).sum(axis=-1).min())
 
 
 def _ask_appearance(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
@@ -349,7 +250,7 @@ def _ask_appearance(question_type: str, room: RoomGroundTruth, number: int, rng:
 
 
 def _appearances(room: RoomGroundTruth) -> list[tuple[str, int, int]]:
-    """Unambiguous categories with the first view that shows any of it and the first that shows it clearly, in order."""
+    """Unambiguous categories, each with the first view that shows it at all and the first that shows it clearly."""
     found = []
     for category in sorted({item.category for item in room.objects if room.is_visible(item)}):
         if room.is_unambiguous(category):

@@ -20,22 +20,13 @@ _SHADOW_CELL = 0.04
 
 @dataclass(frozen=True)
 class Lighting:
-    """Two lights, and how much of their light reaches the floor.
+    """Two lights, the ceiling lamp and daylight, and how much of their light reaches the floor."""
 
-    Args:
-        position (`np.ndarray` of shape `(2, 3)`): Ceiling lamp and daylight, in the world.
-        color (`np.ndarray` of shape `(2, 3)`): RGB strength of each.
-        ambient (`np.ndarray` of shape `(3,)`): RGB strength of the light that comes from all sides.
-        floor_light (`np.ndarray` of shape `(2, rows, columns)`): Share of each light
-            that reaches a cell of the floor.
-        floor_ambient (`np.ndarray` of shape `(rows, columns)`): Share of the ambient light that does.
-    """
-
-    position: np.ndarray
-    color: np.ndarray
-    ambient: np.ndarray
-    floor_light: np.ndarray
-    floor_ambient: np.ndarray
+    position: np.ndarray  # (2, 3) meters, world
+    color: np.ndarray  # (2, 3) RGB strength
+    ambient: np.ndarray  # (3,) RGB strength of the light that comes from all sides
+    floor_light: np.ndarray  # (2, rows, columns) share of each light that reaches a cell of the floor
+    floor_ambient: np.ndarray  # (rows, columns) share of the ambient light that does
 
 
 class RoomRenderer:
@@ -175,7 +166,7 @@ class RoomRenderer:
             normal[axis][curved] = np.where(end, flat[axis], gradient[axis] / length)
 
     def _light(self, rows: np.ndarray, point: list[np.ndarray], normal: list[np.ndarray]) -> np.ndarray:
-        """Light `(samples, 3)` that reaches the points: ambient light, darker in corners, and two Lambertian lights."""
+        """Light `(samples, 3)` at the points: ambient light, darker in corners, and two Lambertian lights."""
         lighting, size = self.lighting, self.room.size
         closed = np.ones_like(point[0])
         for axis in range(3):

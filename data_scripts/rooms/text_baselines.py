@@ -1,4 +1,4 @@
-"""What answers without images reach on questions in the manner of VSI-Bench: how much the texts alone give away."""
+"""Scores of answers without images on questions like those of VSI-Bench: how much the texts alone give away."""
 
 import re
 from collections import Counter, defaultdict
@@ -12,17 +12,17 @@ from .question_types import Question
 
 
 def mean_relative_accuracy(predictions: np.ndarray | float, truth: np.ndarray | float) -> np.ndarray:
-    """Share of VSI-Bench's ten tolerances that the relative error keeps; arguments broadcast, truth is positive."""
+    """Share of VSI-Bench's ten tolerances that the relative error meets; arguments broadcast, `truth` is positive."""
     error = np.abs(np.asarray(predictions, float) - truth) / truth
     return (np.asarray(error)[..., None] <= TOLERANCES).mean(axis=-1)
 
 
 def frequency_baseline(train: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
-    """Score by question type when each question is answered by its type's most frequent answer in `train`.
+    """Score the most frequent answer of each question type.
 
     Args:
-        train (`Sequence[Question]`): Where answers are counted.
-        test (`Sequence[Question]`): What is scored; types that `train` lacks are left out.
+        train (`Sequence[Question]`): Questions whose answers are counted.
+        test (`Sequence[Question]`): Questions to score; types that `train` lacks are left out.
 
     Returns:
         `dict[str, float]`: Accuracy of choices, mean relative accuracy of numbers, in [0, 1].
@@ -35,13 +35,13 @@ def frequency_baseline(train: Sequence[Question], test: Sequence[Question]) -> d
 
 
 def blind_bound(train: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
-    """Score by question type of one who knows all texts of `train` but sees no image.
+    """Score answers that know all texts of `train` but no image: a lower bound of what the texts give away.
 
-    A number is answered by the constant that scores best on the same question in `train`, or on its type. Of choices
-    the one is taken that was right most often among those offered, with the same question where that was met. What
-    text alone gives away is at least this much.
+    The answer to a number question is the constant that scores best on the same question in `train`, or else on its
+    type. The answer to a choice question is the option that was right most often when it was offered, for the same
+    question if `train` has it.
 
-    Args and returns as of `frequency_baseline`.
+    Arguments and result are those of `frequency_baseline`.
     """
     numbers, offered, right = defaultdict(list), Counter(), Counter()
     for question in train:
@@ -68,14 +68,14 @@ def blind_bound(train: Sequence[Question], test: Sequence[Question]) -> dict[str
 
 
 def _keys(question: Question) -> tuple[tuple[str, str], tuple[str, str]]:
-    """What the question asks, whatever the choices listed in it, and its type."""
+    """Two keys of a question: its text without the listed choices, and its type alone."""
     asked = re.sub(r"\([^()]*\)", "", question.question)
     return (question.question_type, asked), (question.question_type, "")
 
 
 def _best_constant(answers: np.ndarray) -> float:
     candidates = np.unique(answers)
-    # Of many answers some suffice as candidates.
+    # If there are many answers, 200 candidates suffice.
     candidates = candidates[spread_evenly(len(candidates), 200)]
     scores = [float(mean_relative_accuracy(candidate, answers).mean()) for candidate in candidates]
     return float(candidates[int(np.argmax(scores))])

@@ -9,15 +9,15 @@ An instruction set is a folder with
     data/<shard>.parquet    a `datasets` data set in TRL's conversational vision format: `id`, `images` (paths of the
                             given views), `messages` (images, the official prompt, the answer), `scene_id`,
                             `question_type`, `source`
-    rejected.jsonl          rooms of which nothing could be asked
-    manifest.json           how many questions of each type there are, how many had no case in their room that was
-                            not asked yet, the seed of the rooms, and what answers without images score
+    rejected.jsonl          rooms without any question
+    manifest.json           number of questions of each type; number that had no certain case, or repeated a question
+                            about the room; options of the rooms; scores of answers without images
 
-A benchmark has `test.jsonl` in place of `data/`, in VSI-Bench's columns: `id`, `dataset`, `scene_name`,
-`question_type`, `question`, `ground_truth`, `options`. Its questions are about all views of a room; those of an
-instruction set about 4 to 8 views spread over them, as many as official training takes of as many frames.
+A benchmark has `test.jsonl` instead of `data/`, in VSI-Bench's columns: `id`, `dataset`, `scene_name`,
+`question_type`, `question`, `ground_truth`, `options`. Its questions are about all views of a room. Those of an
+instruction set are about 4 to 8 evenly spaced views, as many as official training takes from that number of frames.
 
-The questions of a room are a function of the seeds and the room; a run that was killed is resumed to the same bytes.
+The questions of a room depend only on the seeds and the room. A killed run resumes and gives the same bytes.
 """
 
 import itertools
@@ -38,15 +38,15 @@ from ..benchmarks.vsi_bench import parse_prompt
 from ..common.command_line import verb_parser
 from ..common.files import claim_folder, natural_key, remove_unfinished, replace_when_complete, write_json, write_text
 from ..common.videos import spread_evenly
-from .ground_truth import read_description, read_facts
+from .ground_truth import read_description, read_ground_truth
 from .question_types import QUESTION_TYPES, Question, ask_question
 from .text_baselines import blind_bound, frequency_baseline
 
 SOURCE = "rooms"
-NOTE_FILE = "room_questions.json"
+SETTINGS_FILE = "room_questions.json"
 ROOMS_PER_SHARD = 100
 FORMATS = ("train", "benchmark")
-# Questions that the scores of answers without images are taken from at most.
+# Number of questions, at most, from which answers without images are learned and on which they are scored.
 MAX_SCORED = 20_000
 FEATURES = Features(
     {
@@ -70,30 +70,30 @@ def write_questions(
     format: str = "train",
     train: str | os.PathLike | None = None,
 ) -> dict:
-    """Write the questions of all rooms in a folder.
+    """Write questions about all rooms in a folder.
 
     Args:
-        rooms (`str` or `os.PathLike`): Folder that `spa3r rooms` wrote.
+        rooms (`str` or `os.PathLike`): Folder written by `spa3r rooms`.
         output (`str` or `os.PathLike`): Folder to write; an earlier run is resumed.
         seed (`int`): Another seed, other questions.
         questions_per_room (`int`):
-            Most questions of a room; the types take turns. Fewer are asked where a room has no case that is certain.
+            Number of questions about a room, at most; the types take turns. A room without a certain case gets fewer.
         format (`str`): `"train"` or `"benchmark"`.
         train (`str` or `os.PathLike`, *optional*):
-            Instruction set that a benchmark's answers without images are learnt from. By default they are learnt from
-            the first half of the rooms and scored on the second one.
+            Instruction set from which a benchmark's answers without images are learned. By default they are learned
+            from the first half of the benchmark and scored on the second.
 
     Returns:
         `dict`: The manifest.
 
     Raises:
-        ValueError: If an argument is none that is known, there are no rooms, `output` holds other questions, or the
-            rooms of `train` were made with the seed of these.
+        ValueError: If an argument is out of range, there are no rooms, `output` holds other questions, or the rooms
+            of `train` were made with the same seed as these.
     """
     _check_arguments(seed, questions_per_room, format, train)
     rooms, output = Path(rooms).absolute(), Path(output)
     folders, room_options = _find_rooms(rooms)
-    learnt = None if train is None else _read_train(Path(train), room_options["seed"])
+    learned = None if train is None else _read_train(Path(train), room_options["seed"])
     options = {
         "format": format,
         "seed": seed,
@@ -101,16 +101,16 @@ def write_questions(
         "num_rooms": len(folders),
         "rooms": room_options,
     }
-    claim_folder(output / NOTE_FILE, json.dumps(options) + "\n")
+    claim_folder(output / SETTINGS_FILE, json.dumps(options) + "\n")
     write = _write_shards if format == "train" else _write_benchmark
     write(folders, output, seed, questions_per_room)
-    manifest = options | {"source": SOURCE} | _summarize(folders, output, options, learnt)
+    manifest = options | {"source": SOURCE} | _summarize(folders, output, options, learned)
     write_json(output / "manifest.json", manifest, indent=1, sort_keys=False)
     return manifest
 
 
-def _summarize(folders: Sequence[Path], output: Path, options: dict, learnt: list[Question] | None) -> dict:
-    """Count and score what was written, and note the rooms of which nothing was."""
+def _summarize(folders: Sequence[Path], output: Path, options: dict, learned: list[Question] | None) -> dict:
+    """Count and score the written questions, and list the rooms without any."""
     read = _read_shards if options["format"] == "train" else _read_benchmark
     asked, rejected, sample = Counter(), {folder.name: None for folder in folders}, []
     for scene_name, question in read(output):
@@ -122,7 +122,7 @@ def _summarize(folders: Sequence[Path], output: Path, options: dict, learnt: lis
     lines = [json.dumps({"scene_name": name, "reason": reason}) + "\n" for name in rejected]
     write_text(output / "rejected.jsonl", "".join(lines))
     half = len(sample) // 2
-    scored = (sample[:half], sample[half:]) if learnt is None else (learnt, sample)
+    scored = (sample[:half], sample[half:]) if learned is None else (learned, sample)
     frequency, blind = frequency_baseline(*scored), blind_bound(*scored)
     numbers = range(len(folders) * options["questions_per_room"])
     wanted = Counter(_question_type(number)[0] for number in numbers)
@@ -135,62 +135,59 @@ def _summarize(folders: Sequence[Path], output: Path, options: dict, learnt: lis
     }
 
 
-def given_views(num_frames: int) -> list[int]:
-    """The views that training is given, as in official training of frames that are a second apart.
+def training_views(num_frames: int) -> list[int]:
+    """Views for training, evenly spaced from the first to the last, as official training takes them at 1 frame/s.
 
-    One of two, but 4 to 8 where there are as many, spread evenly from the first to the last.
+    Half of the views, but at least 4 and at most 8.
     """
-    num_views = min(max(round(num_frames / 2), 4), 8)
-    return spread_evenly(num_frames, num_views)
+    return spread_evenly(num_frames, min(max(round(num_frames / 2), 4), 8))
 
 
 def ask_room(
-    folder: Path, views: Sequence[int] | None, seed: int, questions_per_room: int
-) -> Iterator[tuple[int, dict, Question]]:
-    """Questions of a room's folder about some views, by default all, as (number, description, question)."""
-    description = read_description(folder)
-    views = range(len(description["frames"])) if views is None else views
-    facts = read_facts(folder, description, views)
+    folder: Path, description: dict, views: Sequence[int], seed: int, questions_per_room: int
+) -> Iterator[tuple[int, Question]]:
+    """Numbers and questions about some views of a room."""
+    room = read_ground_truth(folder, description, views)
     first = description["index"] * questions_per_room
     asked = set()
     for number in range(first, first + questions_per_room):
         rng = np.random.default_rng([seed, description["seed"], number])
         question_type, turn = _question_type(number)
-        question = ask_question(question_type, facts, turn, rng)
+        question = ask_question(question_type, room, turn, rng)
         if question is not None and question.question not in asked:
             asked.add(question.question)
-            yield number, description, question
+            yield number, question
 
 
 def _question_type(number: int) -> tuple[str, int]:
-    """The type of a question by its number over all rooms, and its number among those of the type."""
+    """The type of a question by its number over all rooms, and its number among the questions of that type."""
     names = list(QUESTION_TYPES)
     return names[number % len(names)], number // len(names)
 
 
 def _check_arguments(seed: int, questions_per_room: int, format: str, train: str | os.PathLike | None) -> None:
     if questions_per_room < 1:
-        raise ValueError(f"The number of questions per room must be at least 1, got {questions_per_room}.")
+        raise ValueError(f"`questions_per_room` must be at least 1, got {questions_per_room}; ask for more.")
     if seed < 0:
-        raise ValueError(f"The seed must not be negative, got {seed}.")
+        raise ValueError(f"`seed` must not be negative, got {seed}; choose another seed.")
     if format not in FORMATS:
-        raise ValueError(f"Unknown format `{format}`; choose one of {', '.join(FORMATS)}.")
+        raise ValueError(f"`format` must be one of {', '.join(FORMATS)}, got `{format}`; choose one of these.")
     if train is not None and format == "train":
-        raise ValueError("A training set to learn from belongs to a benchmark: leave it out, or choose that format.")
+        raise ValueError(f"`train` is only for a benchmark, got `{train}`; omit it, or set `format` to benchmark.")
 
 
 def _find_rooms(rooms: Path) -> tuple[list[Path], dict]:
-    """Folders of the rooms in natural order, and the options that they were made with."""
+    """Folders of the rooms in natural order, and the options with which they were made."""
     folders = [path.parent for path in rooms.glob("room_*/scene.json")]
     folders.sort(key=lambda folder: natural_key(folder.name))
     if not folders or not (rooms / OPTIONS_FILE).exists():
-        raise ValueError(f"There are no rooms in `{rooms}`: make some with spa3r rooms --output {rooms}.")
+        raise ValueError(f"There are no rooms in `{rooms}`: render some with spa3r rooms --output {rooms}.")
     options = json.loads((rooms / OPTIONS_FILE).read_text())
     for folder in folders:
         if (seed := read_description(folder)["seed"]) != options["seed"]:
             raise ValueError(
-                f"`{folder}` was made with seed {seed}, but the rooms beside it with {options['seed']}: "
-                "keep rooms of different seeds in folders of their own."
+                f"`{folder}` was made with seed {seed}, but the other rooms with seed {options['seed']}: keep them in "
+                "separate folders."
             )
     return folders, options
 
@@ -215,13 +212,14 @@ def _write_shards(folders: Sequence[Path], output: Path, seed: int, questions_pe
 
 
 def _train_records(folder: Path, seed: int, questions_per_room: int) -> list[dict]:
-    views = given_views(len(read_description(folder)["frames"]))
+    description = read_description(folder)
+    views = training_views(len(description["frames"]))
+    paths = [folder / "color" / f"{description['frames'][view]['frame']}.jpg" for view in views]
+    # Rooms of different seeds have the same names but are different scenes.
+    scene_id = f"{folder.name}_seed{description['seed']}"
     records = []
-    for number, description, question in ask_room(folder, views, seed, questions_per_room):
-        paths = [folder / "color" / f"{description['frames'][view]['frame']}.jpg" for view in views]
+    for number, question in ask_room(folder, description, views, seed, questions_per_room):
         content = [{"type": "image", "text": None}] * len(paths) + [{"type": "text", "text": question.prompt}]
-        # Rooms of different seeds share their names, but are different scenes.
-        scene_id = f"{folder.name}_seed{description['seed']}"
         records.append(
             {
                 "id": f"{scene_id}_{number % questions_per_room}",
@@ -243,7 +241,9 @@ def _write_benchmark(folders: Sequence[Path], output: Path, seed: int, questions
         return
     with replace_when_complete(output / "test.jsonl") as temporary, temporary.open("w") as file:
         for folder in tqdm(folders, desc="Asking about rooms", unit="room"):
-            for number, _, question in ask_room(folder, None, seed, questions_per_room):
+            description = read_description(folder)
+            views = range(len(description["frames"]))
+            for number, question in ask_room(folder, description, views, seed, questions_per_room):
                 record = {
                     "id": number,
                     "dataset": SOURCE,
@@ -257,7 +257,7 @@ def _write_benchmark(folders: Sequence[Path], output: Path, seed: int, questions
 
 
 def _read_shards(folder: Path) -> Iterator[tuple[str, Question]]:
-    """Scene names and questions of an instruction set of rooms, shard by shard."""
+    """Scene names and questions of an instruction set, shard by shard."""
     for shard in sorted((folder / "data").glob("*.parquet")):
         for row in pq.read_table(shard, columns=["messages", "scene_id", "question_type"]).to_pylist():
             asked, answered = row["messages"]
@@ -274,23 +274,26 @@ def _read_benchmark(folder: Path) -> Iterator[tuple[str, Question]]:
 
 
 def _read_train(folder: Path, test_seed: int) -> list[Question]:
-    """Questions of the instruction set, `MAX_SCORED` at most; its rooms must not be those of the benchmark."""
+    """Up to `MAX_SCORED` questions of an instruction set, whose rooms must differ from those of the benchmark."""
     manifest = folder / "manifest.json"
     if not manifest.exists():
-        raise ValueError(f"`{folder}` holds no finished instruction set of rooms: there is no manifest.json in it.")
+        raise ValueError(f"`{folder}` has no manifest.json: finish its instruction set with spa3r room-questions.")
     made_with = json.loads(manifest.read_text())
     if made_with.get("source") != SOURCE or made_with.get("format") != "train":
-        raise ValueError(f"`{folder}` holds no instruction set of rooms, but {made_with.get('source')} data.")
+        raise ValueError(
+            f"`{folder}` holds {made_with.get('source')} data in format {made_with.get('format')}: give an "
+            "instruction set written by spa3r room-questions."
+        )
     if made_with["rooms"]["seed"] == test_seed:
         raise ValueError(
-            f"The rooms of the benchmark and those of `{folder}` were both made with seed {test_seed}, so they "
-            "are the same rooms: render the benchmark's with another --seed."
+            f"The rooms of the benchmark and of `{folder}` are the same, as both were made with seed {test_seed}: "
+            "render the benchmark's rooms with another --seed."
         )
     return [question for _, question in itertools.islice(_read_shards(folder), MAX_SCORED)]
 
 
 def format_table(manifest: dict) -> str:
-    """Number of questions and scores of answers without images, by type."""
+    """A table of the number of questions and the scores of answers without images, by type."""
     lines = [f"{'type':30}{'questions':>10}{'no case':>9}{'frequency':>11}{'blind':>8}"]
     for name in QUESTION_TYPES:
         scores = [manifest[key].get(name) for key in ("frequency_baseline", "blind_bound")]
@@ -302,13 +305,13 @@ def format_table(manifest: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line of the rooms' questions."""
+    """Run `spa3r room-questions`."""
     parser = verb_parser("room-questions", __doc__)
-    parser.add_argument("--rooms", type=Path, required=True, help="folder that spa3r rooms wrote")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; an earlier run is resumed")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other questions (default: %(default)s)")
-    parser.add_argument("--questions-per-room", type=int, default=10, help="most of a room (default: %(default)s)")
+    parser.add_argument("--rooms", type=Path, required=True, help="folder written by spa3r rooms")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; a killed run resumes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the questions (default: %(default)s)")
+    parser.add_argument("--questions-per-room", type=int, default=10, help="at most (default: %(default)s)")
     parser.add_argument("--format", choices=FORMATS, default="train", help="what to write (default: %(default)s)")
-    parser.add_argument("--train", type=Path, help="instruction set that a benchmark's blind answers are learnt from")
+    parser.add_argument("--train", type=Path, help="instruction set to learn a benchmark's blind answers from")
     options = parser.parse_args(arguments)
     print(format_table(write_questions(**vars(options))))
