@@ -1,9 +1,9 @@
-"""Rooms rendered to disk: views per second of one core, at two image sizes.
+"""Views per second of rooms rendered to disk by one core, at two image sizes.
 
     python tests/benchmarks/bench_rooms.py --scenes 4 --views 32
 
-Everything counts: drawing the room, its shadows, rendering, JPEG and PNG. Processor time is what one core needs even
-on a machine that is busy with other work.
+The time includes drawing the room, its shadows, rendering, and writing JPEG and PNG files. Processor time is the time
+of one core, even on a machine that is busy with other work.
 """
 
 import argparse
