@@ -74,14 +74,14 @@ def write_questions(
 
     Args:
         rooms (`str` or `os.PathLike`): Folder written by `spa3r rooms`.
-        output (`str` or `os.PathLike`): Folder to write; an earlier run is resumed.
-        seed (`int`): Another seed, other questions.
+        output (`str` or `os.PathLike`): Folder to write; a killed run resumes.
+        seed (`int`): Seed of the questions.
         questions_per_room (`int`):
             Number of questions about a room, at most; the types take turns. A room without a certain case gets fewer.
         format (`str`): `"train"` or `"benchmark"`.
         train (`str` or `os.PathLike`, *optional*):
             Instruction set from which a benchmark's answers without images are learned. By default they are learned
-            from the first half of the benchmark and scored on the second.
+            from the first half of the questions and scored on the second.
 
     Returns:
         `dict`: The manifest.
