@@ -23,9 +23,11 @@ quickstart: install
 	$(BIN)/spa3r pretrain --config rooms-cpu
 	$(BIN)/spa3r inspect --model $(RUN)/model --scenes rooms:$(RUN)/held_out_rooms --num-scenes 16 --cameras \
 		--image-width 112 --output $(RUN)/report --require-scene-specific
-	$(BIN)/python -c "import torch, spa3r.modeling_spa3r; from transformers import AutoModel; \
+	$(BIN)/python -c "import glob, spa3r; from transformers import AutoImageProcessor, AutoModel; \
+		photos = sorted(glob.glob('$(RUN)/held_out_rooms/room_000000/color/*.jpg'))[:4]; \
+		views = AutoImageProcessor.from_pretrained('$(RUN)/model')(photos, return_tensors='pt'); \
 		model = AutoModel.from_pretrained('$(RUN)/model'); \
-		print('latents of 4 views:', tuple(model(torch.rand(1, 4, 3, 84, 112)).latents.shape))"
+		print('latents of 4 views:', tuple(model(**views).latents.shape))"
 	rm -rf $(RUN)/spa3-vlm
 	$(BIN)/spa3r convert assemble $(RUN)/spa3-vlm --vlm spa3-vlm-nano --spa3r $(RUN)/model --image-width 112
 	$(BIN)/spa3r room-questions --rooms $(RUN)/rooms --output $(RUN)/questions
