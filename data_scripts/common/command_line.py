@@ -2,8 +2,6 @@
 
 import argparse
 
-__all__ = ["OneLineHelp", "verb_parser"]
-
 
 class OneLineHelp(argparse.RawDescriptionHelpFormatter):
     """Show an option by its first name, without placeholders, on one line with its help."""

@@ -9,20 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "claim_folder",
-    "natural_key",
-    "new_folder",
-    "remove_unfinished",
-    "replace_when_complete",
-    "require_empty_folder",
-    "require_same_settings",
-    "unfinished_path",
-    "write_bytes",
-    "write_json",
-    "write_text",
-]
-
 MAX_NAMED = 3
 
 

@@ -7,8 +7,6 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
-__all__ = ["IMAGE_SUFFIXES", "UnreadableFrame", "open_image", "turn_upright", "why_unreadable"]
-
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 # Pillow's decoders report broken files by any of these.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError)

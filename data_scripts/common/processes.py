@@ -1,5 +1,6 @@
 """Spread calls over worker processes, and load what comes next in a thread."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -9,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection
 from typing import Any
-
-__all__ = ["call_in_processes", "load_ahead"]
 
 
 def call_in_processes(function: Callable[..., Any], calls: Iterable[tuple], workers: int) -> Iterator[Any]:
@@ -38,14 +37,13 @@ def call_in_processes(function: Callable[..., Any], calls: Iterable[tuple], work
     context.set_forkserver_preload(["__main__", getattr(function, "func", function).__module__])
     leash, end_of_leash = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_main_process, initargs=(leash,))
-    pending = set()
+    calls, pending = iter(calls), set()
     try:
-        for arguments in calls:
-            pending.add(pool.submit(function, *arguments))
-            if len(pending) >= 2 * workers:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        while pending:
+        while True:
+            for arguments in itertools.islice(calls, 2 * workers - len(pending)):
+                pending.add(pool.submit(function, *arguments))
+            if not pending:
+                break
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
     finally:

@@ -14,16 +14,6 @@ import PIL.Image
 
 from .images import UnreadableFrame, why_unreadable
 
-__all__ = [
-    "VIDEO_SUFFIXES",
-    "frame_rate",
-    "import_av",
-    "index_video",
-    "read_frames",
-    "read_frames_at",
-    "spread_evenly",
-]
-
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
 
 

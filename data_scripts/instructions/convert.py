@@ -87,19 +87,12 @@ class Tally:
         )
         self.question_types_by_source[f"{data_source}\t{row['question_type']}"] += 1
 
-    def add_rejection(self, reason: str) -> None:
-        self.counts["rejected"] += 1
-        self.rejected_by_reason[reason] += 1
-
-    def add_excluded(self, scene: str) -> None:
-        self.counts["excluded"] += 1
-        self.excluded_by_scene[scene] += 1
-
     def add(self, other: "Tally") -> None:
         """Add another tally; a table that is full counts further names as `others`."""
         self.counts.update(other.counts)
-        for mine, theirs in zip(self._tables(), other._tables(), strict=True):
-            for name, number in theirs.items():
+        for table in ("rejected_by_reason", "excluded_by_scene", "question_types_by_source"):
+            mine = getattr(self, table)
+            for name, number in getattr(other, table).items():
                 mine[name if name in mine or len(mine) < MAX_COUNTED else OTHERS] += number
 
     def summary(self) -> dict[str, Any]:
@@ -120,9 +113,6 @@ class Tally:
             "sources": dict(sources),
             "question_types_by_source": types_by_source,
         }
-
-    def _tables(self) -> tuple[Counter, Counter, Counter]:
-        return self.rejected_by_reason, self.excluded_by_scene, self.question_types_by_source
 
 
 def convert(
@@ -159,11 +149,13 @@ def convert(
     clear_caches()
     output = Path(output).absolute()
     excluded = frozenset(excluded)
+    with open(input_file, "rb") as file:
+        input_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     options = {
         "format": FORMAT,
         "source": source,
         "media_root": os.path.abspath(media_root),
-        "input_sha256": _file_sha256(input_file),
+        "input_sha256": input_sha256,
         "excluded_sha256": hashlib.sha256("\n".join(sorted(excluded)).encode()).hexdigest(),
         "max_records": max_records,
     }
@@ -307,9 +299,11 @@ def _convert_block(job: Job, index: int, records: Sequence[tuple[int, bytes | Ba
             record = parse_record(raw)
             converted = convert_record(record, line, job)
         except ExcludedScene as excluded:
-            tally.add_excluded(excluded.scene)
+            tally.counts["excluded"] += 1
+            tally.excluded_by_scene[str(excluded)] += 1
         except BadRecord as error:
-            tally.add_rejection(error.reason)
+            tally.counts["rejected"] += 1
+            tally.rejected_by_reason[error.reason] += 1
             row_id = record.get("id") if isinstance(record.get("id"), (str, int)) else None
             rejected.append({"line": line, "id": row_id, "reason": error.reason, "detail": error.detail})
         else:
@@ -343,8 +337,3 @@ def _outcome_file(job: Job, index: int) -> Path:
 def _num_bytes(records: Sequence[tuple[int, bytes | BadRecord]]) -> int:
     """Bytes of the input that records take, with the line break or comma after each."""
     return sum(len(raw) + 1 for _, raw in records if not isinstance(raw, BadRecord))
-
-
-def _file_sha256(path: str | os.PathLike) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

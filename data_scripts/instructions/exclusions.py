@@ -129,18 +129,15 @@ def _json_column(file: str | os.PathLike) -> list[str]:
     for line, raw in read_records(file):
         try:
             record = parse_record(raw)
-            names += [str(record[COLUMN])] if COLUMN in record else _scannet_scenes(record[PATHS_COLUMN])
+            if COLUMN in record:
+                names.append(str(record[COLUMN]))
+            else:  # A path or a list of paths; a photo names no scene.
+                names += [match[0] for match in SCANNET_SCAN.finditer(str(record[PATHS_COLUMN]))]
         except (BadRecord, KeyError) as error:
             raise ValueError(
                 f"Line {line} of `{file}` is not a JSON object with `{COLUMN}` or `{PATHS_COLUMN}`: {HOW_TO_EXCLUDE}."
             ) from error
     return names
-
-
-def _scannet_scenes(paths: str | list[str]) -> list[str]:
-    """Return the ScanNet scenes that paths name; a photo names none."""
-    paths = [paths] if isinstance(paths, str) else paths
-    return [match[0] for path in paths for match in SCANNET_SCAN.finditer(str(path))]
 
 
 def _lines(file: str | os.PathLike) -> list[str]:

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,12 +93,10 @@ def video_frames(folders: MediaFolders, path: str) -> list[str]:
         BadRecord: If the video does not exist, lies outside the media folder, or cannot be decoded.
     """
     location = _locate(folders.root, path)
-    if os.path.isdir(os.path.join(folders.root, location)):
-        return _frames_of_folder(folders, location)
-    frames, problem = _frames_of_file(folders, location)
-    if problem:
-        raise BadRecord(*problem)
-    return list(frames)
+    folder = os.path.join(folders.root, location)
+    if os.path.isdir(folder):
+        return [require_image(folders, os.path.join(location, name)) for name in _list_frames(folder)]
+    return list(_frames_of_file(folders, location))
 
 
 def mark_images(folders: MediaFolders, paths: Sequence[str], spar_info: Mapping[str, Any]) -> list[str]:
@@ -124,33 +122,47 @@ def mark_images(folders: MediaFolders, paths: Sequence[str], spar_info: Mapping[
 
 def clear_caches() -> None:
     """Forget all checks: files may have changed since an earlier conversion in this process."""
-    for cached in (_find, _check_size, _list_frames, _frames_of_file):
+    for cached in (_locate, _check_size, _list_frames, _frames_of_file):
         cached.cache_clear()
 
 
+def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Cache what a function returns, or the `BadRecord` that it raises."""
+
+    @functools.lru_cache(CACHE_SIZE)
+    def outcome(*arguments: Any) -> tuple[Any, tuple[str, str] | None]:
+        try:
+            return function(*arguments), None
+        except BadRecord as error:
+            return None, (error.reason, error.detail)
+
+    @functools.wraps(function)
+    def cached(*arguments: Any) -> Any:
+        result, problem = outcome(*arguments)
+        if problem:
+            raise BadRecord(*problem)
+        return result
+
+    cached.cache_clear = outcome.cache_clear
+    return cached
+
+
+@_cached
 def _locate(root: str, path: str) -> str:
     """Return the real path of an existing file or folder, relative to the real media folder."""
-    location, problem = _find(root, path)
-    if problem:
-        raise BadRecord(*problem)
-    return location
-
-
-@functools.lru_cache(CACHE_SIZE)
-def _find(root: str, path: str) -> tuple[str, tuple[str, str] | None]:
     if "\0" in path:
-        return "", ("malformed record", f"a path has no null character, got {path!r}")
+        raise BadRecord("malformed record", f"a path has no null character, got {path!r}")
     if os.path.isabs(path):
-        return "", ("outside the media root", f"{path} is absolute; paths are relative to the media root")
+        raise BadRecord("outside the media root", f"{path} is absolute; paths are relative to the media root")
     real_root = os.path.realpath(root)
     real = os.path.realpath(os.path.join(root, path))
     if os.path.commonpath([real_root, real]) != real_root:
-        return "", ("outside the media root", f"{path} leads to {real}")
+        raise BadRecord("outside the media root", f"{path} leads to {real}")
     if not os.path.isfile(real) and not os.path.isdir(real):
-        return "", ("missing media", f"{path}: no such file or folder")
+        raise BadRecord("missing media", f"{path}: no such file or folder")
     if real == real_root:
-        return "", ("malformed record", f"the path {path!r} is the media folder itself")
-    return os.path.relpath(real, real_root), None
+        raise BadRecord("malformed record", f"the path {path!r} is the media folder itself")
+    return os.path.relpath(real, real_root)
 
 
 def _check_image(root: str, path: str) -> tuple[str, tuple[int, int]]:
@@ -158,61 +170,49 @@ def _check_image(root: str, path: str) -> tuple[str, tuple[int, int]]:
     location = _locate(root, path)
     if os.path.splitext(location)[1].lower() not in IMAGE_SUFFIXES:
         raise BadRecord("unknown extension", f"{path} is no image; known are {' '.join(sorted(IMAGE_SUFFIXES))}")
-    size, problem = _check_size(os.path.join(root, location))
-    if problem:
-        raise BadRecord(*problem)
-    return location, size
+    return location, _check_size(os.path.join(root, location))
 
 
-@functools.lru_cache(CACHE_SIZE)
-def _check_size(path: str) -> tuple[tuple[int, int], tuple[str, str] | None]:
+@_cached
+def _check_size(path: str) -> tuple[int, int]:
     """Return the upright size of an image. It is decoded for this: the header of a truncated file looks complete."""
     try:
         image = turn_upright(open_image(path))
     except UnreadableFrame as error:
-        return (0, 0), ("unreadable image", str(error))
+        raise BadRecord("unreadable image", str(error)) from error
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return (0, 0), (
-            "unusable image",
-            f"{path}: of mode {image.mode}, as depth maps are, and not of bytes",
-        )
+        raise BadRecord("unusable image", f"{path}: of mode {image.mode}, as depth maps are, and not of bytes")
     if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-        return (0, 0), ("unusable image", f"{path}: {image.width} x {image.height} pixels, too elongated")
-    return image.size, None
+        raise BadRecord("unusable image", f"{path}: {image.width} x {image.height} pixels, too elongated")
+    return image.size
 
 
-def _frames_of_folder(folders: MediaFolders, location: str) -> list[str]:
-    names, problem = _list_frames(os.path.join(folders.root, location))
-    if problem:
-        raise BadRecord("unreadable video", problem)
-    return [require_image(folders, os.path.join(location, name)) for name in names]
-
-
-@functools.lru_cache(CACHE_SIZE)
-def _list_frames(folder: str) -> tuple[tuple[str, ...], str]:
+@_cached
+def _list_frames(folder: str) -> tuple[str, ...]:
+    """Return the names of the frames that `video_indices` chooses of a folder."""
     try:
         entries = os.listdir(folder)
     except OSError as error:
-        return (), f"{folder}: {error}"
+        raise BadRecord("unreadable video", f"{folder}: {error}") from error
     images = [name for name in entries if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and name[0] != "."]
     if not images:
-        return (), f"{folder}: a folder without images"
+        raise BadRecord("unreadable video", f"{folder}: a folder without images")
     images.sort(key=natural_key)
-    return tuple(images[index] for index in video_indices(len(images), FRAME_FOLDER_FPS)), ""
+    return tuple(images[index] for index in video_indices(len(images), FRAME_FOLDER_FPS))
 
 
-@functools.lru_cache(CACHE_SIZE)
-def _frames_of_file(folders: MediaFolders, location: str) -> tuple[tuple[str, ...], tuple[str, str] | None]:
+@_cached
+def _frames_of_file(folders: MediaFolders, location: str) -> tuple[str, ...]:
     if os.path.splitext(location)[1].lower() not in VIDEO_SUFFIXES:
         known = " ".join(sorted(VIDEO_SUFFIXES))
-        return (), ("unknown extension", f"{location} is no video; known are {known} and folders of frames")
+        raise BadRecord("unknown extension", f"{location} is no video; known are {known} and folders of frames")
     folder = os.path.join(folders.output, "frames", location)
     if not os.path.isdir(folder):
         try:
             _extract_frames(os.path.join(folders.root, location), folder, folders.scratch)
         except UnreadableFrame as error:
-            return (), ("unreadable video", str(error))
-    return tuple(os.path.join(folder, name) for name in sorted(os.listdir(folder), key=natural_key)), None
+            raise BadRecord("unreadable video", str(error)) from error
+    return tuple(os.path.join(folder, name) for name in sorted(os.listdir(folder), key=natural_key))
 
 
 def _extract_frames(video: str, folder: str, scratch: str) -> None:

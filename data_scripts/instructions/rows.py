@@ -89,11 +89,7 @@ class ConvertedRecord(NamedTuple):
 
 
 class ExcludedScene(Exception):
-    """The record is about a scene that the conversion leaves out; `scene` is its id."""
-
-    def __init__(self, scene: str):
-        super().__init__(scene)
-        self.scene = scene
+    """The record is about a scene that the conversion leaves out; its text is the scene's id."""
 
 
 def convert_record(record: dict[str, Any], line: int, job: Job) -> ConvertedRecord:

@@ -111,9 +111,7 @@ def place_markers(spar_info: Mapping[str, Any], sizes: Sequence[tuple[int, int]]
 
 def draw_markers(image: Image.Image, markers: Sequence[Marker]) -> Image.Image:
     """Draw markers on a copy of an image at full resolution."""
-    marked = image.convert("RGB")
-    if marked is image:
-        marked = image.copy()
+    marked = image.convert("RGB")  # a copy, even of an image in RGB
     draw = ImageDraw.Draw(marked)
     for marker in markers:
         if marker.shape == "ellipse":
@@ -127,21 +125,14 @@ def _indexed_images(
     spar_info: Mapping[str, Any], present: Sequence[tuple[str, str]], order: Sequence[str]
 ) -> dict[tuple[str, str], int]:
     """Return the image of each marker: `spar_info` lists an index for each color present, in the order given."""
+    if unknown := [color for color, _ in present if color not in order]:
+        raise BadRecord("malformed markers", f"a {unknown[0]} marker, where only {', '.join(order)} are known")
     images = {}
     for shape in ("point", "bbox"):
-        markers = sorted(
-            (marker for marker in present if marker[1] == shape), key=lambda marker: _color_rank(marker, order)
-        )
-        if markers:
+        if markers := [(color, shape) for color in order if (color, shape) in present]:
             indices = _first_numbers(spar_info, f"{shape}_img_idx", len(markers))
-            images |= dict(zip(markers, (int(index) for index in indices), strict=True))
+            images |= dict(zip(markers, map(int, indices), strict=True))
     return images
-
-
-def _color_rank(marker: tuple[str, str], order: Sequence[str]) -> int:
-    if marker[0] not in order:
-        raise BadRecord("malformed markers", f"a {marker[0]} marker, where only {', '.join(order)} are known")
-    return order.index(marker[0])
 
 
 def _place(
@@ -149,8 +140,7 @@ def _place(
 ) -> Marker:
     width, height = sizes[image]
     if shape == "point":
-        x, y = _scale(_first_numbers(spar_info, f"{color}_point", 2), width, height)
-        x, y = int(x), int(y)
+        x, y = map(int, _scale(_first_numbers(spar_info, f"{color}_point", 2), width, height))
         box = (x - POINT_RADIUS, y - POINT_RADIUS, x + POINT_RADIUS, y + POINT_RADIUS)
         return Marker(image, "ellipse", box, color)
     left, top, right, bottom = _scale(_first_numbers(spar_info, f"{color}_bbox", 4), width, height)

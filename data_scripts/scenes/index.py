@@ -30,27 +30,17 @@ from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image
 from ..common.scene_ids import SCANNET_SCAN
 from ..common.videos import VIDEO_SUFFIXES, import_av, index_video, read_frames_at
 
-__all__ = [
-    "frame_path",
-    "load_scene_sources",
-    "load_scenes",
-    "read_camera",
-    "read_depth",
-    "read_images",
-    "split_scenes",
-]
-
 logger = logging.getLogger(__name__)
 
-PATTERNS = {
-    "scannet": "scene*/color/*.jpg",
-    "scannetpp": "data/<scene>/dslr/undistorted_images/*.JPG",
-    "rooms": "<scene>/color/*.jpg",
-    "folders": "<scene>/*.jpg",
-    "videos": "*.mp4",
+# Where frames are, for messages, and the smallest and largest step between drawn frames: the official code's for
+# ScanNet and ScanNet++, ours for the others.
+KINDS = {
+    "scannet": ("scene*/color/*.jpg", [2, 6]),
+    "scannetpp": ("data/<scene>/dslr/undistorted_images/*.JPG", [20, 60]),
+    "rooms": ("<scene>/color/*.jpg", [1, 4]),
+    "folders": ("<scene>/*.jpg", [1, 4]),
+    "videos": ("*.mp4", [10, 30]),
 }
-# Smallest and largest step between drawn frames: the official code's for ScanNet and ScanNet++, ours for the others.
-INTERVALS = {"scannet": (2, 6), "scannetpp": (20, 60), "rooms": (1, 4), "folders": (1, 4), "videos": (10, 30)}
 # Cameras and depth relative to a scene's folder; `{stem}` stands for a frame's name without suffix.
 SCANNET_FILES = {
     "poses": "pose/{stem}.txt",
@@ -71,23 +61,13 @@ FRAME_FILES = {
 RIGID_TOLERANCE = 1e-2
 
 FEATURES = Features(
-    {
-        "scene_id": Value("string"),
-        "source": Value("string"),
-        "directory": Value("string"),
-        # Relative to the directory, sorted by the numbers in their names.
-        "frames": List(Value("string")),
-        "num_frames": Value("int64"),
-        # The entries of FRAME_FILES that the scene has.
-        "poses": Value("string"),
-        "intrinsics": Value("string"),
-        "depths": Value("string"),
-        "transforms": Value("string"),
-        # Instead of `frames`: the video, and the timestamps of its frames and key frames.
-        "video": Value("string"),
-        "timestamps": List(Value("int64")),
-        "key_frames": List(Value("int64")),
-    }
+    dict.fromkeys(("scene_id", "source", "directory"), Value("string"))
+    # Relative to the directory, sorted by the numbers in their names.
+    | {"frames": List(Value("string")), "num_frames": Value("int64")}
+    # The entries of FRAME_FILES that the scene has.
+    | dict.fromkeys(("poses", "intrinsics", "depths", "transforms"), Value("string"))
+    # Instead of `frames`: the video, and the timestamps of its frames and key frames.
+    | {"video": Value("string"), "timestamps": List(Value("int64")), "key_frames": List(Value("int64"))}
 )
 
 
@@ -116,9 +96,12 @@ def load_scenes(
         FileNotFoundError: If the folder does not exist, or no scene is left in it.
         ValueError: If `kind` is unknown, or `interval` is not [low, high] with 1 <= low <= high.
     """
-    if kind not in PATTERNS:
-        raise ValueError(f"Unknown `kind` of scenes `{kind}`; choose one of {', '.join(PATTERNS)}.")
-    interval = _check_interval(INTERVALS[kind] if interval is None else interval)
+    if kind not in KINDS:
+        raise ValueError(f"Unknown `kind` of scenes `{kind}`; choose one of {', '.join(KINDS)}.")
+    pattern, default_interval = KINDS[kind]
+    interval = list(default_interval if interval is None else interval)
+    if not (len(interval) == 2 and 1 <= interval[0] <= interval[1]):
+        raise ValueError(f"`interval` must read [low, high] with 1 <= low <= high, got {interval}.")
     root = Path(root).expanduser().absolute()
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder `{root}` to read {kind} scenes from; check the path.")
@@ -131,7 +114,7 @@ def load_scenes(
     short = sorted(set(kept) - set(scenes.select(filled)["scene_id"]), key=natural_key)
     if not filled:
         raise FileNotFoundError(
-            f"No {kind} scenes are left in `{root}`: of {len(folders)} scenes found as `{PATTERNS[kind]}`, "
+            f"No {kind} scenes are left in `{root}`: of {len(folders)} scenes found as `{pattern}`, "
             f"{len(excluded)} are excluded and {len(short)} have fewer than {MIN_FRAMES} frames."
         )
     if short:
@@ -198,8 +181,8 @@ def split_scenes(scenes: Dataset, num_held_out: int, seed: int = 0) -> tuple[Dat
         raise ValueError(
             f"Holding out {num_held_out} of {len(set(ids))} scenes leaves none to train on; hold out fewer."
         )
-    rows = {held: [row for row, scene_id in enumerate(ids) if (scene_id in chosen) == held] for held in (False, True)}
-    return scenes.select(rows[False]), scenes.select(rows[True])
+    held_out = np.array([scene_id in chosen for scene_id in ids])
+    return scenes.select(np.flatnonzero(~held_out)), scenes.select(np.flatnonzero(held_out))
 
 
 def frame_path(scene: Mapping[str, Any], frame: int) -> str:
@@ -401,12 +384,6 @@ def _read_ids(ids: str | os.PathLike | Iterable[str] | None) -> set[str]:
             raise FileNotFoundError(f"There is no file `{ids}` to read scene ids from; check the path.")
         ids = Path(ids).read_text(encoding="utf-8").splitlines()
     return {scene_id.strip() for scene_id in ids or () if scene_id.strip()}
-
-
-def _check_interval(interval: Sequence[int]) -> list[int]:
-    if not (len(interval) == 2 and 1 <= interval[0] <= interval[1]):
-        raise ValueError(f"`interval` must read [low, high] with 1 <= low <= high, got {list(interval)}.")
-    return [int(step) for step in interval]
 
 
 def _beside(scene: Mapping[str, Any], kind: str, frame: int) -> str:

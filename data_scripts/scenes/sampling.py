@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-__all__ = ["ViewBatchSampler", "partition_views", "sample_frames", "seeded_generator"]
-
 # Consecutive batches share their number of views, so that up to 8 processes, with one batch each, have equal work.
 BATCHES_PER_VIEW_COUNT = 8
 

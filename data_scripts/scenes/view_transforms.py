@@ -16,8 +16,6 @@ from torch import Tensor
 
 from ..common.images import open_image, turn_upright
 
-__all__ = ["FrameSize", "crop_to_common", "fit_depth", "fit_intrinsics", "load_frame", "pretrain_image_size"]
-
 
 class FrameSize(NamedTuple):
     """The sizes of a frame on its way from disk to the model, each `(height, width)`."""

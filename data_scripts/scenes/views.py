@@ -15,8 +15,6 @@ from .index import frame_path, read_camera, read_depth, read_images
 from .sampling import partition_views, sample_frames, seeded_generator
 from .view_transforms import crop_to_common, fit_depth, fit_intrinsics, load_frame
 
-__all__ = ["SceneViews", "collate_views"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -91,9 +89,7 @@ class SceneViews(torch.utils.data.Dataset):
                         "replaced_frames": unreadable,
                         "dropped_scenes": dropped,
                     }
-                logger.warning(
-                    f"Scene {scene['scene_id']} is dropped; no frame can be read: {unreadable[0]}"
-                )
+                logger.warning(f"Scene {scene['scene_id']} is dropped; no frame can be read: {unreadable[0]}")
                 self._unreadable_scenes[index] = unreadable[0]
             dropped.append(scene["scene_id"])
         reason = self._unreadable_scenes[scene_index]
