@@ -4,13 +4,19 @@ import argparse
 
 
 class OneLineHelp(argparse.RawDescriptionHelpFormatter):
-    """Show an option by its first name, without placeholders, on one line with its help."""
+    """Show an option by its first name, without placeholders, on one line with its help and its choices."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=34)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         return action.option_strings[0] if action.option_strings else super()._format_action_invocation(action)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        """Name the choices of an option whose help does not."""
+        text = action.help or ""
+        choices = [str(choice) for choice in action.choices or ()] if action.option_strings else []
+        return text if all(choice in text for choice in choices) else f"{text}; one of {', '.join(choices)}"
 
 
 def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
