@@ -8,7 +8,6 @@ from unittest import mock
 import pyarrow.parquet as pq
 from PIL import Image
 from recordings import CASES
-from tiny_videos import write_video
 
 from spa3r.data_scripts.instructions import convert as engine
 from spa3r.data_scripts.instructions.command import SETS
@@ -26,12 +25,6 @@ def write_frames(folder: Path, num_frames: int, prefix="frame_") -> Path:
     for index in range(num_frames):
         write_image(folder / f"{prefix}{index}.jpg", (12 * index,) * 3)
     return folder
-
-
-def write_tiny_video(path: Path, num_frames: int = 20) -> Path:
-    """A video of 10 frames a second, see `write_video`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_video(path, num_frames)
 
 
 def turns(*values) -> list[dict]:

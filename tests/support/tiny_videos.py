@@ -12,10 +12,14 @@ TURNED = [0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30]
 
 
 def write_video(
-    path: Path, num_frames: int = 20, codec: str = "libx264", size=(64, 48), matrix=None, **options
+    path: Path, num_frames: int = 20, codec="libx264", size=(64, 48), matrix=None, layout=None, **options
 ) -> Path:
-    """Encode frames of one gray each, `STEP` brighter than the one before; the left half of each is black."""
-    with av.open(str(path), "w") as container:
+    """Encode frames of one gray each, `STEP` brighter than the one before; the left half of each is black.
+
+    `layout` are options of the container, and `options` those of the codec.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options=layout) as container:
         stream = container.add_stream(codec, rate=10, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.set_display_matrix(matrix)

@@ -14,15 +14,12 @@ def read(path, text):
     return list(read_records(path))
 
 
-def parsed(items):
-    """Values of readable records, and reasons of others, by line."""
-    result = []
-    for line, raw in items:
-        try:
-            result.append((line, parse_record(raw)))
-        except BadRecord as error:
-            result.append((line, error.reason))
-    return result
+def value_of(raw):
+    """The value of a readable record, or the reason of a bad one."""
+    try:
+        return parse_record(raw)
+    except BadRecord as error:
+        return error.reason
 
 
 def tricky_records(rng, number):
@@ -42,50 +39,37 @@ def test_elements_of_a_list_are_those_of_the_json_module(tmp_path, monkeypatch, 
 
 
 def test_lines_of_a_list_are_where_its_elements_begin(tmp_path):
-    records = tricky_records(random.Random(1), 20)
-    text = json.dumps(records, indent=1)
+    text = json.dumps(tricky_records(random.Random(1), 20), indent=1)
     items = read(tmp_path / "list.json", text)
     # With this indentation only elements have one space and a brace.
     assert [line for line, _ in items] == [n for n, line in enumerate(text.split("\n"), 1) if line.startswith(" {")]
 
 
-def test_lines_are_records_with_their_numbers_and_blank_ones_are_not(tmp_path):
-    assert parsed(read(tmp_path / "lines.jsonl", '{"a": 1}\r\n\n  \n{"b": 2}')) == [(1, {"a": 1}), (4, {"b": 2})]
+A, B = {"a": 1}, {"b": 2}
+BROKEN, MALFORMED = "broken JSON", "malformed record"
+# Content, and the line and value of each record, or the reason why it is bad.
+FILES = {
+    "empty": ("", []),
+    "blank": (" \n\n", []),
+    "lines": ('{"a": 1}\r\n\n  \n{"b": 2}', [(1, A), (4, B)]),
+    "list": ('\n [{"a": 1}]', [(2, A)]),
+    "byte order mark before lines": ('\ufeff{"a": 1}\n', [(1, A)]),
+    "byte order mark before a list": ('\ufeff[{"a": 1}]', [(1, A)]),
+    "broken lines": (
+        b'{"a": 1}\n{"b": \n{"c": "\xff"}\n[1]\n{"b": 2}',
+        [(1, A), (2, BROKEN), (3, BROKEN), (4, MALFORMED), (5, B)],
+    ),
+    "broken elements": ('[{"a": 1},\n{"b": tru},\n 7, "x",\n{"b": 2}]', [(1, A), (2, BROKEN), (3, BROKEN), (4, B)]),
+    "no objects": ('[{"a": 1},\n 7,\n{"b": 2}, null]', [(1, A), (2, MALFORMED), (3, B), (3, MALFORMED)]),
+    "more after a list": ('[{"a": 1}]\n{"b": 2}', [(1, A), (1, BROKEN)]),
+    "nesting beyond what can be parsed": ('{"a": ' + "[" * 100_000, [(1, BROKEN)]),
+}
 
 
-def test_the_content_tells_lines_from_a_list_and_not_the_name(tmp_path):
-    assert parsed(read(tmp_path / "a.jsonl", '\n [{"a": 1}]')) == [(2, {"a": 1})]
-    assert parsed(read(tmp_path / "b.json", '{"a": 1}\n{"b": 2}')) == [(1, {"a": 1}), (2, {"b": 2})]
-
-
-@pytest.mark.parametrize("text", ['{"a": 1}\n', '[{"a": 1}]'])
-def test_a_byte_order_mark_is_no_part_of_the_first_record(tmp_path, text):
-    assert parsed(read(tmp_path / "file", b"\xef\xbb\xbf" + text.encode())) == [(1, {"a": 1})]
-
-
-def test_a_broken_line_spoils_no_other(tmp_path):
-    text = b'{"a": 1}\n{"b": \n{"c": "\xff"}\n[1]\n{"d": 4}'
-    reasons = ["broken JSON", "broken JSON", "malformed record"]
-    assert parsed(read(tmp_path / "lines", text)) == [
-        (1, {"a": 1}),
-        *zip((2, 3, 4), reasons, strict=True),
-        (5, {"d": 4}),
-    ]
-
-
-def test_a_broken_element_spoils_no_other(tmp_path):
-    items = read(tmp_path / "list", '[{"a": 1},\n{"b": tru},\n{"c": 3},\n 7, "x",\n{"d": 4}]')
-    assert parsed(items)[:3] == [(1, {"a": 1}), (2, "broken JSON"), (3, {"c": 3})]
-    assert parsed(items)[-1] == (5, {"d": 4})
-
-
-def test_what_is_no_object_in_a_list_is_reported_and_not_passed_over(tmp_path):
-    assert parsed(read(tmp_path / "list", '[{"a": 1},\n 7,\n{"d": 4}, null]')) == [
-        (1, {"a": 1}),
-        (2, "malformed record"),
-        (3, {"d": 4}),
-        (3, "malformed record"),
-    ]
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("text, expected", FILES.values(), ids=FILES)
+def test_bad_records_spoil_no_others_whatever_the_name_of_the_file(tmp_path, name, text, expected):
+    assert [(line, value_of(raw)) for line, raw in read(tmp_path / name, text)] == expected
 
 
 @pytest.mark.parametrize("ending", ["", ",", ',\n{"b": ', ',\n{"b": "x', ',\n{"b": "x\\'])
@@ -96,25 +80,12 @@ def test_a_list_that_is_cut_off_ends_with_a_bad_record(tmp_path, ending):
     assert "incomplete download" in items[1][1].detail
 
 
-def test_what_follows_a_list_is_reported(tmp_path):
-    assert parsed(read(tmp_path / "list", '[{"a": 1}]\n{"b": 2}')) == [(1, {"a": 1}), (1, "broken JSON")]
-
-
 @pytest.mark.parametrize("text", ['{"a": "%s"}\n{"b": 1}', '[{"a": "%s"}, {"b": 1}]'])
 def test_a_record_without_end_is_not_held_in_memory(tmp_path, monkeypatch, text):
     monkeypatch.setattr(record_stream, "MAX_RECORD_BYTES", 1000)
     monkeypatch.setattr(record_stream, "CHUNK_BYTES", 100)
     items = read(tmp_path / "file", text % ("x" * 5000))
     assert [type(raw) for _, raw in items] == [BadRecord]
-
-
-@pytest.mark.parametrize("text", ["", " \n\n"])
-def test_an_empty_file_has_no_records(tmp_path, text):
-    assert read(tmp_path / "file", text) == []
-
-
-def test_nesting_beyond_what_can_be_parsed_is_broken_json(tmp_path):
-    assert parsed(read(tmp_path / "file", '{"a": ' + "[" * 100_000)) == [(1, "broken JSON")]
 
 
 @pytest.mark.parametrize("value", [None, 3, ["x"], "\ud800"])

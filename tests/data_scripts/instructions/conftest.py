@@ -1,5 +1,6 @@
 import pytest
-from instruction_records import convert_set, write_image, write_tiny_video
+from instruction_records import convert_set, write_image
+from tiny_videos import write_video
 
 
 @pytest.fixture
@@ -7,7 +8,7 @@ def media(tmp_path):
     """A media folder with two images and a video of 20 frames."""
     for name in "ab":
         write_image(tmp_path / f"media/hypersim/{name}.jpg")
-    write_tiny_video(tmp_path / "media/scannet/scene0000_00.mp4")
+    write_video(tmp_path / "media/scannet/scene0000_00.mp4")
     return tmp_path / "media"
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from unittest import mock
 
 import pytest
 from datasets import load_dataset
@@ -16,12 +17,11 @@ from instruction_records import (
     question,
     read_rows,
     reasons,
-    text_of,
     turns,
     write_image,
     write_lines,
-    write_tiny_video,
 )
+from tiny_videos import write_video
 
 from spa3r.data_scripts.instructions import convert as engine
 
@@ -58,15 +58,10 @@ def test_the_datasets_library_reads_images_where_they_are(run, tmp_path):
 
 def test_the_datasets_library_finds_the_rows_whatever_folders_frames_are_in(run, tmp_path, media):
     for name in ("train/test.mp4", "validation/b.mp4"):
-        write_tiny_video(media / name)
+        write_video(media / name)
     run([question(video="train/test.mp4"), question(video="validation/b.mp4")])
     data = load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
     assert list(data) == ["train"] and data["train"]["question_type"] == ["absolute_count"] * 2
-
-
-def test_rows_keep_the_order_of_the_input_over_blocks(run, tmp_path):
-    run([question(f"<image>question {index}") for index in range(8)])
-    assert [text_of(row["messages"][0]) for row in read_rows(tmp_path / "set")] == [f"#question {i}" for i in range(8)]
 
 
 def test_blocks_of_huge_records_hold_few_of_them(run, tmp_path, monkeypatch):
@@ -80,23 +75,19 @@ def test_only_the_instruction_set_is_left_at_the_end(run, tmp_path):
     assert sorted(os.listdir(tmp_path / "set")) == ["README.md", "data", "frames", "manifest.json", "rejected.jsonl"]
 
 
-def test_max_records_reads_from_the_beginning(run, tmp_path):
-    assert run([question(image="hypersim/a.jpg", id=index) for index in range(10)], max_records=4)["records"] == 4
-    assert [row["id"] for row in read_rows(tmp_path / "set")] == ["0", "1", "2", "3"]
+@pytest.mark.parametrize(("max_records", "num_read"), [(None, 8), (4, 4)])
+def test_rows_keep_the_order_of_the_input_over_blocks_up_to_a_limit(run, tmp_path, max_records, num_read):
+    records = [question(image="hypersim/a.jpg", id=index) for index in range(8)]
+    assert run(records, max_records=max_records)["records"] == num_read
+    assert [row["id"] for row in read_rows(tmp_path / "set")] == list(map(str, range(num_read)))
 
 
 # What is counted
 
 
 def test_every_record_is_kept_or_excluded_or_rejected(run, tmp_path):
-    records = [
-        question(),
-        "{",
-        question(image="no.jpg"),
-        question("no placeholder"),
-        question(video="scene0001_01.mp4"),
-    ]
-    manifest = run(records, excluded=["scene0001_00"])
+    bad = ["{", question(image="no.jpg"), question("no placeholder")]
+    manifest = run([question(), *bad, question(video="scene0001_01.mp4")], excluded=["scene0001_00"])
     assert [manifest[name] for name in ("records", "kept", "excluded", "rejected")] == [5, 1, 1, 3]
     assert reasons(tmp_path / "set") == {2: "broken JSON", 3: "missing media", 4: "wrong number of placeholders"}
     assert manifest["rejected_by_reason"] == dict.fromkeys(reasons(tmp_path / "set").values(), 1)
@@ -154,7 +145,7 @@ def count_files(folder):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_conversion_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, workers):
     for index in range(6):
-        write_tiny_video(tmp_path / f"media/scannet/scene{index:04d}_00.mp4")
+        write_video(tmp_path / f"media/scannet/scene{index:04d}_00.mp4")
     records = [question(f"<image>{i}", video=f"scannet/scene{i % 7:04d}_00.mp4") for i in range(160)]
     output = tmp_path / "set"
     convert_in_blocks(8, tmp_path, records, workers=workers)
@@ -215,14 +206,13 @@ def test_a_deleted_set_is_made_again_in_the_same_process(run, tmp_path):
 def test_finished_blocks_are_not_converted_again(run, run_until_merge, tmp_path, monkeypatch):
     records = [question(f"<image>{index}") for index in range(9)]
     run_until_merge(records)
+    assert not (tmp_path / "set/data").exists()
     (tmp_path / "set/.unfinished/blocks/000001.json").unlink()
-    converted = []
-    original = engine._convert_block
-    monkeypatch.setattr(
-        engine, "_convert_block", lambda job, index, block: converted.append(index) or original(job, index, block)
-    )
+    convert_block = mock.Mock(wraps=engine._convert_block)
+    monkeypatch.setattr(engine, "_convert_block", convert_block)
     run(records)
-    assert converted == [1] and len(read_rows(tmp_path / "set")) == 9
+    assert [call.args[1] for call in convert_block.call_args_list] == [1]
+    assert len(read_rows(tmp_path / "set")) == 9
 
 
 def test_a_block_whose_records_lost_their_media_leaves_no_rows(run, run_until_merge, tmp_path, media):
@@ -231,11 +221,6 @@ def test_a_block_whose_records_lost_their_media_leaves_no_rows(run, run_until_me
     (tmp_path / "set/.unfinished/blocks/000001.json").unlink()
     (media / "hypersim/b.jpg").unlink()
     assert run(records)["kept"] == len(read_rows(tmp_path / "set")) == 3
-
-
-def test_nothing_looks_like_an_instruction_set_before_it_is_complete(run_until_merge, tmp_path):
-    run_until_merge([question()])
-    assert not (tmp_path / "set/data").exists()
 
 
 def test_a_second_run_changes_nothing(run, tmp_path):
@@ -248,26 +233,24 @@ def test_a_second_run_changes_nothing(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("records", "options", "error", "named"),
+    ("records", "options", "named"),
     [
-        ([question()], {"workers": 0}, ValueError, "`workers`.*0"),
-        ([question()], {"max_records": -1}, ValueError, "`max_records`.*-1"),
-        ([question(image="x.jpg"), question(image="y.jpg")], {}, ValueError, r"missing media \(2\)"),
+        ([question()], {"workers": 0}, "`workers`.*0"),
+        ([question()], {"max_records": -1}, "`max_records`.*-1"),
+        ([question(image="x.jpg"), question(image="y.jpg")], {}, r"missing media \(2\)"),
     ],
 )
-def test_a_conversion_without_result_names_the_reason(run, records, options, error, named):
-    with pytest.raises(error, match=named):
+def test_a_conversion_without_result_names_the_reason(run, records, options, named):
+    with pytest.raises(ValueError, match=named):
         run(records, **options)
 
 
 @pytest.mark.parametrize("missing", ["records.jsonl", "media"])
-def test_a_missing_input_is_named(tmp_path, missing):
-    (tmp_path / "media").mkdir()
+def test_a_missing_input_is_named(tmp_path, media, missing):
     write_lines(tmp_path / "records.jsonl", [question()])
     (tmp_path / missing).rename(tmp_path / "elsewhere")
-    read_record = engine.RawSample.from_record
     with pytest.raises(FileNotFoundError, match=f"`{tmp_path / missing}`"):
-        engine.convert(read_record, "set", tmp_path / "records.jsonl", tmp_path / "media", tmp_path / "set", [])
+        engine.convert(engine.RawSample.from_record, "set", tmp_path / "records.jsonl", media, tmp_path / "set", [])
 
 
 @pytest.mark.parametrize(

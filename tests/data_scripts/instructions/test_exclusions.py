@@ -57,28 +57,18 @@ def test_excluded_scenes_are_found_in_paths(path, found):
     assert find_excluded([path], listed) == found
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "scene0011_00\n\n 09c1414f1b \n41069025",
-        "\ufeffscene0011_00\r\n09c1414f1b\r\n41069025\r\n",
-        "".join(json.dumps(row) + "\n" for row in ROWS),
-        json.dumps(ROWS, indent=2),
-    ],
-)
-def test_scenes_are_read_from_lists_and_from_a_benchmarks_json(tmp_path, text):
-    (tmp_path / "scenes").write_text(text, newline="")
-    assert read_excluded([tmp_path / "scenes"]) == set(SCENES)
-
-
-def test_scenes_are_read_from_a_benchmarks_parquet(tmp_path):
-    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "test.parquet")
-    assert read_excluded([tmp_path / "test.parquet"]) == set(SCENES)
+def test_scenes_are_read_from_lists_and_from_a_benchmarks_files(tmp_path):
+    files = [tmp_path / name for name in ("list", "windows_list", "lines.jsonl", "list.json", "table.parquet")]
+    files[0].write_text("scene0011_00\n\n 09c1414f1b \n41069025")
+    files[1].write_text("\ufeffscene0011_00\r\n09c1414f1b\r\n41069025\r\n", newline="")
+    write_lines(files[2], ROWS)
+    files[3].write_text(json.dumps(ROWS, indent=2))
+    pq.write_table(pa.Table.from_pylist(ROWS), files[4])
+    assert [read_excluded([file]) for file in files] == [set(SCENES)] * len(files)
 
 
 def test_scenes_of_several_files_are_put_together(tmp_path):
-    files = [write_lines(tmp_path / scene, [scene]) for scene in SCENES]
-    assert read_excluded(files) == set(SCENES)
+    assert read_excluded(write_lines(tmp_path / scene, [scene]) for scene in SCENES) == set(SCENES)
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,11 @@ VIDEO = {"video": "scannet/scene0000_00.mp4"}
 def test_a_row_says_everything_about_its_record(run, tmp_path, media):
     run([question(id=7, image="hypersim/a.jpg")])
     (row,) = read_rows(tmp_path / "set")
+    content = [{"type": "image", "text": None}, {"type": "text", "text": "How many chairs?"}]
+    answer = [{"type": "text", "text": "3"}]
     assert row == {
         "images": [str(media / "hypersim/a.jpg")],
-        "messages": [
-            {
-                "role": "user",
-                "content": [{"type": "image", "text": None}, {"type": "text", "text": "How many chairs?"}],
-            },
-            {"role": "assistant", "content": [{"type": "text", "text": "3"}]},
-        ],
+        "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}],
         "scene_id": "hypersim",
         "question_type": "absolute_count",
         "source": "vsi590k",
@@ -44,10 +40,11 @@ def test_an_empty_field_counts_as_absent(run, absent):
         ('{"conversations": ', "broken JSON"),
         ("[1, 2]", "malformed record"),
         (question(image=["hypersim/a.jpg", "hypersim/b.jpg"]), "wrong number of placeholders"),
-        (question("<image><image>", image="hypersim/a.jpg"), "wrong number of placeholders"),
-        (question("<image><image>", **VIDEO), "wrong number of placeholders"),
-        (question("<video><video>", **VIDEO), "wrong number of placeholders"),
-        (question("How many?", **VIDEO), "wrong number of placeholders"),
+        (question("<image><image>"), "wrong number of placeholders"),
+        *[
+            (question(text, **VIDEO), "wrong number of placeholders")
+            for text in ("<image><image>", "<video><video>", "How many?")
+        ],
         (question(image="hypersim/c.jpg"), "missing media"),
         (question(image="/etc/hostname.jpg"), "outside the media root"),
         (question(image="../records.jsonl"), "outside the media root"),
@@ -83,12 +80,8 @@ def test_a_rejection_names_the_record_and_the_value(run, tmp_path):
 def test_all_turns_of_a_conversation_are_kept(run, tmp_path):
     run([{"conversations": turns("<image>\nHow many?", "3", "Which?", "red"), "image": "hypersim/a.jpg"}])
     messages = read_rows(tmp_path / "set")[0]["messages"]
-    assert [(message["role"], text_of(message)) for message in messages] == [
-        ("user", "#How many?"),
-        ("assistant", "3"),
-        ("user", "Which?"),
-        ("assistant", "red"),
-    ]
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2
+    assert [text_of(message) for message in messages] == ["#How many?", "3", "Which?", "red"]
 
 
 def test_only_the_first_turn_loses_line_breaks_after_images():
@@ -106,15 +99,11 @@ def test_one_video_placeholder_over_many_images_takes_eight_of_them(run, tmp_pat
     assert text_of(row["messages"][0]) == "########What?"
 
 
-def test_excluded_scenes_need_no_media_and_are_counted_by_scene(run):
-    records = [question(), question(video="scannet/scene0011_00.mp4"), question(video="scannet/scene0011_02.mp4")]
+def test_records_with_excluded_scenes_need_no_media_and_are_counted_by_scene(run):
+    images = ["hypersim/a.jpg", "scannet/scene0011_00/1.jpg"]
+    records = [question(), question("<image><image>", image=images), question(video="scannet/scene0011_02.mp4")]
     manifest = run(records, excluded=["scene0011_01"])
     assert manifest["excluded_by_scene"] == {"scene0011_00": 1, "scene0011_02": 1}
-
-
-def test_any_excluded_image_excludes_the_record(run):
-    images = ["hypersim/a.jpg", "scannet/scene0011_00/1.jpg"]
-    assert run([question(), question("<image><image>", image=images)], excluded=["scene0011_00"])["excluded"] == 1
 
 
 def is_consistent(case):

@@ -9,6 +9,8 @@ from spa3r.data_scripts.common.records import BadRecord
 from spa3r.data_scripts.instructions.spar_markers import BOX_WIDTH, Marker, draw_markers, place_markers
 
 SIZES = [(1000, 1000)] * 4
+BAD_POINTS = [[395, 89], [["a", "b"]], [[float("nan"), 1]], [[1, 2, 3]], [[1, 1e300]]]
+BAD_INDICES = [{}, {"bbox_img_idx": [[0, 1]]}, {"bbox_img_idx": [[4]]}, {"bbox_img_idx": [[-1]]}]
 BOXES = {f"{color}_bbox": [[100, 100, 200, 200]] for color in ("red", "blue", "green", "yellow")}
 
 
@@ -56,16 +58,9 @@ def test_markers_of_a_type_that_is_not_known_are_refused(kind):
 @pytest.mark.parametrize(
     "spar_info",
     [
-        {"type": "depth_prediction_oo", "red_point": [395, 89]},
-        {"type": "depth_prediction_oo", "red_point": [["a", "b"]]},
-        {"type": "depth_prediction_oo", "red_point": [[float("nan"), 1]]},
-        {"type": "depth_prediction_oo", "red_point": [[1, 2, 3]]},
-        {"type": "depth_prediction_oo", "red_point": [[1, 1e300]]},
+        *[{"type": "depth_prediction_oo", "red_point": point} for point in BAD_POINTS],
         {"type": "obj_spatial_relation_oo", "red_bbox": [[300, 100, 200, 400]]},
-        {"type": "obj_spatial_relation_oo_mv", "red_bbox": [[1, 2, 3, 4]]},
-        {"type": "obj_spatial_relation_oo_mv", "red_bbox": [[1, 2, 3, 4]], "bbox_img_idx": [[0, 1]]},
-        {"type": "obj_spatial_relation_oo_mv", "red_bbox": [[1, 2, 3, 4]], "bbox_img_idx": [[4]]},
-        {"type": "obj_spatial_relation_oo_mv", "red_bbox": [[1, 2, 3, 4]], "bbox_img_idx": [[-1]]},
+        *[{"type": "obj_spatial_relation_oo_mv", "red_bbox": [[1, 2, 3, 4]]} | indices for indices in BAD_INDICES],
         {"type": "distance_infer_center_oo_mv", "yellow_bbox": [[1, 2, 3, 4]], "bbox_img_idx": [[0]]},
     ],
 )

@@ -1,11 +1,13 @@
 import json
 import logging
+import re
 import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_scenes import write_images, write_scene
 from tiny_videos import numbers_of, write_video
 
 from spa3r.data_scripts.common.images import UnreadableFrame
@@ -17,46 +19,49 @@ from spa3r.data_scripts.scenes.index import (
     read_images,
     split_scenes,
 )
-from spa3r.data_scripts.scenes.views import SceneViews
+
+SIZE = (30, 40)
+TWO = ["0.jpg", "1.jpg"]
+INTRINSICS = np.array([[50.0, 0, 20], [0, 51, 15], [0, 0, 1]])
 
 
-def write_images(folder, names):
-    folder.mkdir(parents=True)
-    for number, name in enumerate(names):
-        Image.new("RGB", (40, 30), (number, 0, 0)).save(folder / name)
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def write_scannet(root, scene_id, num_frames=3):
-    """A scene whose camera moves along x, one meter a frame."""
-    write_images(root / scene_id / "color", [f"{frame}.jpg" for frame in range(num_frames)])
-    for part in ("pose", "intrinsic", "depth"):
-        (root / scene_id / part).mkdir()
-    intrinsics = [[35, 0, 20, 0], [0, 36, 15, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
-    np.savetxt(root / scene_id / "intrinsic" / "intrinsic_color.txt", intrinsics)
-    for frame in range(num_frames):
-        pose = np.eye(4)
-        pose[0, 3] = frame
-        np.savetxt(root / scene_id / "pose" / f"{frame}.txt", pose)
-        Image.fromarray(np.full((30, 40), 1000 + frame, np.uint16)).save(root / scene_id / "depth" / f"{frame}.png")
+@pytest.fixture
+def scannet(tmp_path):
+    """A scene of ScanNet, whose files may still be changed, and its folder."""
+    write_scene(tmp_path, "scene0000_00", num_frames=12)
+    return load_scenes("scannet", tmp_path)[0], tmp_path / "scene0000_00"
 
 
 def write_scannetpp(root, scene_ids, image_folder="undistorted_images"):
     for scene_id in scene_ids:
         write_images(root / "data" / scene_id / "dslr" / image_folder, ["DSC00009.JPG", "DSC00010.JPG"])
     (root / "splits").mkdir()
-    (root / "splits" / "nvs_sem_train.txt").write_text("\n".join(scene_ids) + "\n")
+    (root / "splits/nvs_sem_train.txt").write_text("\n".join(scene_ids) + "\n")
 
 
-def test_scannet_frames_are_in_natural_order(tmp_path):
-    write_scannet(tmp_path, "scene0000_00", num_frames=12)
-    (scene,) = load_scenes("scannet", tmp_path)
-    assert scene["frames"] == [f"color/{frame}.jpg" for frame in range(12)]
+def scannetpp_scene(root, **frames):
+    """A scene of ScanNet++ with these cameras."""
+    write_scannetpp(root, ["0a7cc12c0e"])
+    file = root / "data/0a7cc12c0e/dslr/nerfstudio/transforms_undistorted.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"fl_x": 30.0, "fl_y": 31.0, "cx": 19.0, "cy": 14.0, "frames": []} | frames))
+    return load_scenes("scannetpp", root)[0]
+
+
+def test_scannet_frames_are_in_natural_order(scannet):
+    scene, _ = scannet
+    assert scene["frames"] == [f"color/{frame}.png" for frame in range(12)]
     assert (scene["scene_id"], scene["num_frames"], scene["interval"]) == ("scene0000_00", 12, [2, 6])
 
 
 def test_scannet_reads_scene_folders_only_and_rooms_any(tmp_path):
     for name in ("scene0000_00", "kitchen", ".partial"):
-        write_scannet(tmp_path, name)
+        write_scene(tmp_path, name)
     assert load_scenes("scannet", tmp_path)["scene_id"][:] == ["scene0000_00"]
     assert load_scenes("rooms", tmp_path)["scene_id"][:] == ["kitchen", "scene0000_00"]
 
@@ -64,7 +69,7 @@ def test_scannet_reads_scene_folders_only_and_rooms_any(tmp_path):
 @pytest.mark.parametrize("image_folder", ["undistorted_images", "resized_undistorted_images"])
 def test_scannetpp_reads_the_scenes_of_its_training_split(tmp_path, image_folder):
     write_scannetpp(tmp_path, ["0a7cc12c0e", "09c1414f1b"], image_folder)
-    (tmp_path / "splits" / "nvs_sem_train.txt").write_text("0a7cc12c0e\n")
+    (tmp_path / "splits/nvs_sem_train.txt").write_text("0a7cc12c0e\n")
     (scene,) = load_scenes("scannetpp", tmp_path)
     assert scene["frames"] == [f"{image_folder}/DSC00009.JPG", f"{image_folder}/DSC00010.JPG"]
     assert (scene["scene_id"], scene["interval"]) == ("0a7cc12c0e", [20, 60])
@@ -72,39 +77,38 @@ def test_scannetpp_reads_the_scenes_of_its_training_split(tmp_path, image_folder
 
 def test_folders_of_images_are_scenes(tmp_path):
     write_images(tmp_path / "living room", ["b.PNG", "a.jpg", "._a.jpg.png"])
-    (tmp_path / "living room" / "notes.txt").touch()
+    (tmp_path / "living room/notes.txt").touch()
     (scene,) = load_scenes("folders", tmp_path, interval=[1, 9])
     assert (scene["scene_id"], scene["frames"], scene["interval"]) == ("living room", ["a.jpg", "b.PNG"], [1, 9])
 
 
-def test_excluded_scenes_are_left_out_and_counted(tmp_path, caplog):
-    for number in range(4):
-        write_images(tmp_path / "data" / f"room {number}", ["0.jpg", "1.jpg"])
-    (tmp_path / "benchmark.txt").write_text("room 1\n\nroom 3\nanother\n")
+# Kind, scenes, excluded scenes, scenes that are left, and what is counted.
+EXCLUDED = {
+    "listed scenes": ("rooms", ["1", "2", "3"], ["1", " 3 ", "", "another"], ["2"], "2 of 3"),
+    "all scans of a ScanNet room": (
+        *("scannet", ["scene0011_00", "scene0011_01", "scene0012_00", "scene0110_01"]),
+        *(["scene0011_00", "scene0700_00"], ["scene0012_00", "scene0110_01"], "2 of 4 .*, 1 of them"),
+    ),
+    "whole ids elsewhere": ("rooms", ["scene0011_00", "scene0011_01"], ["scene0011_00"], ["scene0011_01"], "1 of 2"),
+}
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+@pytest.mark.parametrize("kind, scene_ids, exclude, left, counted", EXCLUDED.values(), ids=EXCLUDED)
+def test_excluded_scenes_are_left_out_and_counted(tmp_path, caplog, kind, scene_ids, exclude, left, counted, is_file):
+    for scene_id in scene_ids:
+        write_scene(tmp_path, scene_id, num_frames=2)
+    if is_file:
+        (tmp_path / "benchmark.txt").write_text("\n".join(exclude))
+        exclude = tmp_path / "benchmark.txt"
     with caplog.at_level(logging.WARNING):
-        scenes = load_scenes("folders", tmp_path / "data", exclude=tmp_path / "benchmark.txt")
-    assert scenes["scene_id"][:] == ["room 0", "room 2"]
-    assert "2 of 4" in caplog.text
-
-
-def test_all_scans_of_an_excluded_scannet_room_are_left_out_and_counted(tmp_path, caplog):
-    for scene_id in ("scene0011_00", "scene0011_01", "scene0012_00", "scene0110_01"):
-        write_scannet(tmp_path, scene_id)
-    with caplog.at_level(logging.WARNING):
-        scenes = load_scenes("scannet", tmp_path, exclude=["scene0011_00", "scene0700_00"])
-    assert scenes["scene_id"][:] == ["scene0012_00", "scene0110_01"]
-    assert "2 of 4" in caplog.text and ", 1 of them" in caplog.text
-
-
-def test_scenes_other_than_scannets_are_excluded_by_their_whole_id(tmp_path):
-    for scene_id in ("scene0011_00", "scene0011_01"):
-        write_scannet(tmp_path, scene_id)
-    assert load_scenes("rooms", tmp_path, exclude=["scene0011_00"])["scene_id"][:] == ["scene0011_01"]
+        assert load_scenes(kind, tmp_path, exclude=exclude)["scene_id"][:] == left
+    assert re.search(counted, caplog.text)
 
 
 def test_scenes_of_fewer_than_two_frames_are_dropped_and_named(tmp_path, caplog):
-    write_images(tmp_path / "full", ["0.jpg", "1.jpg"])
-    write_images(tmp_path / "single", ["0.jpg"])
+    write_images(tmp_path / "full", TWO)
+    write_images(tmp_path / "single", TWO[:1])
     (tmp_path / "bare").mkdir()
     with caplog.at_level(logging.WARNING):
         scenes = load_scenes("folders", tmp_path)
@@ -132,15 +136,15 @@ def test_scenes_of_fewer_than_two_frames_are_dropped_and_named(tmp_path, caplog)
     ],
 )
 def test_scenes_that_cannot_be_had_are_refused(tmp_path, load, error, named):
-    write_images(tmp_path / "hold" / "hall", ["0.jpg", "1.jpg"])
+    write_images(tmp_path / "hold/hall", TWO)
     with pytest.raises(error, match=named):
         load(tmp_path / "hold")
 
 
 def test_sources_mix_into_one_data_set(tmp_path):
-    write_scannet(tmp_path / "scannet", "scene0000_00")
-    write_scannet(tmp_path / "scannet", "scene0001_00")
-    write_images(tmp_path / "my:photos" / "garden", ["0.jpg", "1.jpg"])
+    write_scene(tmp_path / "scannet", "scene0000_00")
+    write_scene(tmp_path / "scannet", "scene0001_00")
+    write_images(tmp_path / "my:photos/garden", TWO)
     sources = [f"scannet:{tmp_path}/scannet", f"folders:{tmp_path}/my:photos@2-3"]
     scenes = load_scene_sources(sources, exclude=["scene0001_00"])
     assert list(zip(scenes["source"], scenes["scene_id"], scenes["interval"], strict=True)) == [
@@ -151,7 +155,7 @@ def test_sources_mix_into_one_data_set(tmp_path):
 
 def test_held_out_scenes_do_not_depend_on_the_order_of_the_scenes(tmp_path):
     for number in range(12):
-        write_images(tmp_path / f"room{number}", ["0.jpg", "1.jpg"])
+        write_images(tmp_path / f"room{number}", TWO)
     scenes = load_scenes("folders", tmp_path)
     train, held_out = split_scenes(scenes, 3, seed=1)
     assert len(held_out) == 3 and sorted([*train["scene_id"], *held_out["scene_id"]]) == sorted(scenes["scene_id"])
@@ -161,125 +165,81 @@ def test_held_out_scenes_do_not_depend_on_the_order_of_the_scenes(tmp_path):
 
 
 def test_scans_of_a_scannet_room_are_held_out_together(tmp_path):
-    for room in range(6):
-        for scan in range(2):
-            write_images(tmp_path / f"scene{room:04}_{scan:02}" / "color", ["0.jpg", "1.jpg"])
+    for number in range(12):
+        write_images(tmp_path / f"scene{number // 2:04}_{number % 2:02}/color", TWO)
     train, held_out = split_scenes(load_scenes("scannet", tmp_path), 3)
     rooms_of = [{scene_id[:9] for scene_id in part["scene_id"]} for part in (train, held_out)]
     assert len(held_out) == 4
     assert not rooms_of[0] & rooms_of[1]
 
 
-def test_scannet_cameras_are_world_to_camera(tmp_path):
-    write_scannet(tmp_path, "scene0000_00")
-    (scene,) = load_scenes("scannet", tmp_path)
-    extrinsics, intrinsics = read_camera(scene, 2, (30, 40))
+def test_scannet_cameras_are_world_to_camera(scannet):
+    extrinsics, intrinsics = read_camera(scannet[0], 2, SIZE)
     # The third camera stands at x = 2, so that what is there lies in its origin.
-    point = extrinsics @ torch.tensor([2.0, 0, 0, 1], dtype=torch.float64)
-    assert torch.equal(point, torch.tensor([0.0, 0, 0, 1], dtype=torch.float64))
-    assert torch.equal(intrinsics, torch.tensor([[35.0, 0, 20], [0, 36, 15], [0, 0, 1]], dtype=torch.float64))
+    assert (extrinsics @ torch.tensor([2.0, 0, 0, 1], dtype=torch.float64)).tolist() == [0, 0, 0, 1]
+    np.testing.assert_array_equal(intrinsics, INTRINSICS)
 
 
-def test_depth_is_that_of_the_frame_in_meters(tmp_path):
-    write_scannet(tmp_path, "scene0000_00")
-    millimeters = np.array([[0, 1500], [65535, 1]], dtype=np.uint16)
-    Image.fromarray(millimeters).save(tmp_path / "scene0000_00" / "depth" / "1.png")
-    (scene,) = load_scenes("scannet", tmp_path)
-    assert torch.equal(read_depth(scene, 2), torch.full((30, 40), 1.002))
+def test_depth_is_that_of_the_frame_in_meters(scannet):
+    scene, folder = scannet
+    Image.fromarray(np.array([[0, 1500], [65535, 1]], dtype=np.uint16)).save(folder / "depth/1.png")
+    assert torch.equal(read_depth(scene, 2), torch.full(SIZE, 1.002))
     torch.testing.assert_close(read_depth(scene, 1), torch.tensor([[0, 1.5], [65.535, 0.001]]))
 
 
-def test_depth_of_several_channels_is_unreadable(tmp_path):
-    write_scannet(tmp_path, "scene0000_00")
-    Image.new("RGB", (40, 30)).save(tmp_path / "scene0000_00" / "depth" / "1.png")
-    (scene,) = load_scenes("scannet", tmp_path)
+def test_depth_of_several_channels_is_unreadable(scannet):
+    scene, folder = scannet
+    Image.new("RGB", (40, 30)).save(folder / "depth/1.png")
     with pytest.raises(UnreadableFrame, match=r"1.png.*\(30, 40, 3\)"):
         read_depth(scene, 1)
 
 
+POSE, CENTER = "pose/1.txt", "intrinsic/intrinsic_color.txt"
+
+
 @pytest.mark.parametrize(
-    ("pose", "reason"),
+    "file, matrix, named",
     [
-        (np.full((4, 4), -np.inf), "finite"),
-        (np.diag([np.nan, 1, 1, 1]), "finite"),
-        (np.diag([2.0, 2, 2, 1]), "rigid"),
-        (np.diag([1.0, 1, -1, 1]), "rigid"),
-        (np.diag([1.0, 1, 1, 0]), "rigid"),
-        (np.eye(3), "4 x 4"),
+        (POSE, np.full((4, 4), -np.inf), "pose.*finite"),
+        (POSE, np.diag([np.nan, 1, 1, 1]), "pose.*finite"),
+        (POSE, np.diag([2.0, 2, 2, 1]), "pose.*rigid"),
+        (POSE, np.diag([1.0, 1, -1, 1]), "pose.*rigid"),
+        (POSE, np.diag([1.0, 1, 1, 0]), "pose.*rigid"),
+        (POSE, np.eye(3), "pose.*4 x 4"),
+        (CENTER, [[0, 0, 28], [0, np.nan, 21], [0, 0, 1]], f"{CENTER}.*finite"),
+        (CENTER, [[35, 0, np.nan], [0, 36, 15], [0, 0, 1]], f"{CENTER}.*finite"),
+        (CENTER, [[35, 0, 20], [0, np.inf, 15], [0, 0, 1]], f"{CENTER}.*finite"),
+        (CENTER, [[35, 0, 20], [0, -36, 15], [0, 0, 1]], f"{CENTER}.*finite"),
+        (CENTER, [[35, 0, 41], [0, 36, 15], [0, 0, 1]], "40 x 30"),
     ],
-    ids=["infinite", "nan", "scaled", "mirrored", "singular", "three-rows"],
 )
-def test_poses_that_are_none_make_a_frame_unreadable(tmp_path, pose, reason):
-    write_scannet(tmp_path, "scene0000_00")
-    np.savetxt(tmp_path / "scene0000_00" / "pose" / "1.txt", pose)
-    (scene,) = load_scenes("scannet", tmp_path)
-    with pytest.raises(UnreadableFrame, match=f"1.jpg: .*pose.*{reason}"):
-        read_camera(scene, 1, (30, 40))
-
-
-@pytest.mark.parametrize(
-    "intrinsics",
-    ["0 0 28\n0 nan 21\n0 0 1", "35 0 nan\n0 36 15\n0 0 1", "35 0 20\n0 inf 15\n0 0 1", "35 0 20\n0 -36 15\n0 0 1"],
-    ids=["zero-and-nan", "nan-center", "infinite", "negative"],
-)
-def test_intrinsics_that_are_none_make_a_frame_unreadable(tmp_path, intrinsics):
-    write_scannet(tmp_path, "scene0000_00")
-    (tmp_path / "scene0000_00" / "intrinsic" / "intrinsic_color.txt").write_text(intrinsics)
-    (scene,) = load_scenes("scannet", tmp_path)
-    with pytest.raises(UnreadableFrame, match="1.jpg: .*intrinsic_color.txt.*finite"):
-        read_camera(scene, 1, (30, 40))
-
-
-def test_a_scene_whose_intrinsics_are_none_is_dropped_and_named(tmp_path, caplog):
-    for scene_id in ("scene0000_00", "scene0001_00"):
-        write_scannet(tmp_path, scene_id)
-    (tmp_path / "scene0000_00" / "intrinsic" / "intrinsic_color.txt").write_text("0 0 28\n0 nan 21\n0 0 1")
-    views = SceneViews(load_scenes("scannet", tmp_path), image_width=42, cameras=True)
-    item = views[0, 0, 2]
-    assert (item["scene_id"], item["dropped_scenes"]) == ("scene0001_00", ["scene0000_00"])
-    assert "scene0000_00" in caplog.text and "intrinsic_color.txt" in caplog.text
-
-
-def test_intrinsics_of_another_image_size_are_noticed(tmp_path):
-    write_scannet(tmp_path, "scene0000_00")
-    (scene,) = load_scenes("scannet", tmp_path)
-    with pytest.raises(UnreadableFrame, match="20 x 15"):
-        read_camera(scene, 0, (15, 20))
+def test_cameras_that_are_none_make_a_frame_unreadable(scannet, file, matrix, named):
+    scene, folder = scannet
+    np.savetxt(folder / file, matrix)
+    with pytest.raises(UnreadableFrame, match=f"1.png: .*{named}"):
+        read_camera(scene, 1, SIZE)
 
 
 def test_scannetpp_cameras_turn_from_opengl_to_opencv(tmp_path):
-    write_scannetpp(tmp_path, ["0a7cc12c0e"])
     # At z = 5, looking along -z with y up, as OpenGL's cameras do unrotated.
-    pose = np.eye(4)
-    pose[2, 3] = 5
-    frames = [{"file_path": "DSC00010.JPG", "transform_matrix": pose.tolist()}]
-    transforms = {"fl_x": 30.0, "fl_y": 31.0, "cx": 19.0, "cy": 14.0, "frames": [], "test_frames": frames}
-    file = tmp_path / "data" / "0a7cc12c0e" / "dslr" / "nerfstudio" / "transforms_undistorted.json"
-    file.parent.mkdir()
-    file.write_text(json.dumps(transforms))
-    (scene,) = load_scenes("scannetpp", tmp_path)
-    extrinsics, intrinsics = read_camera(scene, 1, (30, 40))
+    pose = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 5], [0, 0, 0, 1]]
+    scene = scannetpp_scene(tmp_path, test_frames=[{"file_path": "DSC00010.JPG", "transform_matrix": pose}])
+    extrinsics, intrinsics = read_camera(scene, 1, SIZE)
     in_front, above = torch.tensor([[0.0, 0, 0, 1], [0, 1, 5, 1]], dtype=torch.float64)
     assert (extrinsics @ in_front).tolist() == [0, 0, 5, 1]
     assert (extrinsics @ above).tolist() == [0, -1, 0, 1]
     assert intrinsics.tolist() == [[30, 0, 19], [0, 31, 14], [0, 0, 1]]
     with pytest.raises(UnreadableFrame, match="DSC00009.JPG: .*camera"):
-        read_camera(scene, 0, (30, 40))
+        read_camera(scene, 0, SIZE)
 
 
 def test_a_scannetpp_pose_that_is_no_matrix_makes_a_frame_unreadable(tmp_path):
-    write_scannetpp(tmp_path, ["0a7cc12c0e"])
     frames = [{"file_path": "DSC00009.JPG", "transform_matrix": [[1, 0, 0, 0], [0, 1]]}]
-    file = tmp_path / "data" / "0a7cc12c0e" / "dslr" / "nerfstudio" / "transforms_undistorted.json"
-    file.parent.mkdir()
-    file.write_text(json.dumps({"fl_x": 30.0, "fl_y": 31.0, "cx": 19.0, "cy": 14.0, "frames": frames}))
-    (scene,) = load_scenes("scannetpp", tmp_path)
     with pytest.raises(UnreadableFrame, match="transforms_undistorted.json: ValueError"):
-        read_camera(scene, 0, (30, 40))
+        read_camera(scannetpp_scene(tmp_path, frames=frames), 0, SIZE)
 
 
-def test_a_video_is_a_scene_of_its_frames(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_a_video_is_a_scene_of_its_frames(tmp_path):
     write_video(tmp_path / "walk.mp4")
     (scene,) = load_scenes("videos", tmp_path)
     images = dict(read_images(scene, [13, 5, 19]))
@@ -287,8 +247,7 @@ def test_a_video_is_a_scene_of_its_frames(tmp_path, monkeypatch):
     assert list(images) == numbers_of(images.values()) == [5, 13, 19]
 
 
-def test_a_video_that_was_cut_after_it_was_indexed_names_the_frames_that_are_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_a_video_that_was_cut_after_it_was_indexed_names_the_frames_that_are_missing(tmp_path):
     video = write_video(tmp_path / "walk.mkv", g="6")
     (scene,) = load_scenes("videos", tmp_path)
     video.write_bytes(video.read_bytes()[: video.stat().st_size * 4 // 5])
@@ -297,27 +256,23 @@ def test_a_video_that_was_cut_after_it_was_indexed_names_the_frames_that_are_mis
     assert "walk.mkv" in str(error) and "19" in str(error)
 
 
-def test_a_file_that_is_no_video_is_dropped_and_named(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_a_file_that_is_no_video_is_dropped_and_named(tmp_path, caplog):
     write_video(tmp_path / "walk.mp4")
     (tmp_path / "notes.mp4").write_bytes(b"no video")
     with caplog.at_level(logging.WARNING):
-        scenes = load_scenes("videos", tmp_path)
-    assert scenes["scene_id"][:] == ["walk"]
+        assert load_scenes("videos", tmp_path)["scene_id"][:] == ["walk"]
     assert "notes.mp4" in caplog.text
 
 
-def test_a_changed_video_is_indexed_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    write_video(tmp_path / "walk.mp4")
-    assert load_scenes("videos", tmp_path)["num_frames"][:] == [20]
-    write_video(tmp_path / "walk.mp4", num_frames=10)
-    assert load_scenes("videos", tmp_path)["num_frames"][:] == [10]
+def test_a_changed_video_is_indexed_anew(tmp_path):
+    for num_frames in (20, 10):
+        write_video(tmp_path / "walk.mp4", num_frames)
+        assert load_scenes("videos", tmp_path)["num_frames"][:] == [num_frames]
 
 
 def test_only_videos_need_pyav(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    write_images(tmp_path / "hall", ["0.jpg", "1.jpg"])
+    write_images(tmp_path / "hall", TWO)
     (tmp_path / "walk.mp4").touch()
     assert load_scenes("folders", tmp_path)["scene_id"][:] == ["hall"]
     with pytest.raises(ImportError, match="pip install av"):

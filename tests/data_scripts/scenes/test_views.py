@@ -1,6 +1,7 @@
 import logging
 import shutil
 from itertools import chain, permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from PIL import Image
+from tiny_scenes import write_scene
 from torch.utils.data import DataLoader
 
 from spa3r.data_scripts.rooms.generate import render_rooms
@@ -18,25 +20,11 @@ from spa3r.data_scripts.scenes.views import SceneViews, collate_views
 SIZE = (60, 48)  # width and height on disk; views are 42 wide and, cropped from 33 rows, 28 high
 
 
-def write_scene(root, scene_id, num_frames=20, size=SIZE):
-    """A scene in ScanNet's layout, each image of its own color; the camera moves along x, one meter a frame."""
-    for part in ("color", "pose", "intrinsic", "depth"):
-        (root / scene_id / part).mkdir(parents=True)
-    intrinsics = [[50, 0, size[0] / 2, 0], [0, 50, size[1] / 2, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
-    np.savetxt(root / scene_id / "intrinsic" / "intrinsic_color.txt", intrinsics)
-    for frame in range(num_frames):
-        pose = np.eye(4)
-        pose[0, 3] = frame
-        np.savetxt(root / scene_id / "pose" / f"{frame}.txt", pose)
-        Image.new("RGB", size, (frame, 100, 200)).save(root / scene_id / "color" / f"{frame}.png")
-        Image.new("I;16", size, 1000 + frame).save(root / scene_id / "depth" / f"{frame}.png")
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("scenes")
     for number in range(5):
-        write_scene(root, f"room{number}")
+        write_scene(root, f"room{number}", num_frames=20, size=SIZE)
     return root
 
 
@@ -50,33 +38,32 @@ def views_of(root, **options):
     return SceneViews(load_scenes("rooms", root), image_width=42, **options)
 
 
-def assert_same_batches(batches, expected):
-    assert len(batches) == len(expected)
-    for batch, other in zip(batches, expected, strict=True):
-        assert batch.keys() == other.keys()
-        for name, value in batch.items():
-            assert torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name], name
+def loader_of(views, sampler, rank=None, num_ranks=1, **options):
+    """Batches of one process, or of one among several processes."""
+    loader = DataLoader(views, batch_sampler=sampler, collate_fn=collate_views, **options)
+    if rank is None:
+        return loader
+    return prepare_data_loader(loader, num_processes=num_ranks, process_index=rank, put_on_device=False)
+
+
+def as_lists(batches):
+    """Batches in a form that can be compared by `==`."""
+    return [{k: v.tolist() if torch.is_tensor(v) else v for k, v in batch.items()} for batch in batches]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_processes_take_turns_without_repeating_a_batch(root, world_size):
     views = views_of(root)
     sampler = ViewBatchSampler(5, 2, 4, images_per_batch=8, batches_per_epoch_multiple=world_size * 2)
-    by_rank = []
-    for rank in range(world_size):
-        loader = DataLoader(views, batch_sampler=sampler, collate_fn=collate_views)
-        loader = prepare_data_loader(loader, num_processes=world_size, process_index=rank, put_on_device=False)
-        by_rank.append(list(loader))
+    by_rank = [list(loader_of(views, sampler, rank, world_size)) for rank in range(world_size)]
     taken = list(chain.from_iterable(zip(*by_rank, strict=True)))
     sampler.set_epoch(0)
-    assert_same_batches(taken, [collate_views([views[request] for request in batch]) for batch in sampler])
+    assert as_lists(taken) == as_lists(collate_views([views[request] for request in batch]) for batch in sampler)
 
 
 def test_skipping_batches_resumes_the_plan_in_the_middle_of_an_epoch(root):
-    views = views_of(root)
     sampler = ViewBatchSampler(5, 2, 4, images_per_batch=8, batches_per_epoch_multiple=8)
-    loader = DataLoader(views, batch_sampler=sampler, collate_fn=collate_views)
-    loader = prepare_data_loader(loader, num_processes=2, process_index=1, put_on_device=False)
+    loader = loader_of(views_of(root), sampler, rank=1, num_ranks=2)
     sampler.set_epoch(3)
     whole = [batch["frame_indices"] for batch in loader]
     resumed = [batch["frame_indices"] for batch in skip_first_batches(loader, 2)]
@@ -88,11 +75,8 @@ def test_skipping_batches_resumes_the_plan_in_the_middle_of_an_epoch(root):
 def test_batches_do_not_depend_on_the_number_of_workers(root, num_workers):
     views = views_of(root, cameras=True, depth=True)
     sampler = ViewBatchSampler(5, 2, 4, images_per_batch=8)
-    loaders = [
-        DataLoader(views, batch_sampler=sampler, collate_fn=collate_views, num_workers=workers)
-        for workers in (0, num_workers)
-    ]
-    assert_same_batches(list(loaders[1]), list(loaders[0]))
+    alone, together = (as_lists(loader_of(views, sampler, num_workers=workers)) for workers in (0, num_workers))
+    assert together == alone
 
 
 def test_an_item_shows_the_frames_that_it_names(root):
@@ -132,17 +116,12 @@ def test_views_that_cannot_be_trained_on_are_refused(root, wrong, named):
         SceneViews(load_scenes("rooms", root), **{"image_width": 42} | wrong)[0, 0, num_views]
 
 
-@pytest.mark.parametrize("breakage", ["missing", "empty", "truncated"])
-def test_an_unreadable_frame_is_replaced_by_another_of_its_scene_and_named(scratch, breakage):
-    frames = views_of(scratch)[0, 0, 6]["frame_indices"]
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:40])])
+def test_an_unreadable_frame_is_replaced_by_another_of_its_scene_and_named(scratch, spoil):
+    views = views_of(scratch)
+    frames = views[0, 0, 6]["frame_indices"]
     file = scratch / "room0" / "color" / f"{frames[2]}.png"
-    if breakage == "missing":
-        # Deleted after the scenes were indexed.
-        views = views_of(scratch)
-        file.unlink()
-    else:
-        file.write_bytes(b"" if breakage == "empty" else file.read_bytes()[:40])
-        views = views_of(scratch)
+    spoil(file)
     item = views[0, 0, 6]
     (report,) = item["replaced_frames"]
     assert str(file) in report
@@ -205,8 +184,8 @@ def test_a_scene_without_the_files_that_are_asked_for_is_named(scratch, option, 
 
 def test_intrinsics_and_depth_follow_the_crop_to_the_common_size(tmp_path):
     # The second scene is wider: its views have fewer rows, to which those of the first are cropped.
-    write_scene(tmp_path, "tall", size=(56, 84))
-    write_scene(tmp_path, "wide", size=(84, 56))
+    for scene_id, size in (("tall", (56, 84)), ("wide", (84, 56))):
+        write_scene(tmp_path, scene_id, num_frames=4, size=size)
     views = views_of(tmp_path, cameras=True, depth=True)
     items = [views[0, 0, 4], views[0, 1, 4]]
     batch = collate_views(items)
