@@ -13,10 +13,10 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 def load_preset(name: str) -> dict:
-    """The settings of a named architecture, in which it differs from the defaults of its configuration class.
+    """Read the settings in which an architecture differs from the defaults of its configuration class.
 
     Args:
-        name (`str`): A preset's name such as `"spa3r-base"`, a JSON file, or a folder that holds a `config.json`.
+        name (`str`): Name of a preset, such as `"spa3r-base"`; or a JSON file, or a folder with a `config.json`.
 
     Returns:
         `dict`: Keyword arguments for the configuration class.
@@ -29,5 +29,5 @@ def load_preset(name: str) -> dict:
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None:
         known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.json")))
-        raise ValueError(f"There is no architecture preset `{name}`; known are {known}, or give a config.json.")
+        raise ValueError(f"There is no preset or file `{name}`; give one of {known}, or a config.json.")
     return json.loads(file.read_text())

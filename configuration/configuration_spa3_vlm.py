@@ -23,12 +23,12 @@ class Spa3VLMConfig(PreTrainedConfig):
     spatial_config (`dict` or `Spa3RConfig`, *optional*):
         Spa3R, which encodes the scene. Its decoder and feature teachers are not part of this model.
     fusion (`Literal["cross_attention", "append", "none"]`, *optional*, defaults to `"cross_attention"`):
-        How image features and the scene meet, before the language model: features query the latents and are added to
-        (paper Eq. 14-15); the latents follow a scene's last image as tokens of their own; or not at all, which leaves
-        the plain vision-language model (paper Tab. 5).
+        How the language model gets the scene (paper Tab. 5). `"cross_attention"`: image features query the latents,
+        and the result is added to them (paper Eq. 14-15). `"append"`: the latents are tokens after a scene's last
+        image. `"none"`: not at all, which leaves the plain vision-language model.
     spatial_representation (`Literal["spa3r", "vggt"]`, *optional*, defaults to `"spa3r"`):
-        What is queried: Spa3R's latents, or VGGT's patch tokens of all views, of the last layer but one (paper
-        Tab. 3).
+        What represents the scene (paper Tab. 3): Spa3R's latents, or the patch tokens of all views from VGGT's last
+        layer but one.
 
     Example:
 
@@ -80,34 +80,34 @@ class Spa3VLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         refuse_unknown(self, kwargs)
         if isinstance(self.spatial_config, dict):
-            # Read from a file or not: the same holds for both.
+            # A part that was saved with the whole may hold settings of a trainer too: see `refuse_unknown`.
             self.spatial_config = {"transformers_version": self.transformers_version} | self.spatial_config
         super().__post_init__(**kwargs)
-        # The head stands outside of the model that the VLM's own configuration describes, so this is what counts.
+        # The head is not part of the model that `vlm_config` describes, so this setting decides.
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.vlm_config.tie_word_embeddings
         self.vlm_config.tie_word_embeddings = self.tie_word_embeddings
 
     @property
     def image_token_id(self) -> int:
-        """The placeholder of one image feature in the text; generation counts these."""
+        """Token id of the placeholder for one image feature; `generate` reads it."""
         return self.vlm_config.image_token_id
 
     @property
     def video_token_id(self) -> int:
-        """Unused, as a video is a list of images; generation asks for it."""
+        """Unused, because a video is a list of images, but `generate` reads it."""
         return self.vlm_config.video_token_id
 
     @property
     def latent_size(self) -> int:
-        """Channels of what is queried."""
+        """Number of channels of the spatial representation."""
         if self.spatial_representation == "vggt":
             return 2 * self.spatial_config.vggt_config.hidden_size
         return self.spatial_config.hidden_size
 
     @property
     def num_appended_tokens(self) -> int:
-        """Placeholders that a scene needs besides those of its images."""
+        """Number of placeholder tokens that a scene needs besides those of its images."""
         return self.spatial_config.num_latents if self.fusion == "append" else 0
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
@@ -123,16 +123,16 @@ class Spa3VLMConfig(PreTrainedConfig):
         """Part of the `@strict` validation."""
         if "vision_config" not in self.vlm_config.sub_configs:
             raise ValueError(
-                f"`vlm_config` of type `{self.vlm_config.model_type}` is no vision-language model; give one with "
-                "the interface of `qwen2_5_vl`."
+                f"`vlm_config` must describe a vision-language model, got type `{self.vlm_config.model_type}`; use "
+                "one with the interface of `qwen2_5_vl`."
             )
         if self.fusion == "append" and self.spatial_representation == "vggt":
             raise ValueError(
-                "`fusion='append'` needs a fixed number of latents, but with `spatial_representation='vggt'` it grows "
-                "with the views; use `spatial_representation='spa3r'` or `fusion='cross_attention'`."
+                "`fusion='append'` needs a fixed number of latents, but with `spatial_representation='vggt'` their "
+                "number grows with the views; use `spatial_representation='spa3r'` or `fusion='cross_attention'`."
             )
         if self.spatial_representation == "vggt" and self.spatial_config.vggt_config.num_hidden_layers < 2:
             raise ValueError(
-                "`spatial_representation='vggt'` takes the last layer but one, but `spatial_config.vggt_config` has "
-                f"{self.spatial_config.vggt_config.num_hidden_layers} layer."
+                "`spatial_representation='vggt'` needs at least 2 layers in `spatial_config.vggt_config`, got "
+                f"{self.spatial_config.vggt_config.num_hidden_layers}; raise `num_hidden_layers`."
             )

@@ -23,13 +23,13 @@ class Spa3RTeacherConfig(PreTrainedConfig):
     vision_config (`dict` or `PreTrainedConfig`, *optional*):
         The model's configuration; DINOv3 ViT-L/16 by default.
     image_size (`int`, *optional*, defaults to 224):
-        Views are resized to this square, whatever their aspect, as the official code does.
+        Side of the square that views are resized to. This changes their aspect ratio, as in the official code.
     image_mean, image_std (`list[float]`, *optional*, defaults to ImageNet's):
-        Statistics that the resized views, in [0, 1], are normalised with.
+        Mean and standard deviation to normalise the resized views with, which are in [0, 1].
     checkpoint (`str`, *optional*):
-        Hub name or folder of the pretrained weights. Never read by a constructor: training scripts load it, and
-        checkpoints made during training name it instead of holding a copy. `None` means untrained weights drawn from
-        `Spa3RConfig.teacher_seed`.
+        Hub name or folder of the pretrained weights. A constructor never reads it. `load_teachers` does, and
+        checkpoints made during training name it instead of holding a copy. Without one, the weights are untrained,
+        drawn from `Spa3RConfig.teacher_seed`.
     """
 
     model_type = "spa3r_teacher"
@@ -59,7 +59,8 @@ class Spa3RTeacherConfig(PreTrainedConfig):
         patch_size = self.vision_config.patch_size
         if self.image_size % patch_size:
             raise ValueError(
-                f"`image_size` of a teacher must be a multiple of its patch size {patch_size}, got {self.image_size}."
+                f"`image_size` of a teacher must be a multiple of its patch size {patch_size}, got {self.image_size}; "
+                f"set it to {max(self.image_size // patch_size, 1) * patch_size}."
             )
 
 
@@ -69,32 +70,35 @@ class Spa3RConfig(PreTrainedConfig):
     The defaults are the paper's Spa3R: 256 latents of size 768 from VGGT-1B, predicting VGGT and DINOv3 features.
 
     vggt_config (`dict` or `VGGTConfig`, *optional*):
-        The frozen geometry backbone. Set its `global_qk_norm` to `"rms_norm"` for the official Spa3R weights.
+        The frozen geometry backbone. The official Spa3R weights need its `global_qk_norm="rms_norm"`.
     vggt_checkpoint (`str`, *optional*):
-        Hub name or folder of the backbone's weights in this package's format; see `Spa3RTeacherConfig.checkpoint`.
+        Hub name or folder of the backbone's weights, converted by `spa3r convert vggt`; see
+        `Spa3RTeacherConfig.checkpoint`.
     teachers (`dict[str, dict]`, *optional*):
-        Named feature teachers beside VGGT, each a `Spa3RTeacherConfig` as a dict; `{"semantic": DINOv3 ViT-L/16}` by
+        Named feature teachers besides VGGT, each a `Spa3RTeacherConfig` as a dict; `{"semantic": DINOv3 ViT-L/16}` by
         default.
     teacher_seed (`int`, *optional*, defaults to 0):
-        Seed of the weights of teachers that have no checkpoint (tests and the quickstart).
+        Seed for the weights of teachers without a checkpoint, for tests and the quickstart.
     teachers_included (`bool`, *optional*, defaults to `True`):
-        `False` in the checkpoints made during training, which hold what trains and name their teachers;
-        `from_pretrained` then fetches these.
+        Whether a checkpoint holds the teachers' weights. Checkpoints made during training hold only what trains and
+        name their teachers, which `from_pretrained` then loads.
     targets (`list[str]`, *optional*, defaults to `["geometry", "semantic"]`):
-        What the decoder predicts: `"geometry"` (VGGT's last layer) and names of `teachers`.
+        Features that the decoder predicts (paper Tab. 4): `"geometry"`, VGGT's last layer, and names of `teachers`.
     num_latents (`int`, *optional*, defaults to 256):
-        Learned queries of the encoder, and so latents of a scene.
+        Number of learned queries of the encoder, and so of latents of a scene (paper N_q).
     num_register_tokens (`int`, *optional*, defaults to 4):
-        Registers of the encoder and, with parameters of their own, of the decoder.
+        Number of registers of the encoder, and of the decoder, which learns its own.
     camera_embedding (`Literal["prope", "plucker"]`, *optional*, defaults to `"prope"`):
-        How the decoder knows the target camera: camera-frame rays and PRoPE attention, or 6-D Plücker rays.
+        How the decoder encodes the target camera (paper Tab. 7): `"prope"` is rays in the camera frame and PRoPE
+        attention (paper Eq. 8-10); `"plucker"` is 6-D Plücker rays.
     view_aggregation (`Literal["asymmetric", "separate"]`, *optional*, defaults to `"asymmetric"`):
-        One VGGT pass in which context views do not see target views (paper Eq. 5), or a full pass for the targets and
-        another over the context views alone.
+        `"asymmetric"` is one VGGT pass in which context views do not attend to target views (paper Eq. 5);
+        `"separate"` is a pass over all views for the targets, and another over the context views alone.
     regression_loss (`Literal["l1", "smooth_l1"]`, *optional*, defaults to `"l1"`):
-        The paper's, or the official code's, distance to the target features.
+        Distance to the target features besides the cosine: the paper's (Eq. 13) or the official code's.
     predict_context_views (`bool`, *optional*, defaults to `False`):
-        Whether the decoder predicts, and the losses average over, context views too, as the official code does.
+        Whether to predict context views too and average the losses over all views, as the official code does. The
+        paper's loss (Eq. 4) is over target views only.
 
     Example:
 
@@ -134,11 +138,11 @@ class Spa3RConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         refuse_unknown(self, kwargs)
         if isinstance(self.vggt_config, dict):
-            # Read from a file or not: the same holds for both.
+            # A part that was saved with the whole may hold settings of a trainer too: see `refuse_unknown`.
             self.vggt_config = {"transformers_version": self.transformers_version} | self.vggt_config
         if self.teachers is None:
             self.teachers = {"semantic": {}}
-        # Kept as plain dicts, complete with defaults, so that a configuration equals its JSON.
+        # Plain dicts with all defaults, so that a configuration equals its JSON.
         self.teachers = {name: self._complete_teacher(teacher) for name, teacher in self.teachers.items()}
         super().__post_init__(**kwargs)
 
@@ -148,7 +152,7 @@ class Spa3RConfig(PreTrainedConfig):
             config = teacher
         else:
             if unknown := sorted(set(teacher) - TEACHER_KEYS):
-                raise ValueError(f"Unknown keys {unknown} in a teacher; known are {sorted(TEACHER_KEYS)}.")
+                raise ValueError(f"A teacher has no settings {unknown}; use only {sorted(TEACHER_KEYS)}.")
             config = Spa3RTeacherConfig(**teacher)
         return {
             "vision_config": config.vision_config.to_diff_dict() | {"model_type": config.vision_config.model_type},
@@ -159,7 +163,7 @@ class Spa3RConfig(PreTrainedConfig):
         }
 
     def teacher_config(self, name: str) -> Spa3RTeacherConfig:
-        """The configuration of one of `teachers`."""
+        """The configuration of a teacher."""
         return Spa3RTeacherConfig(**self.teachers[name])
 
     @classmethod
@@ -173,10 +177,10 @@ class Spa3RConfig(PreTrainedConfig):
         if remainder or head_dim % 8:
             raise ValueError(
                 "`hidden_size` / `num_attention_heads` must be a multiple of 8 (PRoPE acts on blocks of 8 channels), "
-                f"got {self.hidden_size} / {self.num_attention_heads}."
+                f"got {self.hidden_size} / {self.num_attention_heads}; change one of them."
             )
         if "geometry" in self.teachers:
-            raise ValueError("The name `geometry` belongs to VGGT's features; give the teacher another name.")
+            raise ValueError("`teachers` has the name `geometry`, which is VGGT's; give the teacher another name.")
         unknown = set(self.targets) - {"geometry", *self.teachers}
         if unknown or not self.targets or len(set(self.targets)) != len(self.targets):
             raise ValueError(

@@ -64,7 +64,8 @@ def partition_views(num_views: int, context_ratio: float, generator: torch.Gener
 
     Args:
         num_views (`int`): Views of the scene.
-        context_ratio (`float`): Share of context views, rounded down, but at least one view.
+        context_ratio (`float`):
+            Share of context views, 1 - the paper's mask ratio (Tab. 6); rounded down, but at least one view.
         generator (`torch.Generator`): Source of the draws, on the CPU.
 
     Returns:

@@ -37,7 +37,8 @@ class SceneViews(torch.utils.data.Dataset):
     Args:
         scenes (`datasets.Dataset`): Scenes, from `load_scenes`.
         image_width (`int`, *optional*, defaults to 518): Width of the views before they are cropped to whole patches.
-        context_ratio (`float`, *optional*, defaults to 0.5): Share of context views.
+        context_ratio (`float`, *optional*, defaults to 0.5):
+            Share of context views: 1 - the paper's mask ratio (Tab. 6).
         seed (`int`, *optional*, defaults to 0): Seed of the draws.
         cameras (`bool`, *optional*, defaults to `False`): Whether to read cameras.
         depth (`bool`, *optional*, defaults to `False`): Whether to read depth.

@@ -15,18 +15,17 @@ Deviations from the paper, as in the official code:
   on detached features, so the rest of the model trains as if the term were not there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import logging
 
-from ...configuration.configuration_spa3r import Spa3RConfig, Spa3RTeacherConfig
+from ...configuration.configuration_spa3r import Spa3RConfig
 from ...configuration.configuration_vggt import VGGTConfig
 from ..geometry import PRoPE, camera_rays, plucker_rays, pose_encoding_to_cameras, relative_cameras
 from ..layers import MLP, Attention, Block, Rope2D, grid_positions
@@ -37,12 +36,10 @@ from ..vggt.modeling_vggt import (
     VGGTForGeometry,
     VGGTModel,
     check_pixel_range,
-    normalize_images,
 )
+from .teachers import Spa3RTeacher, build_untrained, check_same_architecture, load_pretrained
 
 __all__ = ["Spa3RForPreTraining", "Spa3RModel", "Spa3RPreTrainedModel"]
-
-logger = logging.get_logger(__name__)
 
 # Radians. The camera head's ReLU can produce a field of view of zero, which would mean an infinite focal length.
 MIN_FIELD_OF_VIEW = 1e-3
@@ -134,74 +131,6 @@ class Spa3RTransformer(nn.Module):
         return self.norm(hidden_states[:, registers.shape[1] :])
 
 
-class Spa3RTeacher(nn.Module):
-    """A frozen vision model whose patch features are resampled to VGGT's patch grid."""
-
-    def __init__(self, config: Spa3RTeacherConfig, attn_implementation: str | None = None):
-        super().__init__()
-        self.config = config
-        self.model = AutoModel.from_config(config.vision_config, attn_implementation=attn_implementation)
-
-    @property
-    def feature_size(self) -> int:
-        """Number of channels of the features."""
-        return self.config.vision_config.hidden_size
-
-    def preprocess(self, pixel_values: Tensor) -> Tensor:
-        """Resize images in [0, 1] to the teacher's square, which changes their aspect ratio, and normalise them."""
-        size = (self.config.image_size, self.config.image_size)
-        resized = F.interpolate(pixel_values.float(), size, mode="bilinear", align_corners=False)
-        return normalize_images(resized, self.config.image_mean, self.config.image_std).to(self.model.dtype)
-
-    def forward(self, pixel_values: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`): RGB in [0, 1].
-            grid_size (`tuple[int, int]`): Rows and columns of the grid to resample the features to.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_views, rows * columns, feature_size)`.
-        """
-        batch_size, num_views = pixel_values.shape[:2]
-        tokens = self.model(self.preprocess(pixel_values.flatten(0, 1))).last_hidden_state
-        side = self.config.image_size // self.config.vision_config.patch_size
-        features = tokens[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
-        features = F.interpolate(features.float(), grid_size, mode="bilinear", align_corners=False)
-        return features.flatten(2).transpose(1, 2).unflatten(0, (batch_size, num_views))
-
-
-def _untrained(build: Callable[[], nn.Module], name: str, seed: int) -> nn.Module:
-    """Build a module whose weights depend on the seed alone, and warn that they are untrained."""
-    logger.warning(f"No checkpoint is configured for {name}: its weights are untrained, drawn from seed {seed}.")
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        return build()
-
-
-def _pretrained(model_class, checkpoint: str, config: PreTrainedConfig) -> PreTrainedModel:
-    """Load a teacher, and refuse a checkpoint that lacks weights, which the library would draw at random."""
-    teacher, info = model_class.from_pretrained(checkpoint, config=config, output_loading_info=True)
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(
-            f"`{checkpoint}` lacks {len(missing)} tensors of `{type(teacher).__name__}`, for example `{missing[0]}`; "
-            "convert official weights with `spa3r convert`."
-        )
-    return teacher
-
-
-def _check_same_architecture(name: str, given: nn.Module, expected: nn.Module):
-    # DeepSpeed ZeRO-3 keeps the shape of a partitioned parameter in `ds_shape`.
-    given_shapes, shapes = (
-        {k: tuple(getattr(p, "ds_shape", p.shape)) for k, p in m.named_parameters()} for m in (given, expected)
-    )
-    if given_shapes != shapes:
-        different = sorted(k for k in given_shapes | shapes if given_shapes.get(k) != shapes.get(k))
-        raise ValueError(
-            f"`{name}` must have the architecture of the configuration, but {len(different)} parameters differ, for "
-            f"example `{different[0]}`; give weights of that architecture or change the configuration."
-        )
-
-
 class Spa3RPreTrainedModel(PreTrainedModel):
     config: Spa3RConfig
     base_model_prefix = "model"
@@ -236,7 +165,7 @@ class Spa3RPreTrainedModel(PreTrainedModel):
     def _load_vggt(self) -> VGGTForGeometry:
         checkpoint, config = self.config.vggt_checkpoint, self.config.vggt_config
         if checkpoint is None:
-            vggt = _untrained(lambda: VGGTForGeometry(config), "VGGT", self.config.teacher_seed)
+            vggt = build_untrained(lambda: VGGTForGeometry(config), "VGGT", self.config.teacher_seed)
         else:
             given = VGGTConfig.from_pretrained(checkpoint)
             for name in set(VGGTConfig.__annotations__) - {"global_qk_norm", "initializer_range", "model_type"}:
@@ -245,7 +174,7 @@ class Spa3RPreTrainedModel(PreTrainedModel):
                         f"The VGGT in `{checkpoint}` has `{name}` {getattr(given, name)}, but the configuration "
                         f"{getattr(config, name)}; set it in `vggt_config` or name another `vggt_checkpoint`."
                     )
-            vggt = _pretrained(VGGTForGeometry, checkpoint, config)
+            vggt = load_pretrained(VGGTForGeometry, checkpoint, config)
         return vggt.to(device=self.device, dtype=self.dtype)
 
     @torch.no_grad()
@@ -382,10 +311,10 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         for index, (name, teacher) in enumerate(self.teachers.items(), start=1):
             checkpoint, vision_config = teacher.config.checkpoint, teacher.config.vision_config
             if checkpoint is not None:
-                teachers[name] = _pretrained(AutoModel, checkpoint, vision_config)
+                teachers[name] = load_pretrained(AutoModel, checkpoint, vision_config)
             else:
                 build = partial(AutoModel.from_config, vision_config)
-                teachers[name] = _untrained(build, f"teacher `{name}`", self.config.teacher_seed + index)
+                teachers[name] = build_untrained(build, f"teacher `{name}`", self.config.teacher_seed + index)
             teachers[name].to(device=self.device, dtype=self.dtype)
         self.set_teachers(self._load_vggt(), **teachers)
 
@@ -412,12 +341,12 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             ValueError: If a model has no such teacher or is of another architecture than the configuration's.
         """
         if vggt is not None:
-            _check_same_architecture("vggt", vggt.vggt, self.model.vggt)
+            check_same_architecture("vggt", vggt.vggt, self.model.vggt)
             self.model.vggt, self.camera_head, self.depth_head = vggt.vggt, vggt.camera_head, vggt.depth_head
         for name, teacher in teachers.items():
             if name not in self.teachers:
                 raise ValueError(f"The model has no teacher `{name}`; give one of {sorted(self.teachers)}.")
-            _check_same_architecture(name, teacher, self.teachers[name].model)
+            check_same_architecture(name, teacher, self.teachers[name].model)
             self.teachers[name].model = teacher
 
     def decode(

@@ -5,7 +5,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDa
 from tiny_spa3_vlm import tiny_config
 from transformers import AutoConfig, Qwen2_5_VLConfig
 
-from spa3r.configuration import Spa3RConfig, Spa3VLMConfig, load_preset
+from spa3r.configuration import PRESETS, Spa3RConfig, Spa3VLMConfig, load_preset
 
 
 def test_the_defaults_are_qwen_3b_and_spa3r():
@@ -21,14 +21,13 @@ def test_the_defaults_are_qwen_3b_and_spa3r():
     assert config.tie_word_embeddings and config.fusion == "cross_attention"
 
 
-@pytest.mark.parametrize("preset", ["spa3-vlm-4b", "spa3-vlm-8b", "spa3-vlm-nano", "spa3-vlm-tiny"])
+@pytest.mark.parametrize("preset", sorted(file.stem for file in PRESETS.glob("spa3-vlm-*.json")))
 def test_a_saved_configuration_is_loaded_the_same(preset, tmp_path):
     config = Spa3VLMConfig(**load_preset(preset))
     config.save_pretrained(tmp_path)
-    # A file adds where it came from.
     saved, loaded = (c.to_diff_dict() for c in (config, AutoConfig.from_pretrained(tmp_path)))
-    where = {"_name_or_path", "transformers_version"}
-    assert {k: v for k, v in loaded.items() if k not in where} == {k: v for k, v in saved.items() if k not in where}
+    origin = {"_name_or_path", "transformers_version"}  # which a file adds
+    assert {k: v for k, v in loaded.items() if k not in origin} == {k: v for k, v in saved.items() if k not in origin}
 
 
 def test_parts_can_be_given_as_objects():
@@ -56,31 +55,36 @@ def test_word_embeddings_are_tied_as_the_whole_says_not_its_part(tied):
     assert config.tie_word_embeddings is tied and config.vlm_config.tie_word_embeddings is tied
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"fusion": "append", "spatial_representation": "vggt"}, "needs a fixed number of latents"),
-        ({"fusion": "concat"}, "fusion"),
-        ({"spatial_representation": "dinov3"}, "spatial_representation"),
-        ({"latent_size": 3}, "has no settings"),
-        ({"vlm_config": {"model_type": "qwen2"}}, "type `qwen2` is no vision-language model"),
-    ],
-)
-def test_what_does_not_exist_is_refused(changes, message):
-    errors = (ValueError, StrictDataclassClassValidationError, StrictDataclassFieldValidationError)
-    with pytest.raises(errors, match=message):
-        tiny_config(**changes)
-
-
-def test_vggt_of_one_layer_has_no_last_but_one():
+def one_layer_of_vggt() -> dict:
     spatial_config = load_preset("spa3-vlm-tiny")["spatial_config"]
-    vggt_config = spatial_config["vggt_config"] | {"num_hidden_layers": 1, "dense_layers": [0, 0, 0, 0]}
-    with pytest.raises(StrictDataclassClassValidationError, match="takes the last layer but one"):
-        tiny_config(spatial_representation="vggt", spatial_config=spatial_config | {"vggt_config": vggt_config})
+    spatial_config["vggt_config"] |= {"num_hidden_layers": 1, "dense_layers": [0, 0, 0, 0]}
+    return {"spatial_config": spatial_config, "spatial_representation": "vggt"}
+
+
+REFUSED = {
+    "appended VGGT features": ({"fusion": "append", "spatial_representation": "vggt"}, "`fusion='append'`"),
+    "an unknown fusion": ({"fusion": "concat"}, "fusion"),
+    "an unknown representation": ({"spatial_representation": "dinov3"}, "spatial_representation"),
+    "an unknown setting": ({"latent_size": 3}, r"`Spa3VLMConfig`.*\['latent_size'\]"),
+    "a language model without vision": ({"vlm_config": {"model_type": "qwen2"}}, "`vlm_config`.*`qwen2`"),
+    "no last layer of VGGT but one": (one_layer_of_vggt(), "`spatial_representation='vggt'`.* 1"),
+}
+
+
+@pytest.mark.parametrize(("changes", "named"), REFUSED.values(), ids=REFUSED)
+def test_a_wrong_configuration_is_refused(changes, named):
+    errors = (ValueError, StrictDataclassClassValidationError, StrictDataclassFieldValidationError)
+    with pytest.raises(errors, match=named):
+        tiny_config(**changes)
 
 
 @pytest.mark.parametrize("other", [Spa3RConfig(), Qwen2_5_VLConfig()], ids=["spa3r", "qwen2_5_vl"])
 def test_the_configuration_of_another_model_is_refused(other, tmp_path):
     other.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"holds a `{other.model_type}` model, not `spa3_vlm`"):
+    with pytest.raises(ValueError, match=f"`{other.model_type}`.*`spa3_vlm`"):
         Spa3VLMConfig.from_pretrained(tmp_path)
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match="`spa3-vlm-5b`.*spa3-vlm-4b"):
+        load_preset("spa3-vlm-5b")

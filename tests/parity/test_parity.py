@@ -46,7 +46,8 @@ from spa3r.modeling_spa3r.checkpoints.names import (
 )
 from spa3r.modeling_spa3r.geometry import PRoPE, camera_rays, pose_encoding_to_cameras
 from spa3r.modeling_spa3r.layers import Attention, Rope2D, grid_positions
-from spa3r.modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining, Spa3RTeacher
+from spa3r.modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
+from spa3r.modeling_spa3r.spa3r.teachers import Spa3RTeacher
 from spa3r.modeling_spa3r.vggt.modeling_vggt import VGGTCameraHead, VGGTDenseHead, VGGTModel, normalize_images
 
 # The name of a recording begins with its kind. The tests of a kind call `recordings` with it, here or in

@@ -134,7 +134,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--num-figures", type=int, default=4, help="first scenes to draw (default: %(default)s)")
     add("--held-out-scenes", type=int, metavar="N", help="use those that training held out")
     add("--seed", type=int, default=0, help="seed of that training (default: %(default)s)")
-    add("--context-ratio", type=float, default=0.5, help="share of encoded views (default: %(default)s)")
+    add("--context-ratio", type=float, default=0.5, help="1 - the paper's mask ratio (default: %(default)s)")
     add("--image-width", type=int, default=518, help="width in pixels (default: %(default)s)")
     add("--cameras", action="store_true", help="use the scenes' cameras and depth")
     add(

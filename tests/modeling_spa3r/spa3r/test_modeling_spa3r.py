@@ -14,7 +14,7 @@ from spa3r import Spa3RForPreTraining, Spa3RModel, VGGTForGeometry
 from spa3r.configuration import Spa3RConfig, load_preset
 from spa3r.modeling_spa3r.geometry import PRoPE, quaternion_to_rotation
 from spa3r.modeling_spa3r.layers import Rope2D
-from spa3r.modeling_spa3r.spa3r.modeling_spa3r import Spa3RTeacher
+from spa3r.modeling_spa3r.spa3r.teachers import Spa3RTeacher
 
 VARIANTS = {
     "paper": {},
