@@ -6,13 +6,12 @@
 A small VSI-Bench is written, with videos of noise in its layout. One by one, each question has its video decoded, its
 frames prepared and both encoders run anew, as official evaluation does. Grouped is what `spa3r benchmark` runs.
 Answers are compared within the run, and refused if they differ. Weights are random; how time is taken is said in
-`bench_spa3r.py`.
+`measuring.py`.
 """
 
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,17 +23,24 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from bench_spa3_vlm import PRESETS, answer, build_model, prepare, verdict
-from bench_spa3r import print_table, timed
+from bench_spa3_vlm import PRESETS, ask_alone, build_model, make_processor
+from measuring import (
+    make_model_parser,
+    parse_model_options,
+    peak_megabytes,
+    print_table,
+    print_verdict,
+    timed,
+    write_figures,
+)
+from tiny_spa3_vlm import tiny_model, tiny_processor
 
-from spa3r import Spa3VLMForConditionalGeneration, Spa3VLMImageProcessor, Spa3VLMProcessor
+from spa3r import Spa3VLMForConditionalGeneration, Spa3VLMProcessor
 from spa3r.data_scripts.benchmarks import BENCHMARKS
 from spa3r.data_scripts.benchmarks.reader import BenchmarkData, read_benchmark
-from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 from spa3r.trainers.benchmark.answers import Answers
 from spa3r.trainers.benchmark.report import write_report
 from spa3r.trainers.benchmark.runner import ask_all
-from spa3r.trainers.runs.resume import write_json
 
 PROTOCOL = BENCHMARKS["vsi-bench"].protocol("official")
 QUESTIONS_PER_SCENE = 18  # of VSI-Bench: 5130 questions of 288 videos
@@ -100,7 +106,7 @@ def bench_grouping(
         predictions = {}
         for question in benchmark.questions:
             images = benchmark.load_images(question.media, options.frames)
-            tokens = answer(model, prepare(processor, [images], [PROTOCOL.prompt(question.record)], options), options)
+            tokens = ask_alone(model, processor, images, PROTOCOL.prompt(question.record), options)
             predictions[question.id] = processor.decode(tokens[0], skip_special_tokens=True)
         return predictions
 
@@ -148,15 +154,12 @@ def bench_scoring(folder: Path) -> dict[str, Any]:
 
 def ask_and_measure(num_questions: int) -> dict[str, float]:
     """Ask a tiny model in this process, which must be a fresh one; its peak memory in MB."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
-    from tiny_spa3_vlm import tiny_model, tiny_processor
-
     with tempfile.TemporaryDirectory() as folder:
         write_benchmark(Path(folder) / "data", num_questions, (64, 48), 4)
         benchmark = read_benchmark("vsi-bench", Path(folder) / "data")
         (place := Path(folder) / "run").mkdir()
         ask_all(tiny_model(), tiny_processor(), benchmark, benchmark.questions, PROTOCOL, Answers(place), 4, 16)
-    return {"questions": num_questions, "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"questions": num_questions, "peak_megabytes": peak_megabytes()}
 
 
 def bench_memory(numbers: Sequence[int]) -> list[dict[str, float]]:
@@ -167,50 +170,35 @@ def bench_memory(numbers: Sequence[int]) -> list[dict[str, float]]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser = make_model_parser(__doc__, PRESETS, repeats=1)
     parser.add_argument("--scenes", type=int, default=1)
     parser.add_argument("--frames", type=int, default=8, help="frames taken of each video")
     parser.add_argument("--width", type=int, default=518, help="of the frames as prepared, in pixels")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--memory", type=int, nargs=2, default=[360, 3600], help="numbers of questions to compare")
-    parser.add_argument("--output", type=Path, help="write all figures to this JSON file")
     parser.add_argument("--ask", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse_model_options(parser)
     if options.ask is not None:
         print(json.dumps(ask_and_measure(options.ask)))
         return
-    settings = {name: str(value) for name, value in vars(options).items() if name not in ("output", "ask")}
-    options.dtype = getattr(torch, options.dtype)
-    if options.device.type == "cpu":
-        torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         scoring = bench_scoring(Path(folder) / "scoring")
-        rows = [[str(scoring["answers"]), f"{scoring['scoring_seconds']:.2f}", f"{scoring['report_seconds']:.2f}"]]
-        print_table("Scoring", ["answers", "scoring, s", "with report, s"], rows)
-        verdict(f"scoring under {MAX_SECONDS} s", scoring["scoring_seconds"] < MAX_SECONDS)
+        print_table("Scoring", [scoring])
+        print_verdict(f"scoring under {MAX_SECONDS} s", scoring["scoring_seconds"] < MAX_SECONDS)
 
         memory = bench_memory(options.memory)
-        rows = [[str(row["questions"]), f"{row['peak_megabytes']:.0f}"] for row in memory]
-        print_table("Peak memory of a run, tiny model", ["questions", "MB"], rows)
+        print_table("Peak memory of a run, tiny model", memory)
         more = 1024 * (memory[1]["peak_megabytes"] - memory[0]["peak_megabytes"])
         each = more / (memory[1]["questions"] - memory[0]["questions"])
-        verdict(f"at most {MAX_KILOBYTES} KB more a question (it is {each:.1f})", each <= MAX_KILOBYTES)
+        print_verdict(f"at most {MAX_KILOBYTES} KB more a question (it is {each:.1f})", each <= MAX_KILOBYTES)
 
         write_benchmark(Path(folder) / "data", options.scenes * QUESTIONS_PER_SCENE, (640, 480), 4 * options.frames)
         benchmark = read_benchmark("vsi-bench", Path(folder) / "data")
-        processor = Spa3VLMProcessor(Spa3VLMImageProcessor(image_width=options.width), byte_tokenizer())
         make_attentive(model := build_model(options))
-        grouping = bench_grouping(model, processor, benchmark, options, Path(folder))
-    rows = [[row["variant"], f"{row['seconds']:.1f}", f"{row['speedup']:.1f}"] for row in grouping["rows"]]
+        grouping = bench_grouping(model, make_processor(options), benchmark, options, Path(folder))
     title = f"{grouping['questions']} questions of {options.scenes} videos, {options.frames} frames"
-    print_table(title, ["", "seconds", "times faster"], rows)
-    verdict(f"grouped {MIN_SPEEDUP} times faster", grouping["rows"][-1]["speedup"] >= MIN_SPEEDUP)
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        figures = {"settings": settings, "torch": torch.__version__}
-        write_json(options.output, figures | {"grouping": grouping, "scoring": scoring, "memory": memory})
+    print_table(title, grouping["rows"])
+    print_verdict(f"grouped {MIN_SPEEDUP} times faster", grouping["rows"][-1]["speedup"] >= MIN_SPEEDUP)
+    write_figures(options, grouping=grouping, scoring=scoring, memory=memory)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from measuring import make_parser, peak_megabytes, print_table, write_figures
 from PIL import Image
 
 NUM_SCENES = 16
@@ -68,19 +69,15 @@ def convert_and_measure(input_file: str, media: str, output: str, workers: int) 
     from spa3r.data_scripts.instructions.convert import convert
     from spa3r.data_scripts.instructions.vsi590k import read_record
 
-    before, start = peak_megabytes(resource.RUSAGE_SELF), time.perf_counter()
+    before, start = peak_megabytes(), time.perf_counter()
     manifest = convert(read_record, "vsi590k", input_file, media, output, [], workers)
     return {
         "kept": manifest["kept"],
         "seconds": time.perf_counter() - start,
         "megabytes_after_imports": before,
-        "peak_megabytes": peak_megabytes(resource.RUSAGE_SELF),
+        "peak_megabytes": peak_megabytes(),
         "peak_megabytes_of_largest_worker": peak_megabytes(resource.RUSAGE_CHILDREN) if workers > 1 else 0,
     }
-
-
-def peak_megabytes(who: int) -> float:
-    return resource.getrusage(who).ru_maxrss / 1024
 
 
 def measure(folder: Path, number: int, as_list: bool, workers: int) -> dict:
@@ -96,10 +93,9 @@ def measure(folder: Path, number: int, as_list: bool, workers: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--output", type=Path, help="JSON file to write the figures to")
     parser.add_argument("--convert", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.convert:
@@ -111,16 +107,8 @@ def main() -> None:
         for workers in options.workers:
             for as_list in (False, True):
                 results += [measure(Path(folder), number, as_list, workers) for number in options.records]
-    print(f"{'records':>8} {'input':>6} {'workers':>8} {'records/s':>10} {'imports':>8} {'peak':>8} {'worker':>8} MB")
-    for row in results:
-        print(
-            f"{row['records']:>8} {row['input']:>6} {row['workers']:>8} {row['records_per_second']:>10.0f} "
-            f"{row['megabytes_after_imports']:>8.0f} {row['peak_megabytes']:>8.0f} "
-            f"{row['peak_megabytes_of_largest_worker']:>8.0f}"
-        )
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(results, indent=2) + "\n")
+    print_table("Conversion", results)
+    write_figures(options, rows=results)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ The time includes drawing the room, its shadows, rendering, and writing JPEG and
 of one core, even on a machine that is busy with other work.
 """
 
-import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
+
+from measuring import make_parser, print_table, write_figures
 
 from spa3r.data_scripts.rooms.generate import render_rooms
 
@@ -34,21 +34,13 @@ def measure(size: tuple[int, int], scenes: int, views: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--scenes", type=int, default=4)
     parser.add_argument("--views", type=int, default=32)
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
-    results = [measure(size, options.scenes, options.views) for size in SIZES]
-    print(f"{'size':>9} {'views':>6} {'views/s of one core':>20} {'views/s of wall time':>21}")
-    for row in results:
-        print(
-            f"{row['size']:>9} {row['views']:>6} {row['views_per_second_of_one_core']:>20.1f} "
-            f"{row['views_per_second_of_wall_time']:>21.1f}"
-        )
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(results, indent=2) + "\n")
+    rows = [measure(size, options.scenes, options.views) for size in SIZES]
+    print_table("Rooms", rows)
+    write_figures(options, rows=rows)
 
 
 if __name__ == "__main__":

@@ -6,30 +6,34 @@
 Steps are those of `spa3r sft` in its own loop, one record a step: from the batch to the updated weights, activations
 checkpointed. The learning rate is 0, so that all steps are of the same weights; a difference between the losses of
 both ways is refused. Records are photos of 640 x 480 pixels as JPEG files, and 100 characters of text. Weights are
-random. How time is taken is said in `bench_spa3r.py`; waiting is time passed.
+random. `measuring.py` says how time is taken; waiting is time passed.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from bench_spa3_vlm import PRESETS, build_model
-from bench_spa3r import TOLERANCE, print_table
+from bench_spa3_vlm import PRESETS, build_model, make_processor
+from bench_spa3r import TOLERANCE
 from datasets import Dataset, Image, List
+from measuring import (
+    make_model_parser,
+    parse_model_options,
+    print_table,
+    shares,
+    synchronize,
+    write_figures,
+)
 from PIL import Image as PILImage
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
-from spa3r import Spa3VLMImageProcessor, Spa3VLMProcessor
-from spa3r.data_scripts.common.files import write_json
-from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 from spa3r.trainers.tuning.instruction_data import load_instructions
 from spa3r.trainers.tuning.scene_cache import encode_scenes
 from spa3r.trainers.tuning.sft import build_trainer, parse_arguments
@@ -60,8 +64,7 @@ class StepClock(TrainerCallback):
             self.waits.append(self.begun - self.ended)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
         self.ended = time.perf_counter()
         self.steps.append(self.clock() - self.begun_by_clock)
         self.passed.append(self.ended - self.begun)
@@ -90,9 +93,8 @@ def build_trainers(folder: Path, options: argparse.Namespace) -> dict[str, SFTTr
         folder / name for name in ("instructions", "model", "latents", "seen")
     )
     write_instructions(instructions, options.views)
-    processor = Spa3VLMProcessor(Spa3VLMImageProcessor(image_width=options.width), byte_tokenizer())
+    processor, model = make_processor(options), build_model(options)
     processor.save_pretrained(model_folder)
-    model = build_model(options)
     model.save_pretrained(model_folder)
     dataset = load_instructions([str(instructions)], seed=0)
     encode_scenes(model, processor, dataset, latents)
@@ -174,10 +176,10 @@ def bench_loader(trainers: dict[str, SFTTrainer], options: argparse.Namespace) -
     """One core's time for a record, and from it what the recipes' workers can give."""
     trainer = trainers["live"]
     records = [load_record(trainer, index % NUM_RECORDS) for index in range(NUM_RECORDS * (1 + options.repeats))]
-    parts = {part: statistics.median(record[part] for record in records[NUM_RECORDS:]) for part in records[0]}
-    seconds = sum(parts.values())
+    rows = shares(records[NUM_RECORDS:])
+    seconds = rows[-1]["seconds"]
     return {
-        "rows": [{"part": part, "seconds": value, "share": value / seconds} for part, value in parts.items()],
+        "rows": rows,
         "seconds_per_record": seconds,
         "workers_of_recipes": RECIPE_WORKERS,
         "records_per_second_of_recipes_workers": RECIPE_WORKERS / seconds,
@@ -197,51 +199,32 @@ def bench_waiting(trainers: dict[str, SFTTrainer], options: argparse.Namespace) 
     return {"workers": options.workers, "steps": STEPS, "rows": rows}
 
 
-def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="small")
+def parse_options() -> argparse.Namespace:
+    parser = make_model_parser(__doc__, PRESETS, repeats=2)
     parser.add_argument("--views", type=int, default=8, help="photos of a record")
     parser.add_argument("--width", type=int, default=518, help="that photos are resized to, in pixels")
     parser.add_argument("--workers", type=int, default=1, help="of the loader, where waiting is measured")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="write all figures to this JSON file")
-    options = parser.parse_args(arguments)
-    if options.device.type == "cuda" and not torch.cuda.is_available():
-        parser.error(f"--device {options.device} needs a GPU that torch can use, and there is none; leave it out")
-    options.dtype = getattr(torch, options.dtype)
-    return options
+    return parse_model_options(parser)
 
 
 def main():
     options = parse_options()
-    if options.device.type == "cpu":
-        torch.set_num_threads(1)
-    settings = {name: str(value) for name, value in vars(options).items() if name != "output"}
     with tempfile.TemporaryDirectory() as folder:
         trainers = build_trainers(Path(folder), options)
         loader = bench_loader(trainers, options)
-        rows = [[row["part"], f"{row['seconds']:.3f}", f"{row['share']:.0%}"] for row in loader["rows"]]
-        rows.append(["all", f"{loader['seconds_per_record']:.3f}", "100%"])
-        print_table(f"Loading a record of {options.views} photos, one core", ["", "seconds", "share"], rows)
+        print_table(f"Loading a record of {options.views} photos, one core", loader["rows"])
         print(
             f"{RECIPE_WORKERS} workers, with a core each: {loader['records_per_second_of_recipes_workers']:.0f} "
             f"records a second; steps of more than {loader['shortest_step_seconds']:.3f} s do not wait."
         )
 
         steps = bench_steps(trainers, options)
-        rows = [[row["variant"], f"{row['seconds']:.2f}", f"{row['speedup']:.2f}"] for row in steps["rows"]]
-        print_table(f"A training step, {options.views} photos", ["", "seconds", "times faster"], rows)
-        print("All have the same losses.")
+        title = f"A training step, {options.views} photos, all with the same losses"
+        print_table(title, steps["rows"])
 
         waiting = bench_waiting(trainers, options)
-        rows = [[row["variant"], f"{row['seconds']:.3f}", f"{row['share']:.2%}"] for row in waiting["rows"]]
-        print_table(f"Waiting, {options.workers} workers", ["", "seconds between steps", "share"], rows)
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        figures = {"settings": settings, "torch": torch.__version__}
-        write_json(options.output, figures | {"loader": loader, "steps": steps, "waiting": waiting})
+        print_table(f"Waiting between steps, {options.workers} workers", waiting["rows"])
+    write_figures(options, loader=loader, steps=steps, waiting=waiting)
 
 
 if __name__ == "__main__":

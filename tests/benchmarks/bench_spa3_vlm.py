@@ -4,20 +4,28 @@
     python tests/benchmarks/bench_spa3_vlm.py --preset base --device cuda --dtype bfloat16
 
 Weights and photos are random. Ways to the same answers are compared within one run, and refused if the answers differ.
-How time and memory are taken is said in `bench_spa3r.py`.
+`measuring.py` and `memory_tracking.py` say how time and memory are taken.
 """
 
 import argparse
 import itertools
-from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from bench_spa3r import build_config, compare_times, megabytes, print_table, timed
+from bench_spa3r import build_config
+from measuring import (
+    compare_times,
+    make_model_parser,
+    parse_model_options,
+    print_table,
+    print_verdict,
+    timed,
+    write_figures,
+)
 from memory_tracking import peak_memory
 from PIL import Image
+from tiny_spa3_vlm import conversation, photo, prepare, without
 from torch import Tensor
 from tqdm import tqdm
 from transformers import BatchFeature
@@ -29,11 +37,11 @@ from spa3r import (
     Spa3VLMProcessor,
 )
 from spa3r.configuration import Spa3VLMConfig
-from spa3r.data_scripts.common.files import write_json
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 
 # Channels and layers of the language model (a vision tower of the same size), and of VGGT.
 PRESETS = {"small": (512, 8, 256, 8), "base": (2048, 36, 1024, 24)}
+QUESTION = "How many chairs are there?"
 MIN_SESSION_SPEEDUP = 8
 # Of one call's time: what a shared machine's clock tells apart.
 SLACK = 1.05
@@ -76,32 +84,16 @@ def build_model(options: argparse.Namespace) -> Spa3VLMForConditionalGeneration:
 
 def photos(scene: int, options: argparse.Namespace) -> list[Image.Image]:
     """Views that the processor turns into `--height` pixels."""
-    size = (options.height // 3, options.width // 3, 3)
-    generator = np.random.default_rng(scene)
-    return [Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8)) for _ in range(options.views)]
+    return [photo(100 * scene + view, options.width // 3, options.height // 3) for view in range(options.views)]
 
 
-def prepare(
-    processor: Spa3VLMProcessor, scenes: Sequence[list], questions: Sequence[str], options: argparse.Namespace
-) -> BatchFeature:
-    conversations = [
-        [
-            {
-                "role": "user",
-                "content": [*({"type": "image", "image": view} for view in views), {"type": "text", "text": question}],
-            }
-        ]
-        for views, question in zip(scenes, questions, strict=True)
-    ]
-    inputs = processor.apply_chat_template(
-        conversations,
-        tokenize=True,
-        add_generation_prompt=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True},
-    )
-    return inputs.to(options.device)
+def make_processor(options: argparse.Namespace) -> Spa3VLMProcessor:
+    return Spa3VLMProcessor(Spa3VLMImageProcessor(image_width=options.width), byte_tokenizer())
+
+
+def ask_alone(model, processor, views: list[Image.Image], question: str, options: argparse.Namespace) -> Tensor:
+    """The tokens that answer one question, from photos to answer."""
+    return answer(model, prepare(processor, conversation(views, question)).to(options.device), options)
 
 
 def answer(model: Spa3VLMForConditionalGeneration, inputs: BatchFeature, options: argparse.Namespace) -> Tensor:
@@ -124,11 +116,10 @@ def bench_session(model, processor, options: argparse.Namespace) -> dict[str, An
     askings = ("How many {}s are there?", "How long is the {}, in cm?", "Is the {} left of the door?")
     questions = [asking.format(name) for asking, name in itertools.product(askings, objects)]
 
-    def fresh(question: str) -> Tensor:
-        return answer(model, prepare(processor, [views], [question], options), options)
-
     progress = tqdm(questions, desc="Fresh calls", unit="call", leave=False)
-    calls = [timed(lambda question=question: fresh(question), options.device) for question in progress]
+    calls = [
+        timed(partial(ask_alone, model, processor, views, question, options), options.device) for question in progress
+    ]
     expected, fresh_seconds = torch.cat([tokens for tokens, _ in calls]), sum(seconds for _, seconds in calls)
 
     settings = {"max_new_tokens": options.new_tokens, "do_sample": False}
@@ -149,9 +140,8 @@ def bench_session(model, processor, options: argparse.Namespace) -> dict[str, An
 
 def bench_batch(model, processor, options: argparse.Namespace) -> dict[str, Any]:
     """Four scenes in one batch, and one by one."""
-    scenes, questions = [photos(scene, options) for scene in range(4)], ["How many chairs are there?"] * 4
-    batch = prepare(processor, scenes, questions, options)
-    singles = [prepare(processor, [views], ["How many chairs are there?"], options) for views in scenes]
+    conversations = [conversation(photos(scene, options), QUESTION) for scene in range(4)]
+    batch, *singles = (prepare(processor, each).to(options.device) for each in [conversations, *conversations])
     variants = {
         "4 calls": lambda: torch.cat([answer(model, inputs, options) for inputs in singles]),
         "one batch": lambda: answer(model, batch, options),
@@ -165,9 +155,9 @@ def bench_batch(model, processor, options: argparse.Namespace) -> dict[str, Any]
 @torch.no_grad()
 def bench_prefill(model, processor, options: argparse.Namespace) -> dict[str, Any]:
     """Peak memory of the pass over a prompt: whole, of the plain VLM, and of the spatial encoder."""
-    inputs = prepare(processor, [photos(0, options)], ["How many chairs are there?"], options)
+    inputs = prepare(processor, conversation(photos(0, options), QUESTION)).to(options.device)
     geometry = {name: inputs[name] for name in ("pixel_values_geometry", "geometry_sizes", "num_views")}
-    plain = {name: value for name, value in inputs.items() if name not in geometry}
+    plain = without(inputs, *geometry)
     variants = {
         "Spa3-VLM": lambda: model(**inputs, logits_to_keep=1),
         "plain VLM": lambda: model(**plain, logits_to_keep=1),
@@ -184,58 +174,34 @@ def bench_prefill(model, processor, options: argparse.Namespace) -> dict[str, An
     }
 
 
-def verdict(target: str, is_met: bool):
-    print(f"Target, {target}: {'met' if is_met else 'MISSED'}.")
-
-
-def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="small")
+def parse_options() -> argparse.Namespace:
+    parser = make_model_parser(__doc__, PRESETS, repeats=1)
     parser.add_argument("--views", type=int, default=8, help="photos of a scene")
     parser.add_argument("--width", type=int, default=518, help="of the photos for the spatial encoder, in pixels")
     parser.add_argument("--height", type=int, default=392)
     parser.add_argument("--new-tokens", type=int, default=8, help="tokens of each answer")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--output", type=Path, help="write all figures to this JSON file")
-    options = parser.parse_args(arguments)
-    if options.device.type == "cuda" and not torch.cuda.is_available():
-        parser.error(f"--device {options.device} needs a GPU that torch can use, and there is none; leave it out")
-    options.dtype = getattr(torch, options.dtype)
-    return options
+    return parse_model_options(parser)
 
 
 def main():
     options = parse_options()
-    if options.device.type == "cpu":
-        torch.set_num_threads(1)
-    processor = Spa3VLMProcessor(Spa3VLMImageProcessor(image_width=options.width), byte_tokenizer())
-    model = build_model(options)
-    settings = {name: str(value) for name, value in vars(options).items() if name != "output"}
+    processor, model = make_processor(options), build_model(options)
 
     session = bench_session(model, processor, options)
-    rows = [[row["variant"], f"{row['seconds']:.2f}", f"{row['speedup']:.1f}"] for row in session["rows"]]
-    title = (
-        f"{session['questions']} questions of a scene of {options.views} views, answers of {options.new_tokens} tokens"
-    )
-    print_table(title, ["", "seconds", "times faster"], rows)
-    verdict(f"a session {MIN_SESSION_SPEEDUP} times faster", session["rows"][-1]["speedup"] >= MIN_SESSION_SPEEDUP)
+    title = f"{session['questions']} questions of a scene of {options.views} views"
+    title += f", answers of {options.new_tokens} tokens"
+    print_table(title, session["rows"])
+    is_met = session["rows"][-1]["speedup"] >= MIN_SESSION_SPEEDUP
+    print_verdict(f"a session {MIN_SESSION_SPEEDUP} times faster", is_met)
 
     batch = bench_batch(model, processor, options)
-    rows = [[row["variant"], f"{row['seconds']:.2f}"] for row in batch["rows"]]
-    print_table(f"4 scenes of {options.views} views", ["", "seconds"], rows)
-    verdict(f"a batch not slower (it takes {batch['ratio']:.2f} of the time)", batch["ratio"] <= SLACK)
+    print_table(f"4 scenes of {options.views} views", batch["rows"])
+    print_verdict(f"a batch not slower (it takes {batch['ratio']:.2f} of the time)", batch["ratio"] <= SLACK)
 
     prefill = bench_prefill(model, processor, options)
-    rows = [[row["variant"], f"{row['seconds']:.2f}", megabytes(row["peak_bytes"])] for row in prefill["rows"]]
-    print_table(f"Prefill of {prefill['tokens']} tokens", ["", "seconds", "peak MB"], rows)
-    verdict(f"peak at most the sum of its parts' (it is {prefill['ratio']:.2f} of that)", prefill["ratio"] <= 1)
-
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        figures = {"settings": settings, "torch": torch.__version__}
-        write_json(options.output, figures | {"session": session, "batch": batch, "prefill": prefill})
+    print_table(f"Prefill of {prefill['tokens']} tokens", prefill["rows"])
+    print_verdict(f"peak at most the sum of its parts' (it is {prefill['ratio']:.2f} of that)", prefill["ratio"] <= 1)
+    write_figures(options, session=session, batch=batch, prefill=prefill)
 
 
 if __name__ == "__main__":

@@ -3,23 +3,28 @@
     python tests/benchmarks/bench_spa3r.py --output runs/bench.json
     python tests/benchmarks/bench_spa3r.py --preset base --device cuda --dtype bfloat16
 
-Weights are random, views too except in the pre-training step, which reads rendered rooms. Variants take turns within
-one run and the median of the repeats counts, so that their ratios hold on any machine. On CPU one thread computes and
-its processor time counts, which other work on the machine disturbs little; on CUDA it is time passed until the device
-has finished. Peak memory is above weights and inputs; `memory_tracking.MemoryTracker` says how it is counted.
+Weights are random, views too except in the pre-training step, which reads rendered rooms. `measuring.py` says how time
+is taken. Peak memory is above weights and inputs; `memory_tracking.MemoryTracker` says how it is counted.
 """
 
 import argparse
 import copy
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measuring import (
+    compare_times,
+    make_model_parser,
+    parse_model_options,
+    print_table,
+    print_verdict,
+    shares,
+    timed,
+    write_figures,
+)
 from memory_tracking import peak_memory
 from torch import Tensor
 from tqdm import tqdm
@@ -27,7 +32,6 @@ from transformers import AttentionInterface
 
 from spa3r import Spa3RForPreTraining, Spa3RModel, VGGTModel
 from spa3r.configuration import Spa3RConfig
-from spa3r.data_scripts.common.files import write_json
 from spa3r.data_scripts.rooms.generate import render_rooms
 from spa3r.data_scripts.scenes.index import load_scenes
 from spa3r.data_scripts.scenes.views import SceneViews, collate_views
@@ -79,29 +83,6 @@ def build_config(hidden_size: int, layers: int) -> Spa3RConfig:
         num_decoder_layers=layers // 4,
         num_latents=hidden_size // 4,
     )
-
-
-def timed(function: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """What a function returns, and the seconds it takes."""
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = clock()
-    result = function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return result, clock() - start
-
-
-def compare_times(variants: dict[Any, Callable[[], Any]], repeats: int, device: torch.device) -> dict[Any, float]:
-    """Median seconds of each variant; they take turns, after each has run once to warm up."""
-    seconds = {name: [] for name in variants}
-    with tqdm(total=(1 + repeats) * len(variants), desc="Timing", unit="run", leave=False) as progress:
-        for _ in range(1 + repeats):
-            for name, function in variants.items():
-                seconds[name].append(timed(function, device)[1])
-                progress.update()
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
 def random_views(num_views: int, options: argparse.Namespace) -> Tensor:
@@ -282,116 +263,36 @@ def bench_pretraining(options: argparse.Namespace) -> dict[str, Any]:
         dataset = SceneViews(load_scenes("rooms", folder), image_width=options.image_size)
         runs = tqdm(range(1 + options.repeats), desc="Timing", unit="step", leave=False)
         steps = [pretraining_step(model, optimizer, dataset, options) for _ in runs]
-    medians = {part: statistics.median(step[part] for step in steps[1:]) for part in steps[0]}
-    total = sum(medians.values())
-    rows = [{"part": part, "seconds": value, "share": value / total} for part, value in medians.items()]
-    return {"scenes": num_scenes, "views": options.views, "rows": rows}
+    return {"scenes": num_scenes, "views": options.views, "rows": shares(steps[1:])}
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]):
-    """Print rows of text under a title, the first column left and the others right aligned."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    print(f"\n{title}")
-    for row in (header, ["-" * width for width in widths], *rows):
-        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join([row[0].ljust(widths[0]), *others]))
-
-
-def megabytes(num_bytes: float) -> str:
-    return f"{num_bytes / 1e6:.1f}"
-
-
-def print_aggregation(result: dict[str, Any]):
-    print_table(
-        f"Aggregation of {result['views']} views, {result['context_views']} of them context",
-        ["", "seconds", "peak MB", "asymmetric's time to this", "and peak"],
-        [
-            [
-                row["variant"],
-                f"{row['seconds']:.3f}",
-                megabytes(row["peak_bytes"]),
-                f"{row['asymmetric_time_ratio']:.2f}",
-                f"{row['asymmetric_memory_ratio']:.2f}",
-            ]
-            for row in result["rows"]
-        ],
-    )
-    verdict = "met" if result["target_is_met"] else "MISSED"
-    print(f"Target, at most {MAX_TIME_RATIO} of the time of two passes: {verdict}. All give the same features.")
-
-
-def print_latents(result: dict[str, Any]):
-    layers, half = result["layers"]
-    print_table(
-        f"Latents, by number of views, at {layers} layers",
-        ["views", "seconds", "x before", "peak MB", "x before", "MB per further view", f"peak MB at {half} layers"],
-        [
-            [
-                str(row["views"]),
-                f"{row['seconds']:.3f}",
-                f"{row['time_ratio']:.2f}" if "time_ratio" in row else "",
-                megabytes(row["peak_bytes"]),
-                f"{row['memory_ratio']:.3f}" if "memory_ratio" in row else "",
-                megabytes(row["bytes_per_additional_view"]) if "bytes_per_additional_view" in row else "",
-                megabytes(row["peak_bytes_at_half_the_layers"]),
-            ]
-            for row in result["rows"]
-        ],
-    )
-
-
-def print_pretraining(result: dict[str, Any]):
-    rows = [[row["part"], f"{row['seconds']:.3f}", f"{row['share']:.1%}"] for row in result["rows"]]
-    total = sum(row["seconds"] for row in result["rows"])
-    print_table(
-        f"Pre-training step of {result['scenes']} scenes with {result['views']} views",
-        ["", "seconds", "share"],
-        [*rows, ["all", f"{total:.3f}", "100.0%"]],
-    )
-
-
-def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="small", help="sizes that the next three change")
+def parse_options() -> argparse.Namespace:
+    parser = make_model_parser(__doc__, PRESETS, repeats=3)
     parser.add_argument("--hidden-size", type=int, help="channels of VGGT, a multiple of 256; Spa3R has 3/4 of them")
     parser.add_argument("--layers", type=int, help="layers of VGGT, a multiple of 8; encoder and decoder have 1/4")
     parser.add_argument("--image-size", type=int, help="side of the square views in pixels, a multiple of 14")
     parser.add_argument("--views", type=int, default=12, help="views of a scene; half of them are context")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="write all figures to this JSON file")
-    options = parser.parse_args(arguments)
+    options = parse_model_options(parser)
     for name, value in PRESETS[options.preset].items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     for name, divisor in {"hidden_size": 256, "layers": 8, "image_size": 14, "views": 2, "repeats": 1}.items():
         if (value := getattr(options, name)) < 1 or value % divisor:
             parser.error(f"--{name.replace('_', '-')} must be a positive multiple of {divisor}, got {value}")
-    if options.device.type == "cuda" and not torch.cuda.is_available():
-        parser.error(f"--device {options.device} needs a GPU that torch can use, and there is none; leave it out")
-    options.dtype = getattr(torch, options.dtype)
     return options
 
 
 def main():
     options = parse_options()
-    if options.device.type == "cpu":
-        # Threads that wait for one another, as they do on a busy machine, would spend processor time on it.
-        torch.set_num_threads(1)
-    settings = {name: str(value) for name, value in vars(options).items() if name != "output"}
-    figures: dict[str, Any] = {"settings": settings, "torch": torch.__version__}
-    parts = {
-        "aggregation": (bench_aggregation, print_aggregation),
-        "latents": (bench_latents, print_latents),
-        "pretraining": (bench_pretraining, print_pretraining),
-    }
-    for name, (measure, show) in parts.items():
-        figures[name] = measure(options)
-        show(figures[name])
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.output, figures)
+    aggregation = bench_aggregation(options)
+    print_table(f"Aggregation of {options.views} views, half of them context: same features", aggregation["rows"])
+    print_verdict(f"at most {MAX_TIME_RATIO} of the time of two passes", aggregation["target_is_met"])
+    latents = bench_latents(options)
+    print_table(f"Latents, by number of views, at {options.layers} layers", latents["rows"])
+    pretraining = bench_pretraining(options)
+    title = f"Pre-training step of {pretraining['scenes']} scenes with {options.views} views"
+    print_table(title, pretraining["rows"])
+    write_figures(options, aggregation=aggregation, latents=latents, pretraining=pretraining)
 
 
 if __name__ == "__main__":
