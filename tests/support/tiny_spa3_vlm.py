@@ -46,8 +46,13 @@ def photo(seed: int, width: int = 64, height: int = 48) -> PIL.Image.Image:
 
 def conversation(images, question: str) -> list[dict]:
     """A conversation of one turn: images, then a question."""
-    content = [{"type": "image", "image": image} for image in images]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    return user(*({"type": "image", "image": image} for image in images), question)
+
+
+def user(*parts: dict | str) -> list[dict]:
+    """A conversation of one turn, of these parts and texts."""
+    content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return [{"role": "user", "content": content}]
 
 
 def prepare(processor: Spa3VLMProcessor, conversations, **kwargs) -> BatchFeature:
@@ -62,7 +67,8 @@ def prepare(processor: Spa3VLMProcessor, conversations, **kwargs) -> BatchFeatur
     )
 
 
-# Inputs of the spatial encoder.
+# Inputs of the text, and of the spatial encoder.
+TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
 GEOMETRY = ("pixel_values_geometry", "geometry_sizes")
 # Scenes that differ in number and size of views, and a text alone. Some images span fewer positions than tokens.
 CONVERSATIONS = [
@@ -95,9 +101,19 @@ def geometry_of(views: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"pixel_values_geometry": views.permute(0, 2, 3, 1).reshape(-1, 3), "geometry_sizes": sizes}
 
 
+def only(inputs, *names) -> dict[str, torch.Tensor]:
+    """These inputs."""
+    return {name: inputs[name] for name in names}
+
+
 def without(inputs, *names) -> dict[str, torch.Tensor]:
     """The inputs except these."""
     return {name: tensor for name, tensor in inputs.items() if name not in names}
+
+
+def latents_of(model: Spa3VLMForConditionalGeneration, inputs) -> torch.Tensor:
+    """Latents of the scenes of a batch."""
+    return model.encode_scene(**only(inputs, *GEOMETRY, "num_views"))
 
 
 def assert_same_tensors(given, expected):

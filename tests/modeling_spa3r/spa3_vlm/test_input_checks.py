@@ -1,22 +1,11 @@
 """Spa3-VLM refuses inputs that do not fit together, in `forward` and in `generate`."""
 
-import re
-
 import pytest
 import torch
-from tiny_spa3_vlm import CONVERSATIONS, GEOMETRY, batch_of, tiny_model, without
+from refusals import refused
+from tiny_spa3_vlm import CONVERSATIONS, GEOMETRY, batch_of, latents_of, tiny_model, without
 
 PLACEHOLDER, LETTER = 261, 65
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def batch(model):
-    return batch_of(model, CONVERSATIONS)
 
 
 def with_value(name, change):
@@ -97,15 +86,14 @@ REFUSED = {
 @pytest.mark.parametrize("wrong", REFUSED)
 def test_wrong_input_is_refused_in_one_line(wrong, method, model, batch):
     change, named = REFUSED[wrong]
-    with pytest.raises(ValueError, match=re.escape(named)) as error:
+    with refused(named):
         getattr(model, method)(**change(batch), **({} if method == "forward" else {"max_new_tokens": 1}))
-    assert "\n" not in str(error.value)
 
 
 def test_latents_of_another_number_cannot_be_appended():
     model = tiny_model(fusion="append")
     inputs = batch_of(model, CONVERSATIONS[0])
-    with pytest.raises(ValueError, match="`fusion='append'` needs 8 latents"):
+    with refused("`fusion='append'` needs 8 latents"):
         model(**without(inputs, *GEOMETRY), spatial_latents=torch.zeros(1, 7, 32))
 
 
@@ -115,5 +103,5 @@ def test_latents_of_another_number_cannot_be_appended():
     ids=["a model without fusion", "scenes of different numbers of patches"],
 )
 def test_scenes_that_make_no_tensor_of_latents_are_refused(variant, named, batch):
-    with pytest.raises(ValueError, match=named):
-        tiny_model(**variant).encode_scene(batch["pixel_values_geometry"], batch["geometry_sizes"], batch["num_views"])
+    with refused(named):
+        latents_of(tiny_model(**variant), batch)
