@@ -6,6 +6,7 @@ import re
 
 import pytest
 from huggingface_hub import ModelCard
+from refusals import refused
 from tiny_spa3_vlm import tiny_config
 
 from spa3r.configuration import Spa3RConfig, load_preset
@@ -84,10 +85,7 @@ def encoder_card(evaluation=None, training=TRAINING, **changes) -> ModelCard:
         pytest.param(vlm_card(), dict.fromkeys(UNTRAINED, "untrained"), None, id="untrained"),
         pytest.param(vlm_card(), {"fusion": "untrained.*adds nothing"}, None, id="untrained adapter"),
         pytest.param(
-            vlm_card(fusion="append"),
-            {"fusion": "untrained.*random weights"},
-            None,
-            id="untrained adapter that appends",
+            *(vlm_card(fusion="append"), {"fusion": "untrained.*random weights"}, None), id="untrained, appends"
         ),
         pytest.param(
             vlm_card(UNTRAINED | {"vlm": "Qwen/Qwen2.5-VL-7B-Instruct"}),
@@ -169,11 +167,11 @@ def test_the_card_reminds_of_the_terms_of_data_sets_but_not_of_procedural_rooms(
 
 @pytest.mark.parametrize(
     ("origins", "trained", "named"),
-    [({"vlm": None}, [], "`origins`.*'fusion'"), (UNTRAINED, ["lm"], r"`trained`.*\['lm'\]")],
+    [({"vlm": None}, [], ["`origins`", "'fusion'"]), (UNTRAINED, ["lm"], ["`trained`", "['lm']"])],
     ids=["a part without an origin", "a trained part that the model lacks"],
 )
 def test_facts_that_do_not_fit_the_model_are_refused(origins, trained, named):
-    with pytest.raises(ValueError, match=named):
+    with refused(*named):
         spa3_vlm_card("toy", tiny_config(), origins, trained=trained)
 
 
@@ -211,18 +209,15 @@ def test_a_tuned_card_keeps_the_origins_of_weights_and_adds_training_data(start)
     assert f"`{folder}`" in render_card(facts).text
 
 
-def test_without_an_earlier_card_the_starting_checkpoint_is_the_origin_of_all_weights(start):
+@pytest.mark.parametrize("content", [None, "{"], ids=["missing", "damaged"])
+def test_without_an_earlier_card_the_starting_checkpoint_is_the_origin_of_all_weights(start, caplog, content):
     folder, config = start
     (folder / "card.json").unlink()
-    assert tuned_card("tuned", config, ["new data"])["origins"] == dict.fromkeys(ORIGINS, str(folder))
-
-
-def test_a_damaged_earlier_card_is_warned_of_and_costs_no_tuned_model(start, caplog):
-    folder, config = start
-    (folder / "card.json").write_text("{")
+    if content is not None:
+        (folder / "card.json").write_text(content)
     with caplog.at_level(logging.WARNING):
         assert tuned_card("tuned", config, ["new data"])["origins"] == dict.fromkeys(ORIGINS, str(folder))
-    assert str(folder) in caplog.text
+    assert (str(folder) in caplog.text) == (content is not None)
 
 
 def test_a_model_tuned_from_random_weights_is_trained_from_scratch():

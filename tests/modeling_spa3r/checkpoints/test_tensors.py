@@ -1,8 +1,10 @@
 import os
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import save_file
 
 from spa3r.modeling_spa3r.checkpoints.tensors import read_tensors
@@ -15,58 +17,56 @@ class RunsCode:
         return (os.mkdir, ("code-has-run",))
 
 
-def write_shards(folder: Path) -> Path:
-    for number, name in enumerate(STATE):
-        save_file({name: STATE[name]}, folder / f"model-{number}.safetensors")
-    return folder
+SHARDS = [{name: tensor} for name, tensor in STATE.items()]
 
 
-def write_with_torch(file: Path, content) -> Path:
-    torch.save(content, file)
-    return file
-
-
-def write_damaged(file: Path) -> Path:
-    torch.save(STATE, file)
-    file.write_bytes(file.read_bytes()[:300])
-    return file
+def write(path: Path, content):
+    """Write tensors as safetensors, several dicts as shards in a folder, bytes as they are, all else with torch."""
+    if isinstance(content, list):
+        path.mkdir()
+        for number, shard in enumerate(content):
+            save_file(shard, path / f"model-{number}.safetensors")
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    elif path.suffix == ".safetensors":
+        save_file(content, path)
+    elif content is not None:
+        torch.save(content, path)
 
 
 @pytest.mark.parametrize(
-    "write",
-    [
-        pytest.param(lambda folder: save_file(STATE, folder / "a.safetensors") or folder / "a.safetensors", id="file"),
-        pytest.param(write_shards, id="shards"),
-        pytest.param(lambda folder: write_with_torch(folder / "a.pt", STATE), id="torch"),
-        pytest.param(lambda folder: write_with_torch(folder / "a.ckpt", {"state_dict": STATE, "epoch": 3}), id="ckpt"),
-    ],
+    ("name", "content"),
+    [("a.safetensors", STATE), ("shards", SHARDS), ("a.pt", STATE), ("a.ckpt", {"state_dict": STATE, "epoch": 3})],
 )
-def test_every_format_gives_the_same_tensors(tmp_path, write):
-    tensors = read_tensors(write(tmp_path))
+def test_every_format_gives_the_same_tensors(tmp_path, name, content):
+    write(tmp_path / name, content)
+    tensors = read_tensors(tmp_path / name)
     assert tensors.keys() == STATE.keys()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in STATE.items())
 
 
+def half_written() -> bytes:
+    file = BytesIO()
+    torch.save(STATE, file)
+    return file.getvalue()[:300]
+
+
 @pytest.mark.parametrize(
-    ("write", "error"),
+    ("name", "content", "error"),
     [
-        pytest.param(lambda folder: folder / "nowhere.ckpt", FileNotFoundError, id="no file"),
-        pytest.param(lambda folder: folder, FileNotFoundError, id="empty folder"),
-        pytest.param(lambda folder: write_with_torch(folder / "a.pt", {"epoch": 3}), ValueError, id="no tensors"),
-        pytest.param(lambda folder: write_damaged(folder / "a.pt"), ValueError, id="damaged .pt"),
-        pytest.param(lambda folder: write_damaged(folder / "a.ckpt"), ValueError, id="damaged .ckpt"),
-        pytest.param(lambda folder: write_damaged(folder / "a.safetensors"), ValueError, id="damaged .safetensors"),
-        pytest.param(
-            lambda folder: write_with_torch(folder / "a.ckpt", {"state_dict": STATE, "callback": RunsCode()}),
-            ValueError,
-            id="pickle that runs code",
+        pytest.param("nowhere.ckpt", None, FileNotFoundError, id="no file"),
+        pytest.param("folder", [], FileNotFoundError, id="empty folder"),
+        pytest.param("a.pt", {"epoch": 3}, ValueError, id="no tensors"),
+        *(
+            pytest.param(f"a.{suffix}", half_written(), ValueError, id=f"damaged .{suffix}")
+            for suffix in ("pt", "ckpt", "safetensors")
         ),
+        pytest.param("a.ckpt", {"state_dict": STATE, "callback": RunsCode()}, ValueError, id="pickle that runs code"),
     ],
 )
-def test_what_is_no_checkpoint_is_refused_by_its_path(tmp_path, monkeypatch, write, error):
+def test_what_is_no_checkpoint_is_refused_by_its_path(tmp_path, monkeypatch, name, content, error):
     monkeypatch.chdir(tmp_path)
-    path = write(tmp_path)
-    with pytest.raises(error) as refusal:
-        read_tensors(path)
-    assert f"`{path}`" in str(refusal.value)
+    write(tmp_path / name, content)
+    with refused(f"`{tmp_path / name}`", error=error):
+        read_tensors(tmp_path / name)
     assert not Path("code-has-run").exists()

@@ -2,7 +2,8 @@
 
 import base64
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 
@@ -84,34 +85,23 @@ def test_the_number_of_patches_follows_from_the_size_of_an_image(options, width,
 # Kinds of images.
 
 
-def on_white(pixels: np.ndarray, alpha: np.ndarray) -> PIL.Image.Image:
-    share = alpha[..., None] / 255
-    return PIL.Image.fromarray(np.round(share * pixels + (1 - share) * 255).astype(np.uint8))
-
-
-def transparent(mode: str) -> tuple[PIL.Image.Image, PIL.Image.Image]:
-    """An image with transparent parts, and the same image on white."""
-    pixels = np.asarray(photo(3)).copy()
-    alpha = np.random.default_rng(4).integers(0, 256, pixels.shape[:2], dtype=np.uint8)
-    if mode == "RGBA":
-        return PIL.Image.fromarray(np.dstack([pixels, alpha])), on_white(pixels, alpha)
-    if mode == "LA":
-        gray = np.repeat(pixels[..., :1], 3, axis=2)
-        return PIL.Image.fromarray(np.dstack([gray[..., 0], alpha])), on_white(gray, alpha)
-    # One color marks transparent pixels: the left half.
+def transparent(mode: str) -> tuple[PIL.Image.Image, np.ndarray]:
+    """An image with transparent parts, and its pixels on white."""
+    pixels = np.array(photo(3).convert("L" if mode == "LA" else "RGB").convert("RGB"))
+    if mode in ("RGBA", "LA"):
+        alpha = np.random.default_rng(4).integers(0, 256, (48, 64, 1), dtype=np.uint8)
+        image = PIL.Image.fromarray(
+            np.dstack([pixels, alpha]) if mode == "RGBA" else np.dstack([pixels[..., 0], alpha])
+        )
+        return image, np.round(255 + alpha / 255 * (pixels - 255.0)).astype(np.uint8)
+    # One color, that of the left half, marks transparent pixels.
     pixels[:, :32] = (255, 0, 0)
     image = PIL.Image.fromarray(pixels)
-    looks = pixels.copy()
-    looks[:, :32] = 255
-    if mode == "RGB":
-        image.info["transparency"] = (255, 0, 0)
-        return image, PIL.Image.fromarray(looks)
-    palette = PIL.Image.fromarray((np.arange(48 * 64).reshape(48, 64) % 64 // 8).astype(np.uint8))
-    palette.putpalette([10 * index for index in range(24)])
-    palette.info["transparency"] = 2
-    colors = np.array(palette.getpalette()[:24]).reshape(8, 3).astype(np.uint8)
-    colors[2] = 255
-    return palette, PIL.Image.fromarray(colors[np.asarray(palette)])
+    if mode == "P":
+        image = image.quantize(8)
+        pixels = np.array(image.convert("RGB"))
+    image.info["transparency"] = image.getpixel((0, 0))
+    return image, np.where((pixels == pixels[0, 0]).all(-1, keepdims=True), np.uint8(255), pixels)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB", "P"])
@@ -165,22 +155,12 @@ def encoded(image: PIL.Image.Image, kind: str = "png", **options) -> bytes:
     return file.getvalue()
 
 
-class ImageServer(BaseHTTPRequestHandler):
-    """Serves one image, and a 404 page for every other path."""
-
-    def do_GET(self):
-        is_there = self.path == "/image.png"
-        self.send_response(200 if is_there else 404)
-        self.end_headers()
-        self.wfile.write(encoded(transparent("RGBA")[0]) if is_there else b"<html>Not here.</html>")
-
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture(scope="module")
-def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), ImageServer) as server:
+def server(tmp_path_factory):
+    """Serves one image."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "image.png").write_bytes(encoded(transparent("RGBA")[0]))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -235,37 +215,26 @@ def test_the_given_images_are_not_changed(processor):
 # Scenes.
 
 
-@pytest.mark.parametrize(
-    "images, num_views",
-    [([photo(0), photo(1)], [2]), ([[photo(0), photo(1)], [], [photo(2)]], [2, 0, 1])],
-    ids=["a flat list is one scene", "each list is a scene"],
-)
-def test_lists_of_images_are_scenes(images, num_views, processor):
-    assert processor(images, return_tensors="pt")["num_views"].tolist() == num_views
+ARRAY = np.stack([np.array(photo(index)) for index in range(5)])
 
 
 @pytest.mark.parametrize(
-    "make", [np.stack, lambda arrays: torch.from_numpy(np.stack(arrays))], ids=["array", "tensor"]
+    "given, images",
+    [(ARRAY, [*ARRAY]), (torch.from_numpy(ARRAY), [*ARRAY]), ([ARRAY[:2], ARRAY[2:]], [[*ARRAY[:2]], [*ARRAY[2:]]])],
+    ids=["array", "tensor", "scenes"],
 )
-def test_an_array_of_several_images_is_their_list(make, processor):
-    arrays = [np.array(photo(index)) for index in range(3)]
-    assert_same_tensors(processor(make(arrays), return_tensors="pt"), processor(arrays, return_tensors="pt"))
-
-
-def test_arrays_of_several_images_are_scenes(processor):
-    arrays = [np.array(photo(index)) for index in range(5)]
-    stacked = [np.stack(arrays[:2]), np.stack(arrays[2:])]
-    assert_same_tensors(
-        processor(stacked, return_tensors="pt"), processor([arrays[:2], arrays[2:]], return_tensors="pt")
-    )
+def test_an_array_of_several_images_is_their_list(given, images, processor):
+    assert_same_tensors(processor(given, return_tensors="pt"), processor(images, return_tensors="pt"))
 
 
 def test_a_batch_of_scenes_equals_its_scenes(processor):
     scenes = [[photo(0), photo(1)], [photo(2, 48, 64)], [photo(3, 90, 48), photo(4, 90, 48)]]
-    together = processor(scenes, return_tensors="pt")
+    together = processor([*scenes, []], return_tensors="pt")
     alone = [processor(scene, return_tensors="pt") for scene in scenes]
-    for name in NAMES:
+    for name in NAMES[:-1]:
         assert torch.equal(together[name], torch.cat([inputs[name] for inputs in alone])), name
+    assert together["num_views"].tolist() == [2, 1, 2, 0]
+    assert [inputs["num_views"].tolist() for inputs in alone] == [[2], [1], [2]]
 
 
 def test_smaller_views_of_a_scene_are_centred_on_white(processor):
@@ -388,7 +357,7 @@ def test_an_unreadable_file_is_refused_with_its_name_and_the_reason(name, proces
     [
         (Path("nowhere"), ["`nowhere`", "No such file"]),
         (Path(__file__).parent, [f"`{Path(__file__).parent}`", "directory"]),
-        ("SERVER/gone.png", ["/gone.png`", "404 Not Found"]),
+        ("SERVER/gone.png", ["/gone.png`", "404"]),
         ("http://127.0.0.1:1/image.png", ["`http://127.0.0.1:1/image.png`", "refused"]),
     ],
     ids=["missing path", "folder", "missing page", "missing server"],
