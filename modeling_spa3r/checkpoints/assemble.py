@@ -100,12 +100,6 @@ def make_processor(
             f"{expected}; give the tokenizer that came with it."
         )
     vision_config = vlm_config.vision_config
-    smallest = vision_config.patch_size * vision_config.spatial_merge_size
-    if image_width % vision_config.patch_size or image_width < smallest:
-        raise ValueError(
-            f"`image_width` must be a multiple of {vision_config.patch_size} pixels and at least {smallest}, got "
-            f"{image_width}."
-        )
     tokenizer.padding_side = "left"
     image_processor = Spa3VLMImageProcessor(
         image_width=image_width,

@@ -19,7 +19,6 @@ import torch
 from transformers import (
     AutoModelForImageTextToText,
     GenerationConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2_5_VLForConditionalGeneration,
 )
@@ -54,7 +53,8 @@ def main(arguments: Sequence[str] | None = None):
 def _import_model(options: argparse.Namespace):
     model, reasons = IMPORTERS[options.command](read_tensors(options.input), **_given_config(options))
     _print_left_out(reasons)
-    _cast(model, options)
+    if options.dtype:
+        model.to(getattr(torch, options.dtype))
     with new_folder(options.output) as folder:
         model.save_pretrained(folder)
         if isinstance(model, Spa3RForPreTraining):
@@ -113,11 +113,6 @@ def _given_config(options: argparse.Namespace) -> dict:
     return json.loads(options.config.read_text()) if options.config else {}
 
 
-def _cast(model: PreTrainedModel, options: argparse.Namespace):
-    if options.dtype:
-        model.to(getattr(torch, options.dtype))
-
-
 def _print_left_out(reasons: Mapping[str, str]):
     for reason, number in Counter(reasons.values()).items():
         first = next(name for name in reasons if reasons[name] == reason)
@@ -131,8 +126,8 @@ def _write_spa3_vlm(
     options: argparse.Namespace,
 ):
     """Write a checkpoint that carries its code, and a card that names the origin of its weights."""
-    _cast(model, options)
-    # Paths of this machine mean nothing elsewhere.
+    if options.dtype:
+        model.to(getattr(torch, options.dtype))
     names = {part: _public_name(origins[part]) for part in parts_of(model.config)}
     model.config.vlm_config.name_or_path = names["vlm"] or ""
     model.config.spatial_config.name_or_path = ""
@@ -142,31 +137,21 @@ def _write_spa3_vlm(
 
 
 def _public_name(checkpoint: str | os.PathLike | None) -> str | None:
-    """Name a checkpoint as a card does: by its name on the Hub, or by that of its folder."""
-    if checkpoint is None:
-        return None
-    return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else str(checkpoint)
+    """Name a checkpoint by its name on the Hub or that of its folder: paths of this machine mean nothing elsewhere."""
+    if checkpoint is None or not Path(checkpoint).is_dir():
+        return checkpoint
+    return Path(checkpoint).resolve().name
 
 
 def _parser() -> argparse.ArgumentParser:
     source, result, width = (argparse.ArgumentParser(add_help=False) for _ in range(3))
-    source.add_argument(
-        "input", type=Path, metavar="INPUT", help="checkpoint: a file, or a folder of .safetensors files"
-    )
-    source.add_argument(
-        "--config", type=Path, metavar="FILE", help="JSON of fields that shapes do not determine, if not full size"
-    )
+    source.add_argument("input", type=Path, metavar="INPUT", help="file, or folder of .safetensors files")
+    source.add_argument("--config", type=Path, metavar="FILE", help="JSON of sizes that shapes do not determine")
     result.add_argument("output", type=Path, metavar="OUTPUT", help="new or empty folder for the result")
-    result.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="dtype of the weights (default: unchanged)"
-    )
-    width.add_argument(
-        "--image-width",
-        type=int,
-        default=518,
-        metavar="PIXELS",
-        help="width that Spa3R was trained with (default: 518)",
-    )
+    dtypes = ["float32", "bfloat16", "float16"]
+    result.add_argument("--dtype", choices=dtypes, help="dtype of the weights (default: unchanged)")
+    help = "width in pixels that Spa3R was trained with (default: 518)"
+    width.add_argument("--image-width", type=int, default=518, metavar="PIXELS", help=help)
 
     parser = argparse.ArgumentParser(
         prog="spa3r convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -181,23 +166,12 @@ def _parser() -> argparse.ArgumentParser:
     ]:
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=parents)
         command.set_defaults(run=run)
-    command.add_argument(
-        "--vlm",
-        required=True,
-        help="Qwen2.5-VL: folder, name on the Hub, or untrained by a preset such as spa3-vlm-nano",
-    )
+    help = "Qwen2.5-VL: folder, name on the Hub, or untrained by a preset such as spa3-vlm-nano"
+    command.add_argument("--vlm", required=True, help=help)
     command.add_argument("--spa3r", required=True, help="Spa3R of this package: folder or name on the Hub")
-    command.add_argument(
-        "--fusion",
-        choices=["cross_attention", "append", "none"],
-        default="cross_attention",
-        help="how the scene enters the language model (default: cross_attention)",
-    )
-    command.add_argument(
-        "--spatial-representation",
-        choices=["spa3r", "vggt"],
-        default="spa3r",
-        help="what represents the scene (default: spa3r)",
-    )
+    fusions = {"choices": ["cross_attention", "append", "none"], "default": "cross_attention"}
+    command.add_argument("--fusion", **fusions, help="how the scene enters the model (default: cross_attention)")
+    representations = {"choices": ["spa3r", "vggt"], "default": "spa3r"}
+    command.add_argument("--spatial-representation", **representations, help="of the scene (default: spa3r)")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of untrained weights (default: 0)")
     return parser

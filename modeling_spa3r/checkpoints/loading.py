@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ..library import is_deepspeed_zero3_enabled
 from ..spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
-from .tensors import one_per_line
+from .tensors import require_exact_tensors
 
 __all__ = ["load_spa3_vlm", "load_whole", "require_checkpoint"]
 
@@ -36,18 +37,20 @@ def load_whole(model_class: type, name: str, **options) -> PreTrainedModel:
         ValueError: If weights are missing, unexpected or of another shape.
     """
     require_checkpoint(name)
-    model, info = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    wrong = [f"{key}: missing" for key in sorted(info["missing_keys"])]
-    wrong += [f"{key}: not in the model" for key in sorted(info["unexpected_keys"])]
-    wrong += [
-        f"{key}: shape {tuple(found)} instead of {tuple(shape)}" for key, found, shape in info["mismatched_keys"]
-    ]
-    if wrong:
-        raise ValueError(
-            f"`{name}` does not fit its own `config.json` in {len(wrong)} tensors; copy the checkpoint again:"
-            f"{one_per_line(wrong)}"
-        )
+    model, info = _load(model_class, name, options)
+    where = f"`{name}` does not fit its own `config.json`"
+    require_exact_tensors(where, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     return model
+
+
+def _load(model_class: type, name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load a model, and what transformers noted about its tensors."""
+    # ZeRO-3 shards have other shapes, which transformers accounts for only while it ignores no mismatch.
+    options["ignore_mismatched_sizes"] = not is_deepspeed_zero3_enabled()
+    try:
+        return model_class.from_pretrained(name, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise ValueError(f"The weights in `{name}` are damaged ({error}): copy the checkpoint again.") from error
 
 
 def load_spa3_vlm(name: str, **options) -> Spa3VLMForConditionalGeneration:
@@ -67,17 +70,8 @@ def load_spa3_vlm(name: str, **options) -> Spa3VLMForConditionalGeneration:
         if "config.json" not in missing:
             Spa3VLMConfig.from_pretrained(folder)  # refuses a model of another kind, which needs no other files
         raise ValueError(f"The folder `{name}` lacks {', '.join(missing)} of a Spa3-VLM; copy the checkpoint again.")
-    # ZeRO-3 shards have other shapes, which transformers accounts for only while it ignores no mismatch.
-    options["ignore_mismatched_sizes"] = not is_deepspeed_zero3_enabled()
-    try:
-        model, info = Spa3VLMForConditionalGeneration.from_pretrained(name, output_loading_info=True, **options)
-    except SafetensorError as error:
-        raise ValueError(f"The weights in `{name}` are damaged ({error}): copy the checkpoint again.") from error
-    wrong = [key for key in sorted(info["missing_keys"]) if not key.startswith("model.fusion.")]
-    wrong += [key for key, *_ in info["mismatched_keys"]]
-    if wrong:
-        raise ValueError(
-            f"The weights in `{name}` do not fit its config.json: {len(wrong)} are missing or of another shape, such "
-            f"as `{wrong[0]}`; copy the checkpoint again."
-        )
+    model, info = _load(Spa3VLMForConditionalGeneration, name, options)
+    missing = [key for key in info["missing_keys"] if not key.startswith("model.fusion.")]
+    where = f"The weights in `{name}` do not fit its `config.json`"
+    require_exact_tensors(where, missing, [], info["mismatched_keys"])
     return model

@@ -53,68 +53,46 @@ DENSE_HEAD: Rules = {
     r"scratch\.output_conv2\.0\.(weight|bias)": r"output_conv2.\1",
     r"scratch\.output_conv2\.2\.(weight|bias)": r"output_conv3.\1",
 }
+FUSION_LAYER: Rules = {
+    r"out_conv\.(weight|bias)": r"projection.\1",
+    r"resConfUnit1\.conv([12])\.(weight|bias)": r"skip_unit.conv\1.\2",
+    r"resConfUnit2\.conv([12])\.(weight|bias)": r"unit.conv\1.\2",
+}
 # The official names count the levels from 1.
-DENSE_HEAD_LEVELS: Table = [
-    row
-    for level in range(4)
-    for row in (
-        (rf"scratch\.layer{level + 1}_rn\.", f"level_convs.{level}.", {"weight": "weight"}),
-        (
-            rf"scratch\.refinenet{level + 1}\.",
-            f"fusion_layers.{level}.",
-            {
-                r"out_conv\.(weight|bias)": r"projection.\1",
-                r"resConfUnit1\.conv([12])\.(weight|bias)": r"skip_unit.conv\1.\2",
-                r"resConfUnit2\.conv([12])\.(weight|bias)": r"unit.conv\1.\2",
-            },
-        ),
-    )
+DENSE_HEAD_TABLE: Table = [
+    ("", "", DENSE_HEAD),
+    *((rf"scratch\.layer{n + 1}_rn\.", f"level_convs.{n}.", {"weight": "weight"}) for n in range(4)),
+    *((rf"scratch\.refinenet{n + 1}\.", f"fusion_layers.{n}.", FUSION_LAYER) for n in range(4)),
 ]
-DENSE_HEAD_TABLE: Table = [("", "", DENSE_HEAD), *DENSE_HEAD_LEVELS]
-CAMERA_HEAD_TABLE: Table = [
-    (
-        "",
-        "",
-        {
-            "empty_pose_tokens": "empty_pose",
-            r"embed_pose\.(weight|bias)": r"pose_embedding.\1",
-            r"poseLN_modulation\.1\.(weight|bias)": r"modulation.\1",
-            r"token_norm\.(weight|bias)": r"token_norm.\1",
-            r"trunk_norm\.(weight|bias)": r"norm.\1",
-            r"pose_branch\.fc([12])\.(weight|bias)": r"pose_mlp.fc\1.\2",
-        },
-    ),
-    (r"trunk\.(\d+)\.", r"layers.\1.", BLOCK),
-]
+CAMERA_HEAD: Rules = {
+    "empty_pose_tokens": "empty_pose",
+    r"embed_pose\.(weight|bias)": r"pose_embedding.\1",
+    r"poseLN_modulation\.1\.(weight|bias)": r"modulation.\1",
+    r"token_norm\.(weight|bias)": r"token_norm.\1",
+    r"trunk_norm\.(weight|bias)": r"norm.\1",
+    r"pose_branch\.fc([12])\.(weight|bias)": r"pose_mlp.fc\1.\2",
+}
+CAMERA_HEAD_TABLE: Table = [("", "", CAMERA_HEAD), (r"trunk\.(\d+)\.", r"layers.\1.", BLOCK)]
+DINOV2: Rules = {
+    r"(cls_token|mask_token|register_tokens)": r"embeddings.\1",
+    "pos_embed": "embeddings.position_embeddings",
+    r"patch_embed\.proj\.(weight|bias)": r"embeddings.patch_embeddings.projection.\1",
+    r"norm\.(weight|bias)": r"layernorm.\1",
+}
 AGGREGATOR_TABLE: Table = [
     ("", "", {"camera_token": "camera_token", "register_token": "register_tokens"}),
     (r"(frame|global)_blocks\.(\d+)\.", r"\1_blocks.\2.", BLOCK),
     (r"patch_embed\.", "patch_embedding.", {r"proj\.(weight|bias)": r"projection.\1"}),
-    (
-        r"patch_embed\.",
-        "patch_embedding.vit.",
-        {
-            r"(cls_token|mask_token|register_tokens)": r"embeddings.\1",
-            "pos_embed": "embeddings.position_embeddings",
-            r"patch_embed\.proj\.(weight|bias)": r"embeddings.patch_embeddings.projection.\1",
-            r"norm\.(weight|bias)": r"layernorm.\1",
-        },
-    ),
+    (r"patch_embed\.", "patch_embedding.vit.", DINOV2),
     (r"patch_embed\.blocks\.(\d+)\.", r"patch_embedding.vit.encoder.layer.\1.", DINOV2_BLOCK),
 ]
-DINOV3_TABLE: Table = [
-    (
-        "",
-        "",
-        {
-            r"(cls_token|mask_token)": r"embeddings.\1",
-            "storage_tokens": "embeddings.register_tokens",
-            r"patch_embed\.proj\.(weight|bias)": r"embeddings.patch_embeddings.\1",
-            r"norm\.(weight|bias)": r"norm.\1",
-        },
-    ),
-    (r"blocks\.(\d+)\.", r"model.layer.\1.", DINOV3_BLOCK),
-]
+DINOV3: Rules = {
+    r"(cls_token|mask_token)": r"embeddings.\1",
+    "storage_tokens": "embeddings.register_tokens",
+    r"patch_embed\.proj\.(weight|bias)": r"embeddings.patch_embeddings.\1",
+    r"norm\.(weight|bias)": r"norm.\1",
+}
+DINOV3_TABLE: Table = [("", "", DINOV3), (r"blocks\.(\d+)\.", r"model.layer.\1.", DINOV3_BLOCK)]
 
 
 def _nested(source: str, target: str, table: Table) -> Table:
@@ -130,19 +108,23 @@ VGGT_TABLE: Table = [
 ]
 VGGT_LEFT_OUT = {r"track_head\..*": "point tracking is not part of this package"}
 
+SPA3R_ENCODER: Rules = {
+    r"projection\.(weight|bias)": r"projection.\1",
+    r"query_embed\.weight": "latent_queries",
+    r"encoder\.(register_tokens|norm\.weight|norm\.bias)": r"encoder.\1",
+}
 SPA3R_ENCODER_TABLE: Table = [
     *_nested("aggregator.", "vggt.", AGGREGATOR_TABLE),
-    (
-        "",
-        "",
-        {
-            r"projection\.(weight|bias)": r"projection.\1",
-            r"query_embed\.weight": "latent_queries",
-            r"encoder\.(register_tokens|norm\.weight|norm\.bias)": r"encoder.\1",
-        },
-    ),
+    ("", "", SPA3R_ENCODER),
     (r"encoder\.blocks\.(\d+)\.", r"encoder.layers.\1.", BLOCK),
 ]
+SPA3R_DECODER: Rules = {
+    r"pose_tokenizer\.(weight|bias)": r"ray_embedding.\1",
+    r"decoder\.(register_tokens|norm\.weight|norm\.bias)": r"decoder.\1",
+    r"heads\.geo\.fc([12])\.(weight|bias)": r"heads.geometry.fc\1.\2",
+    r"heads\.sem\.fc([12])\.(weight|bias)": r"heads.semantic.fc\1.\2",
+    r"depth_prob\.fc([12])\.(weight|bias)": r"depth_probe.fc\1.\2",
+}
 SPA3R_TABLE: Table = _nested(
     "model.",
     "",
@@ -151,17 +133,7 @@ SPA3R_TABLE: Table = _nested(
         *_nested("camera_head.", "camera_head.", CAMERA_HEAD_TABLE),
         *_nested("depth_head.", "depth_head.", DENSE_HEAD_TABLE),
         *_nested("dino.", "teachers.semantic.model.", DINOV3_TABLE),
-        (
-            "",
-            "",
-            {
-                r"pose_tokenizer\.(weight|bias)": r"ray_embedding.\1",
-                r"decoder\.(register_tokens|norm\.weight|norm\.bias)": r"decoder.\1",
-                r"heads\.geo\.fc([12])\.(weight|bias)": r"heads.geometry.fc\1.\2",
-                r"heads\.sem\.fc([12])\.(weight|bias)": r"heads.semantic.fc\1.\2",
-                r"depth_prob\.fc([12])\.(weight|bias)": r"depth_probe.fc\1.\2",
-            },
-        ),
+        ("", "", SPA3R_DECODER),
         (r"decoder\.blocks\.(\d+)\.", r"decoder.layers.\1.", BLOCK),
     ],
 )
@@ -174,24 +146,21 @@ SPA3R_LEFT_OUT = {
     **{rf"model\.dino\.{pattern}": reason for pattern, reason in DINOV3_LEFT_OUT.items()},
 }
 
+ADAPTER: Rules = {
+    r"geometry_projector\.0\.(weight|bias)": r"projector.fc1.\1",
+    r"geometry_projector\.2\.(weight|bias)": r"projector.fc2.\1",
+    r"geom_cross_attention\.([qkv]_proj|[qk]_norm|proj)\.(weight|bias)": r"cross_attention.\1.\2",
+    r"ln\.(weight|bias)": r"norm.\1",
+    r"geometry_adaptor\.0\.(weight|bias)": r"adapter.fc1.\1",
+    r"geometry_adaptor\.2\.(weight|bias)": r"adapter.fc2.\1",
+    r"geometry_gate\.0\.(weight|bias)": r"gate.\1",
+}
 # Qwen2.5-VL by the names of transformers 4.50. Its modules have since moved, but kept their own names.
 SPA3_VLM_TABLE: Table = [
     (r"visual\.", "model.vlm.visual.", {".+": r"\g<0>"}),
     (r"model\.", "model.vlm.language_model.", {".+": r"\g<0>"}),
     ("", "", {r"lm_head\.weight": "lm_head.weight"}),
-    (
-        "",
-        "model.fusion.",
-        {
-            r"geometry_projector\.0\.(weight|bias)": r"projector.fc1.\1",
-            r"geometry_projector\.2\.(weight|bias)": r"projector.fc2.\1",
-            r"geom_cross_attention\.([qkv]_proj|[qk]_norm|proj)\.(weight|bias)": r"cross_attention.\1.\2",
-            r"ln\.(weight|bias)": r"norm.\1",
-            r"geometry_adaptor\.0\.(weight|bias)": r"adapter.fc1.\1",
-            r"geometry_adaptor\.2\.(weight|bias)": r"adapter.fc2.\1",
-            r"geometry_gate\.0\.(weight|bias)": r"gate.\1",
-        },
-    ),
+    ("", "model.fusion.", ADAPTER),
     *_nested("geometry_encoder.spa3r.", "model.spatial_encoder.", SPA3R_ENCODER_TABLE),
 ]
 SPA3_VLM_LEFT_OUT = {
@@ -219,11 +188,10 @@ def _convert(state: State, table: Table, left_out: Mapping[str, str]) -> tuple[d
     converted, reasons, unknown = {}, {}, []
     for name, tensor in state.items():
         reason = next((reason for pattern, reason in left_out.items() if re.fullmatch(pattern, name)), None)
-        targets = _translate(name, table)
         if reason is not None:
             reasons[name] = reason
             continue
-        if targets is None:
+        if (targets := _translate(name, table)) is None:
             unknown.append(name)
             continue
         # safetensors requires that each part owns its memory.

@@ -32,7 +32,7 @@ from .names import (
     convert_spa3r_state_dict,
     convert_vggt_state_dict,
 )
-from .tensors import State, one_per_line
+from .tensors import State, require_exact_tensors
 
 __all__ = ["dinov3_from_official", "spa3_vlm_from_official", "spa3r_from_official", "vggt_from_official"]
 
@@ -51,9 +51,7 @@ def vggt_from_official(state: State, **config) -> tuple[VGGTForGeometry, dict[st
         `tuple[VGGTForGeometry, dict[str, str]]`: The model, and by official name why a tensor was left out.
     """
     converted, reasons = convert_vggt_state_dict(state)
-    with _explain_missing_sizes():
-        vggt_config = _vggt_config(converted, "vggt.", config)
-    return _filled(VGGTForGeometry, vggt_config, converted), reasons
+    return _filled(VGGTForGeometry, _vggt_config(converted, "vggt.", config), converted), reasons
 
 
 def spa3r_from_official(state: State, **config) -> tuple[Spa3RForPreTraining, dict[str, str]]:
@@ -65,16 +63,14 @@ def spa3r_from_official(state: State, **config) -> tuple[Spa3RForPreTraining, di
             Fields of `Spa3RConfig` that shapes do not determine; `vggt_config` (`dict`) as for `vggt_from_official`.
     """
     converted, reasons = convert_spa3r_state_dict(state)
-    with _explain_missing_sizes():
-        spa3r_config = _spa3r_config(converted, _dinov3_head_dim(state, "model.dino."), config)
+    spa3r_config = _spa3r_config(converted, state, config)
     return _filled(Spa3RForPreTraining, spa3r_config, converted), reasons
 
 
 def dinov3_from_official(state: State, **config) -> tuple[DINOv3ViTModel, dict[str, str]]:
     """Build transformers' `DINOv3ViTModel` from an official checkpoint; see `vggt_from_official`."""
     converted, reasons = convert_dinov3_state_dict(state)
-    with _explain_missing_sizes():
-        dinov3_config = _dinov3_config(converted, "", _dinov3_head_dim(state, ""), config)
+    dinov3_config = _dinov3_config(converted, "", state, "", config)
     return _filled(DINOv3ViTModel, dinov3_config, converted), reasons
 
 
@@ -101,10 +97,7 @@ def spa3_vlm_from_official(
     # Sizes are inferred from all of Spa3R, including the tensors that are left out.
     prefix = "geometry_encoder.spa3r."
     spa3r = {f"model.{name.removeprefix(prefix)}": state[name] for name in state if name.startswith(prefix)}
-    with _explain_missing_sizes():
-        spa3r_config = _spa3r_config(
-            convert_spa3r_state_dict(spa3r)[0], _dinov3_head_dim(spa3r, "model.dino."), spatial_config
-        )
+    spa3r_config = _spa3r_config(convert_spa3r_state_dict(spa3r)[0], spa3r, spatial_config)
     spa3_vlm_config = Spa3VLMConfig(vlm_config=vlm_config, spatial_config=spa3r_config)
     return _filled(Spa3VLMForConditionalGeneration, spa3_vlm_config, converted), reasons
 
@@ -112,6 +105,23 @@ def spa3_vlm_from_official(
 # Configurations, inferred from the shapes of converted tensors. `given` adds fields, or overrides inferred ones.
 
 
+@contextlib.contextmanager
+def _explain_missing_sizes():
+    """Turn the errors of a lookup in an incomplete or different checkpoint into a `ValueError`."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(
+            f"The checkpoint is incomplete: it lacks the tensor {error}, whose shape determines the architecture; "
+            "download it again."
+        ) from error
+    except IndexError as error:
+        raise ValueError(
+            "The checkpoint is of another architecture: a tensor has too few dimensions; check which model it holds."
+        ) from error
+
+
+@_explain_missing_sizes()
 def _vggt_config(state: State, prefix: str, given: Mapping[str, Any]) -> VGGTConfig:
     size = state[f"{prefix}camera_token"].shape[-1]
     frame_block = f"{prefix}frame_blocks.0."
@@ -143,24 +153,29 @@ def _vggt_config(state: State, prefix: str, given: Mapping[str, Any]) -> VGGTCon
     return VGGTConfig(**(inferred | dict(given)))
 
 
-def _dinov3_config(state: State, prefix: str, head_dim: int, given: Mapping[str, Any]) -> DINOv3ViTConfig:
+@_explain_missing_sizes()
+def _dinov3_config(
+    state: State, prefix: str, official: State, official_prefix: str, given: Mapping[str, Any]
+) -> DINOv3ViTConfig:
     size, _, patch_size, _ = state[f"{prefix}embeddings.patch_embeddings.weight"].shape
     inferred = {
         "hidden_size": size,
         "intermediate_size": state[f"{prefix}model.layer.0.mlp.up_proj.weight"].shape[0],
         "num_hidden_layers": _count(state, f"{prefix}model.layer."),
-        "num_attention_heads": size // head_dim,
+        # Each rotary period serves four channels of a head.
+        "num_attention_heads": size // (4 * official[f"{official_prefix}rope_embed.periods"].shape[0]),
         "num_register_tokens": state[f"{prefix}embeddings.register_tokens"].shape[1],
         "patch_size": patch_size,
     }
     return DINOv3ViTConfig(**(inferred | dict(given)))
 
 
-def _spa3r_config(state: State, dinov3_head_dim: int, given: Mapping[str, Any]) -> Spa3RConfig:
+@_explain_missing_sizes()
+def _spa3r_config(state: State, official: State, given: Mapping[str, Any]) -> Spa3RConfig:
     given = dict(given)
     size = state["model.projection.weight"].shape[0]
     vggt_config = _vggt_config(state, "model.vggt.", given.pop("vggt_config", {}))
-    dinov3_config = _dinov3_config(state, "teachers.semantic.model.", dinov3_head_dim, {})
+    dinov3_config = _dinov3_config(state, "teachers.semantic.model.", official, "model.dino.", {})
     inferred = {
         "vggt_config": vggt_config.to_dict(),
         "teachers": {"semantic": {"vision_config": dinov3_config.to_dict()}},
@@ -177,11 +192,6 @@ def _spa3r_config(state: State, dinov3_head_dim: int, given: Mapping[str, Any]) 
         "view_aggregation": "separate",
     }
     return Spa3RConfig(**(inferred | given))
-
-
-def _dinov3_head_dim(state: State, prefix: str) -> int:
-    """Each rotary period serves four channels of a head."""
-    return 4 * state[f"{prefix}rope_embed.periods"].shape[0]
 
 
 def _qwen_config(official: Mapping[str, Any]) -> Qwen2_5_VLConfig:
@@ -210,22 +220,6 @@ def _count(state: State, prefix: str) -> int:
     return len({match[1] for name in state if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))})
 
 
-@contextlib.contextmanager
-def _explain_missing_sizes():
-    """Turn the errors of a lookup in an incomplete or different checkpoint into a `ValueError`."""
-    try:
-        yield
-    except KeyError as error:
-        raise ValueError(
-            f"The checkpoint is incomplete: it lacks the tensor {error}, whose shape determines the architecture; "
-            "download it again."
-        ) from error
-    except IndexError as error:
-        raise ValueError(
-            "The checkpoint is of another architecture: a tensor has too few dimensions; check which model it holds."
-        ) from error
-
-
 def _filled(model_class: type[PreTrainedModel], config: PreTrainedConfig, state: State) -> PreTrainedModel:
     """Build a model whose parameters are the given tensors themselves; each must be used exactly once."""
     # Buffers are computed: no checkpoint holds them.
@@ -234,15 +228,9 @@ def _filled(model_class: type[PreTrainedModel], config: PreTrainedConfig, state:
     tied = model.all_tied_weights_keys
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
     given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    wrong = [f"{name}: missing" for name in expected if name not in given]
-    wrong += [f"{name}: not in the model" for name in given if name not in expected]
-    wrong += [
-        f"{name}: shape {given[name]} instead of {shape}"
-        for name, shape in expected.items()
-        if given.get(name, shape) != shape
-    ]
-    if wrong:
-        raise ValueError(f"The checkpoint does not fit the architecture in {len(wrong)} tensors:{one_per_line(wrong)}")
+    misshapen = [(name, given[name], shape) for name, shape in expected.items() if given.get(name, shape) != shape]
+    where = "The checkpoint does not fit the architecture"
+    require_exact_tensors(where, expected.keys() - given.keys(), given.keys() - expected.keys(), misshapen)
     model.load_state_dict(state, assign=True, strict=not tied)
     model.tie_weights()
     return model.eval()

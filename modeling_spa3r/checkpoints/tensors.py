@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["State", "one_per_line", "read_tensors"]
+__all__ = ["State", "one_per_line", "read_tensors", "require_exact_tensors"]
 
 State = Mapping[str, Tensor]
 
@@ -50,3 +50,21 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
 def one_per_line(names: Iterable[str]) -> str:
     """Format names for the end of an error message."""
     return "".join(f"\n  {name}" for name in names)
+
+
+def require_exact_tensors(where: str, missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[tuple]):
+    """Refuse a checkpoint whose tensors are not exactly those that the model needs.
+
+    Args:
+        where (`str`): Beginning of the message: which checkpoint does not fit what.
+        missing, unexpected (`Iterable[str]`): Names of tensors.
+        misshapen (`Iterable[tuple]`): For each tensor its name, its shape, and that of the model.
+
+    Raises:
+        ValueError: If there is any.
+    """
+    wrong = [f"`{name}`: missing" for name in sorted(missing)]
+    wrong += [f"`{name}`: not in the model" for name in sorted(unexpected)]
+    wrong += [f"`{name}`: shape {tuple(found)} instead of {tuple(shape)}" for name, found, shape in misshapen]
+    if wrong:
+        raise ValueError(f"{where} in {len(wrong)} tensors; copy or convert it again:{one_per_line(wrong)}")

@@ -86,19 +86,16 @@ class Spa3VLMImageProcessor(SceneImageReader, Qwen2VLImageProcessorPil):
     def _preprocess_image_like_inputs(self, images, *args, **kwargs) -> BatchFeature:
         """Prepare images for both encoders; transformers calls this hook of `preprocess`."""
         return_tensors = kwargs.pop("return_tensors", None)
-        views = self.map_scenes(images, partial(self._make_view, options=kwargs), kwargs.get("input_data_format"))
-        side = kwargs["patch_size"] * kwargs["merge_size"]
-        whole = [
-            view[:, : view.shape[1] // side * side, : view.shape[2] // side * side]
-            for scene in views
-            for view in scene
-        ]
+        scenes = self.map_scenes(images, partial(self._make_view, options=kwargs), kwargs.get("input_data_format"))
+        whole, framed, side = [], [], kwargs["patch_size"] * kwargs["merge_size"]
+        for views in scenes:
+            whole += [view[:, : view.shape[1] // side * side, : view.shape[2] // side * side] for view in views]
+            framed += _frame_on_white(views)
         features = self._preprocess(whole, **kwargs, return_tensors=None)
-        framed = [view for scene in views for view in _frame_on_white(scene)]
         pixels = np.concatenate([np.moveaxis(view, 0, -1).reshape(-1, 3) for view in framed])
         features["pixel_values_geometry"] = pixels / np.float32(255)
         features["geometry_sizes"] = np.array([view.shape[1:] for view in framed])
-        features["num_views"] = np.array([len(scene) for scene in views])
+        features["num_views"] = np.array([len(scene) for scene in scenes])
         return BatchFeature(data=dict(features), tensor_type=return_tensors)
 
     def _make_view(self, image: PIL.Image.Image, name: str, options: dict) -> np.ndarray:
@@ -128,8 +125,7 @@ def _frame_on_white(views: Sequence[np.ndarray]) -> list[np.ndarray]:
     height, width = (max(sides) for sides in zip(*(view.shape[1:] for view in views), strict=True))
     framed = []
     for view in views:
-        canvas = np.full((3, height, width), WHITE, dtype=np.uint8)
         top, left = (height - view.shape[1]) // 2, (width - view.shape[2]) // 2
-        canvas[:, top : top + view.shape[1], left : left + view.shape[2]] = view
-        framed.append(canvas)
+        bottom, right = height - view.shape[1] - top, width - view.shape[2] - left
+        framed.append(np.pad(view, ((0, 0), (top, bottom), (left, right)), constant_values=WHITE))
     return framed

@@ -78,7 +78,13 @@ def check_inputs(
         counts = torch.stack([is_placeholder.sum(-1), is_image.sum(-1), (is_image & ~is_placeholder).sum(-1)], dim=-1)
         merged = config.vlm_config.vision_config.spatial_merge_size**2
         num_patches = len(pixel_values) if source == "pixel_values" else merged * len(vision_features)
-        num_features = [number // merged for number in _patches_per_image(num_patches, image_grid_thw)]
+        patches = image_grid_thw.prod(-1).tolist()
+        if sum(patches) != num_patches:
+            raise ValueError(
+                f"`image_grid_thw` describes {sum(patches)} patches in {len(patches)} images, but there are "
+                f"{num_patches}; pass the inputs that one call of the processor returned."
+            )
+        num_features = [number // merged for number in patches]
         rows, views = _match_rows(counts.tolist(), len(num_features), num_views, has_geometry)
         _check_rows(rows, views, num_features, config.num_appended_tokens if has_geometry else 0)
 
@@ -114,30 +120,17 @@ def _check_room_for_images(input_ids: Tensor | None, past_key_values: Cache | No
 
 def _check_token_types(input_ids: Tensor, mm_token_type_ids: Tensor | None, image_grid_thw: Tensor | None):
     """Check the inputs that give image tokens their positions."""
-    if mm_token_type_ids is None:
-        raise ValueError(
-            "Images need `mm_token_type_ids`, got `None`: image tokens would get the positions of text and answers "
-            "would be wrong; pass what the processor returned."
-        )
+    for name, given in {"mm_token_type_ids": mm_token_type_ids, "image_grid_thw": image_grid_thw}.items():
+        if given is None:
+            raise ValueError(
+                f"Images need `{name}`, got `None`, and image tokens would get wrong positions; pass what the "
+                "processor returned."
+            )
     if mm_token_type_ids.shape != input_ids.shape:
         raise ValueError(
             f"`mm_token_type_ids` has shape {tuple(mm_token_type_ids.shape)}, but `input_ids` has shape "
             f"{tuple(input_ids.shape)}; give every token a type, 0 for text that you added."
         )
-    if image_grid_thw is None:
-        raise ValueError(
-            "Images need `image_grid_thw`, their sizes in patches, got `None`; pass what the processor returned."
-        )
-
-
-def _patches_per_image(num_patches: int, image_grid_thw: Tensor) -> list[int]:
-    patches = image_grid_thw.prod(-1).tolist()
-    if sum(patches) != num_patches:
-        raise ValueError(
-            f"`image_grid_thw` describes {sum(patches)} patches in {len(patches)} images, but there are "
-            f"{num_patches}; pass the inputs that one call of the processor returned."
-        )
-    return patches
 
 
 def _match_rows(

@@ -210,7 +210,12 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             `BaseModelOutputWithPooling`: `pooler_output` is a list of the tokens of each image, each of shape
             `(num_tokens, hidden_size)`. With `fusion="append"` the last image of each scene includes the latents.
         """
-        output = self._vision_output(pixel_values, image_grid_thw, vision_features, **kwargs)
+        if is_given(vision_features):
+            num_tokens = image_grid_thw.prod(-1) // self.config.vlm_config.vision_config.spatial_merge_size**2
+            features = vision_features.to(self.dtype).split(num_tokens.tolist())
+            output = BaseModelOutputWithPooling(pooler_output=features)
+        else:
+            output = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **kwargs)
         if self.fusion is None:
             return output
         images = list(output.pooler_output)
@@ -230,16 +235,6 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             check_latents(self.config, spatial_latents, len(counts))
         output.pooler_output = self._fuse(images, counts, spatial_latents)
         return output
-
-    def _vision_output(
-        self, pixel_values: Tensor | None, image_grid_thw: Tensor, vision_features: Tensor | None, **kwargs
-    ) -> BaseModelOutputWithPooling:
-        """The VLM's own image features, computed or given."""
-        if not is_given(vision_features):
-            return self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **kwargs)
-        num_tokens = image_grid_thw.prod(-1) // self.config.vlm_config.vision_config.spatial_merge_size**2
-        features = vision_features.to(self.dtype).split(num_tokens.tolist())
-        return BaseModelOutputWithPooling(pooler_output=features)
 
     def _fuse(self, images: list[Tensor], counts: list[int], latents: Sequence[Tensor]) -> list[Tensor]:
         """Fuse the tokens of images with the latents of their scenes; `counts` is the number of images per scene."""
@@ -281,7 +276,6 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,
@@ -338,14 +332,8 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         }
         has_images = pixel_values is not None or is_given(vision_features)
         if has_images or position_ids is None:
-            check_inputs(
-                self.config,
-                input_ids,
-                past_key_values=past_key_values,
-                mm_token_type_ids=mm_token_type_ids,
-                mm_encoder_outputs=mm_encoder_outputs,
-                **image_inputs,
-            )
+            given = {"mm_token_type_ids": mm_token_type_ids, "mm_encoder_outputs": mm_encoder_outputs, **image_inputs}
+            check_inputs(self.config, input_ids, past_key_values=past_key_values, **given)
         if position_ids is None:
             num_tokens = (inputs_embeds if input_ids is None else input_ids).shape[1]
             position_ids = self._position_ids(past_key_values, num_tokens, attention_mask, image_grid_thw is not None)
@@ -360,7 +348,6 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
             image_grid_thw=image_grid_thw,
             mm_token_type_ids=mm_token_type_ids,
             mm_encoder_outputs=mm_encoder_outputs,
@@ -473,13 +460,7 @@ class Spa3VLMForConditionalGeneration(Spa3VLMPreTrainedModel, GenerationMixin):
         if labels is not None:
             vocab_size = self.config.get_text_config().vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return CausalLMOutputWithPast(loss, logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict) -> Tensor:
         """Positions of shape `(4, batch_size, sequence_length)`: in the text, then frame, row and column."""

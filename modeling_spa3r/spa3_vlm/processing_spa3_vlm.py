@@ -168,11 +168,9 @@ class Spa3VLMProcessor(ProcessorMixin):
         self._check_options(kwargs)
         if audio is not None:
             raise ValueError("This model takes no `audio`; pass text, images and videos only.")
+        if text is None and videos is not None:
+            raise ValueError(f"`videos` need `text`, got `None`; pass text with one `{self.video_token}` per video.")
         if text is None:
-            if videos is not None:
-                raise ValueError(
-                    f"`videos` need `text`, got `None`; pass text with one `{self.video_token}` per video."
-                )
             return super().__call__(images=images, **kwargs)
         text = [text] if isinstance(text, str) else text
         if not (isinstance(text, (list, tuple)) and text and all(isinstance(sample, str) for sample in text)):
@@ -210,14 +208,18 @@ class Spa3VLMProcessor(ProcessorMixin):
         if is_nested or len(text) == 1:
             return scenes
         (images,) = scenes
-        counts = [sample.count(self.image_token) for sample in text]
-        if sum(counts) != len(images):
-            raise ValueError(
-                f"`images` holds {len(images)}, but the {len(text)} texts have {sum(counts)} `{self.image_token}`; "
-                "put one in the text for each image."
-            )
+        self._check_total("images", len(images), self.image_token, text)
         rest = iter(images)
-        return [list(islice(rest, count)) for count in counts]
+        return [list(islice(rest, sample.count(self.image_token))) for sample in text]
+
+    def _check_total(self, name: str, number: int, token: str, text: list[str]):
+        """Check that all texts together have one placeholder for each image or video."""
+        expected = sum(sample.count(token) for sample in text)
+        if number != expected:
+            raise ValueError(
+                f"`{name}` holds {number}, but the {len(text)} texts have {expected} `{token}`; put one in the text "
+                "for each."
+            )
 
     def _check_counts(self, text: list[str], rows: list[list]):
         if len(rows) != len(text):
@@ -243,12 +245,7 @@ class Spa3VLMProcessor(ProcessorMixin):
     ) -> tuple[list[str], list[list]]:
         """Insert the frames of videos into the images of each row, and their placeholders into its text."""
         self._check_counts(text, rows)
-        number = sum(sample.count(self.video_token) for sample in text)
-        if number != len(videos):
-            raise ValueError(
-                f"`videos` holds {len(videos)}, but the text has {number} `{self.video_token}`; put one in the text "
-                "for each video."
-            )
+        self._check_total("videos", len(videos), self.video_token, text)
         placeholder = re.compile(f"({re.escape(self.image_token)}|{re.escape(self.video_token)})")
         rest = iter(videos)
         samples, images_and_frames = [], []

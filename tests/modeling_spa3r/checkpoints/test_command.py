@@ -129,34 +129,42 @@ def qwen() -> Qwen2_5_VLForConditionalGeneration:
     return AutoModelForImageTextToText.from_config(tiny_config().vlm_config).eval()
 
 
-@pytest.fixture
-def qwen_folder(qwen, tmp_path) -> Path:
-    """A Qwen2.5-VL as transformers saves it, with a chat template of its own."""
-    qwen.save_pretrained(tmp_path / "qwen")
+@pytest.fixture(scope="module")
+def parts(qwen, tmp_path_factory) -> Path:
+    """A Qwen2.5-VL with a chat template of its own, and a pre-training checkpoint, decoder and teachers included."""
+    folder = tmp_path_factory.mktemp("parts")
+    qwen.save_pretrained(folder / "qwen")
     tokenizer = byte_tokenizer()
     tokenizer.padding_side, tokenizer.chat_template = "right", "{{ messages }}"
-    tokenizer.save_pretrained(tmp_path / "qwen")
-    return tmp_path / "qwen"
-
-
-@pytest.fixture
-def spa3r_folder(tmp_path) -> Path:
-    """A pre-training checkpoint, decoder and teachers included."""
+    tokenizer.save_pretrained(folder / "qwen")
     torch.manual_seed(3)
-    Spa3RForPreTraining(tiny_config().spatial_config).save_pretrained(tmp_path / "spa3r")
-    return tmp_path / "spa3r"
+    Spa3RForPreTraining(tiny_config().spatial_config).save_pretrained(folder / "spa3r")
+    return folder
 
 
 def assemble(output: Path, vlm: Path | str, spa3r: Path, *options: str):
     convert("assemble", output, "--vlm", vlm, "--spa3r", spa3r, "--image-width", 56, *options)
 
 
-def test_an_assembled_folder_holds_every_weight_of_both_parts(qwen, qwen_folder, spa3r_folder, tmp_path):
-    assemble(tmp_path / "result", qwen_folder, spa3r_folder)
-    model, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "result", output_loading_info=True)
+def answers(folder: Path) -> bool:
+    """Whether the model of a folder gives an answer of three tokens to what its processor makes of a photo."""
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    inputs = prepare(AutoProcessor.from_pretrained(folder), conversation([photo(0)], "Is it there?"))
+    assert model(**inputs).logits.isfinite().all()
+    return model.generate(**inputs, max_new_tokens=3, min_new_tokens=3).shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+@pytest.fixture(scope="module")
+def assembled(parts) -> Path:
+    assemble(parts / "spa3-vlm-mine", parts / "qwen", parts / "spa3r")
+    return parts / "spa3-vlm-mine"
+
+
+def test_an_assembled_folder_holds_every_weight_of_both_parts(qwen, parts, assembled):
+    model, info = AutoModelForImageTextToText.from_pretrained(assembled, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     state = model.state_dict()
-    encoder = starting_with("model.", Spa3RForPreTraining.from_pretrained(spa3r_folder).state_dict())
+    encoder = starting_with("model.", Spa3RForPreTraining.from_pretrained(parts / "spa3r").state_dict())
     expected = {f"model.spatial_encoder.{name}": tensor for name, tensor in encoder.items()}
     expected |= {f"model.vlm.{name}": tensor for name, tensor in qwen.model.state_dict().items()}
     expected["lm_head.weight"] = qwen.lm_head.weight
@@ -164,55 +172,41 @@ def test_an_assembled_folder_holds_every_weight_of_both_parts(qwen, qwen_folder,
     assert all(name in expected or name.startswith("model.fusion.") for name in state)
 
 
-def test_an_assembled_folder_answers_by_its_own_chat_template(qwen_folder, spa3r_folder, tmp_path):
-    assemble(tmp_path / "result", qwen_folder, spa3r_folder)
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "result")
-    processor = AutoProcessor.from_pretrained(tmp_path / "result")
+def test_an_assembled_folder_answers_by_its_own_chat_template(assembled):
+    processor = AutoProcessor.from_pretrained(assembled)
     assert processor.image_processor.image_width == 56 and processor.tokenizer.padding_side == "left"
     assert "{% generation %}" in processor.chat_template
-    inputs = prepare(processor, conversation([photo(0)], "Is it there?"))
-    assert model.generate(**inputs, max_new_tokens=3, min_new_tokens=3).shape[1] == inputs["input_ids"].shape[1] + 3
+    assert answers(assembled)
 
 
-def test_an_assembled_folder_has_code_and_card_and_names_no_folder_of_the_machine(qwen_folder, spa3r_folder, tmp_path):
-    folder = tmp_path / "spa3-vlm-mine"
-    assemble(folder, qwen_folder, spa3r_folder)
-    assert {"modeling_spa3_vlm.py", "processing_spa3_vlm.py", "configuration_spa3_vlm.py", "README.md"} <= {
-        file.name for file in folder.iterdir()
-    }
-    card = json.loads((folder / "card.json").read_text())
-    assert card["name"] == folder.name
-    assert card["origins"] == {
-        "vlm": qwen_folder.name,
-        "vggt": spa3r_folder.name,
-        "spatial_encoder": spa3r_folder.name,
-        "fusion": None,
-    }
-    for file in folder.iterdir():
-        assert str(tmp_path).encode() not in file.read_bytes(), file.name
+def test_an_assembled_folder_has_code_and_card_and_names_no_folder_of_the_machine(parts, assembled):
+    files = {file.name: file.read_bytes() for file in assembled.iterdir()}
+    assert files.keys() >= {"modeling_spa3_vlm.py", "processing_spa3_vlm.py", "configuration_spa3_vlm.py", "README.md"}
+    card = json.loads(files["card.json"])
+    assert card["name"] == "spa3-vlm-mine"
+    assert card["origins"] == {"vlm": "qwen", "vggt": "spa3r", "spatial_encoder": "spa3r", "fusion": None}
+    assert not [name for name, content in files.items() if str(parts).encode() in content]
 
 
-def test_a_preset_instead_of_a_vlm_is_untrained(spa3r_folder, tmp_path):
-    assemble(tmp_path / "result", "spa3-vlm-nano", spa3r_folder, "--fusion", "append")
+def test_a_preset_instead_of_a_vlm_is_untrained(parts, tmp_path):
+    assemble(tmp_path / "result", "spa3-vlm-nano", parts / "spa3r", "--fusion", "append")
     assert json.loads((tmp_path / "result" / "card.json").read_text())["origins"]["vlm"] is None
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "result")
-    processor = AutoProcessor.from_pretrained(tmp_path / "result")
-    assert model(**prepare(processor, conversation([photo(0)], "Is it there?"))).logits.isfinite().all()
+    assert answers(tmp_path / "result")
 
 
-def test_the_seed_decides_new_weights(spa3r_folder, tmp_path):
-    for name, seed in (("first", "0"), ("again", "0"), ("other", "1")):
-        assemble(tmp_path / name, "spa3-vlm-tiny", spa3r_folder, "--seed", seed)
-    first, again, other = (
-        (tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "again", "other")
-    )
-    assert first == again != other
+def test_the_seed_decides_new_weights(parts, tmp_path):
+    def weights(name: str, seed: str) -> bytes:
+        assemble(tmp_path / name, "spa3-vlm-tiny", parts / "spa3r", "--seed", seed)
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    assert weights("first", "0") == weights("again", "0") != weights("other", "1")
 
 
 @pytest.mark.parametrize(("options", "dtype"), [((), torch.bfloat16), (("--dtype", "float16"), torch.float16)])
-def test_the_dtype_is_that_of_the_vlm_or_of_the_option(qwen_folder, spa3r_folder, tmp_path, options, dtype):
-    AutoModelForImageTextToText.from_pretrained(qwen_folder, dtype=torch.bfloat16).save_pretrained(qwen_folder)
-    assemble(tmp_path / "result", qwen_folder, spa3r_folder, *options)
+def test_the_dtype_is_that_of_the_vlm_or_of_the_option(parts, tmp_path, options, dtype):
+    half = shutil.copytree(parts / "qwen", tmp_path / "half")
+    AutoModelForImageTextToText.from_pretrained(half, dtype=torch.bfloat16).save_pretrained(half)
+    assemble(tmp_path / "result", half, parts / "spa3r", *options)
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "result").dtype == dtype
 
 
@@ -232,16 +226,16 @@ def refusal(capsys) -> Callable[..., str]:
     return run
 
 
-@pytest.fixture
-def broken_qwen(qwen_folder, tmp_path):
+@pytest.fixture(scope="module")
+def broken_qwen(parts):
     """Three folders of a Qwen2.5-VL that lacks a weight, a part of a weight, or its tokenizer."""
-    state = load_file(qwen_folder / "model.safetensors")
+    state = load_file(parts / "qwen" / "model.safetensors")
     key = next(name for name in state if name.endswith("norm.weight"))
     rest = {name: tensor for name, tensor in state.items() if name != key}
     for name, weights in {"missing": rest, "shape": rest | {key: state[key][:3].clone()}, "tokenizer": state}.items():
-        folder = shutil.copytree(qwen_folder, tmp_path / name)
+        folder = shutil.copytree(parts / "qwen", parts / name)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "tokenizer" / "tokenizer_config.json").unlink()
+    (parts / "tokenizer" / "tokenizer_config.json").unlink()
 
 
 @pytest.mark.parametrize(
@@ -264,10 +258,10 @@ def broken_qwen(qwen_folder, tmp_path):
     ],
 )
 def test_a_wrong_assembly_is_refused_and_leaves_nothing(
-    broken_qwen, spa3r_folder, tmp_path, refusal, vlm, spa3r, options, named
+    broken_qwen, parts, tmp_path, refusal, vlm, spa3r, options, named
 ):
-    parts = ["--vlm", vlm.format(tmp_path), "--spa3r", tmp_path / spa3r]
-    assert named in refusal("assemble", tmp_path / "made" / "result", *parts, *options)
+    given = ["--vlm", vlm.format(parts), "--spa3r", parts / spa3r]
+    assert named in refusal("assemble", tmp_path / "made" / "result", *given, *options)
     assert not (tmp_path / "made").exists()
 
 

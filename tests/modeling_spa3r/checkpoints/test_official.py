@@ -227,7 +227,7 @@ def test_dinov3_with_a_key_bias_in_use_is_refused(dinov3_state):
             id="missing and another shape",
         ),
         pytest.param(
-            lambda state: without(state, "geometry_encoder."), {}, ["rope_embed.periods"], id="no spatial encoder"
+            lambda state: without(state, "geometry_encoder."), {}, ["model.projection.weight"], id="no spatial encoder"
         ),
         pytest.param(lambda state: state, {"model_type": "spa3_vlm"}, ["`spa3_vlm`", "`qwen2_5_vl`"], id="converted"),
         pytest.param(
