@@ -332,41 +332,23 @@ def test_what_is_not_an_image_is_refused(kind, processor):
         processor(images)
 
 
-# Content of a file, and the reason that the message must give.
-UNREADABLE = {
-    "missing.jpg": (None, "no such file"),
-    "missing": (None, "base64"),
-    "text.jpg": (b"This is no image.", "Pillow"),
-    "empty.jpg": (b"", "Pillow"),
-    "half.jpg": (encoded(photo(0), "jpeg")[:700], "truncated"),
-    "half.png": (encoded(photo(0))[:700], "truncated"),
-}
-
-
-@pytest.mark.parametrize("name", UNREADABLE)
-def test_an_unreadable_file_is_refused_with_its_name_and_the_reason(name, processor, tmp_path):
-    content, reason = UNREADABLE[name]
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with refused(f"/{name}`", reason):
-        processor([photo(0), str(tmp_path / name)])
-
-
 @pytest.mark.parametrize(
     "source, named",
     [
+        ("nowhere/image.jpg", ["`nowhere/image.jpg`", "no such file", "base64"]),
         (Path("nowhere"), ["`nowhere`", "No such file"]),
         (Path(__file__).parent, [f"`{Path(__file__).parent}`", "directory"]),
+        (__file__, [f"`{__file__}`", "Pillow"]),
         ("SERVER/gone.png", ["/gone.png`", "404"]),
         ("http://127.0.0.1:1/image.png", ["`http://127.0.0.1:1/image.png`", "refused"]),
     ],
-    ids=["missing path", "folder", "missing page", "missing server"],
+    ids=["missing file", "missing path", "folder", "no image", "missing page", "missing server"],
 )
 def test_an_unreadable_source_is_refused_with_its_name_and_the_reason(source, named, processor, server):
     if isinstance(source, str):
         source = source.replace("SERVER", server)
     with refused(*named):
-        processor(source)
+        processor([photo(0), source])
 
 
 def test_an_open_image_that_cannot_be_decoded_is_refused_by_its_index(processor, tmp_path):

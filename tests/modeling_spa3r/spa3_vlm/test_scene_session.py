@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from refusals import refused
-from safetensors.torch import load_file, save_file
 from tiny_spa3_vlm import VARIANTS, conversation, photo, prepare, tiny_model, tiny_processor
 from transformers import GenerationConfig
 
@@ -26,6 +25,11 @@ def fresh(model, processor, views, question, **kwargs):
     return model.generate(**inputs, **(GREEDY | kwargs))[:, inputs["input_ids"].shape[1] :]
 
 
+@pytest.fixture(scope="module")
+def session(model, processor, views):
+    return SceneSession(model, processor, views)
+
+
 def count_calls(module, calls):
     return module.register_forward_hook(lambda *_: calls.append(type(module).__name__))
 
@@ -40,9 +44,20 @@ def test_each_answer_has_the_tokens_of_a_fresh_call(variant, views):
         assert torch.equal(session.generate([question], **GREEDY), expected)
 
 
-def test_questions_in_one_batch_have_the_tokens_of_fresh_calls(model, processor, views):
-    expected = torch.cat([fresh(model, processor, views, question) for question in QUESTIONS])
-    assert torch.equal(SceneSession(model, processor, views).generate(QUESTIONS, **GREEDY), expected)
+@pytest.mark.parametrize(
+    "questions, options",
+    [
+        (QUESTIONS, {}),
+        (QUESTIONS, {"num_beams": 3, "num_return_sequences": 2}),
+        (QUESTIONS[:1], {"do_sample": True, "num_return_sequences": 3}),
+    ],
+    ids=["batch", "beams", "samples"],
+)
+def test_answers_have_the_tokens_of_fresh_calls(questions, options, model, processor, views, session):
+    torch.manual_seed(0)
+    expected = torch.cat([fresh(model, processor, views, question, **options) for question in questions])
+    torch.manual_seed(0)
+    assert torch.equal(session.generate(questions, **(GREEDY | options)), expected)
 
 
 def test_a_repetition_penalty_does_not_count_the_padding_of_a_batch(model, processor, views):
@@ -60,32 +75,16 @@ def test_a_repetition_penalty_does_not_count_the_padding_of_a_batch(model, proce
     assert first == [favoured] * len(QUESTIONS)
 
 
-def test_beams_have_the_tokens_of_fresh_calls(model, processor, views):
-    beams = {"num_beams": 3, "num_return_sequences": 2}
-    expected = torch.cat([fresh(model, processor, views, question, **beams) for question in QUESTIONS])
-    assert torch.equal(SceneSession(model, processor, views).generate(QUESTIONS, **GREEDY, **beams), expected)
-
-
-def test_samples_have_the_tokens_of_fresh_calls(model, processor, views):
-    sampling = {"do_sample": True, "num_return_sequences": 3}
-    torch.manual_seed(0)
-    expected = fresh(model, processor, views, QUESTIONS[0], **sampling)
-    session = SceneSession(model, processor, views)
-    torch.manual_seed(0)
-    assert torch.equal(session.generate(QUESTIONS[:1], **(GREEDY | sampling)), expected)
-
-
-def test_a_generation_config_falls_back_on_the_models_number_of_beams(model, processor, views, monkeypatch):
+def test_a_generation_config_falls_back_on_the_models_number_of_beams(model, processor, views, session, monkeypatch):
     monkeypatch.setattr(model.generation_config, "num_beams", 3)
     expected = fresh(model, processor, views, QUESTIONS[0])
-    given = GenerationConfig(**GREEDY)
-    assert torch.equal(SceneSession(model, processor, views).generate(QUESTIONS[:1], given), expected)
+    assert torch.equal(session.generate(QUESTIONS[:1], GenerationConfig(**GREEDY)), expected)
 
 
 @pytest.mark.parametrize("option", [{"use_cache": False}, {"return_dict_in_generate": True}], ids=str)
-def test_options_that_change_no_token_change_no_answer(option, model, processor, views):
-    expected = fresh(model, processor, views, QUESTIONS[0])
-    assert torch.equal(SceneSession(model, processor, views).generate(QUESTIONS[:1], **GREEDY, **option), expected)
+def test_options_that_change_no_token_change_no_answer(option, session):
+    expected = session.generate(QUESTIONS[:1], **GREEDY)
+    assert torch.equal(session.generate(QUESTIONS[:1], **GREEDY, **option), expected)
 
 
 def test_a_scene_can_be_a_single_image(model, processor, views, tmp_path):
@@ -106,8 +105,7 @@ def test_the_scene_is_encoded_once_for_all_questions(model, processor, views):
     assert sorted(calls) == ["Qwen2_5_VisionTransformerPretrainedModel", "Spa3RSceneEncoder"]
 
 
-def test_no_token_of_the_prefix_is_computed_again(model, processor, views):
-    session = SceneSession(model, processor, views)
+def test_no_token_of_the_prefix_is_computed_again(model, processor, views, session):
     lengths = []
     hook = model.model.vlm.language_model.register_forward_hook(
         lambda module, args, kwargs, output: lengths.append(output.last_hidden_state.shape[1]), with_kwargs=True
@@ -119,37 +117,29 @@ def test_no_token_of_the_prefix_is_computed_again(model, processor, views):
     assert lengths == [whole - kept] + [1] * 7
 
 
-def test_an_answer_does_not_depend_on_earlier_questions(model, processor, views):
-    session = SceneSession(model, processor, views)
+def test_an_answer_does_not_depend_on_earlier_questions(session):
     first = session.generate(QUESTIONS[:1], **GREEDY)
     session.generate(QUESTIONS, max_new_tokens=20, do_sample=False)
     assert torch.equal(session.generate(QUESTIONS[:1], **GREEDY), first)
 
 
-def test_sessions_of_two_scenes_are_independent(model, processor, views):
+def test_sessions_of_two_scenes_are_independent(model, processor, views, session):
     others = [photo(seed, height=64) for seed in (7, 8)]
-    session, other = SceneSession(model, processor, views), SceneSession(model, processor, others)
-    assert torch.equal(
-        other.generate(QUESTIONS, **GREEDY),
-        torch.cat([fresh(model, processor, others, question) for question in QUESTIONS]),
-    )
+    expected = torch.cat([fresh(model, processor, others, question) for question in QUESTIONS])
+    assert torch.equal(SceneSession(model, processor, others).generate(QUESTIONS, **GREEDY), expected)
     assert torch.equal(session.generate(QUESTIONS[:1], **GREEDY), fresh(model, processor, views, QUESTIONS[0]))
 
 
-def test_a_session_from_saved_latents_gives_the_same_tokens_and_encodes_no_scene(model, processor, views, tmp_path):
-    session = SceneSession(model, processor, views)
-    save_file({"spatial_latents": session.spatial_latents}, tmp_path / "scene.safetensors")
-    latents = load_file(tmp_path / "scene.safetensors")["spatial_latents"]
+def test_a_session_from_given_latents_has_the_same_tokens_and_encodes_no_scene(model, processor, views, session):
     calls = []
     hook = count_calls(model.model.spatial_encoder, calls)
-    again = SceneSession(model, processor, views, spatial_latents=latents)
+    again = SceneSession(model, processor, views, spatial_latents=session.spatial_latents.clone())
     hook.remove()
     assert torch.equal(again.generate(QUESTIONS, **GREEDY), session.generate(QUESTIONS, **GREEDY))
     assert not calls
 
 
-def test_ask_returns_the_decoded_answer(model, processor, views):
-    session = SceneSession(model, processor, views)
+def test_ask_returns_the_decoded_answer(model, processor, views, session):
     tokens = fresh(model, processor, views, QUESTIONS[0])[0]
     assert session.ask(QUESTIONS[0], **GREEDY) == processor.decode(tokens, skip_special_tokens=True).strip()
     assert session.ask(QUESTIONS[:1], **GREEDY) == [session.ask(QUESTIONS[0], **GREEDY)]
@@ -189,9 +179,9 @@ def test_a_session_without_a_readable_scene_is_refused(scene, named, model, proc
     ],
     ids=["no question", "an image in a question", "assisted generation"],
 )
-def test_what_a_session_cannot_answer_is_refused(questions, options, named, model, processor, views):
+def test_what_a_session_cannot_answer_is_refused(questions, options, named, session):
     with refused(*named):
-        SceneSession(model, processor, views).ask(questions, **options)
+        session.ask(questions, **options)
 
 
 def test_a_template_that_begins_with_the_question_is_refused(model, views):
