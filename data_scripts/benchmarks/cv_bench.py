@@ -9,8 +9,6 @@ from typing import Any
 from .protocol import Benchmark, Protocol, ReferenceRow, mean, mean_of_all
 from .vsi_bench import CHOICE_SUFFIX, LEAD
 
-__all__ = ["CV_BENCH"]
-
 # Data sets that the images are from.
 HALVES = {"2D": ("ADE20K", "COCO"), "3D": ("Omni3D",)}
 _OPENING_LETTER = re.compile(r"[(\s]*([A-Z])", re.IGNORECASE)

@@ -9,21 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = [
-    "TOLERANCES",
-    "Benchmark",
-    "Protocol",
-    "ReferenceRow",
-    "average_groups",
-    "check_known",
-    "mean",
-    "mean_of_all",
-    "score_answer",
-    "share_of_tolerances",
-    "summarize_answers",
-    "to_number",
-]
-
 # VSI-Bench's tolerances of the relative error, bit for bit.
 TOLERANCES = 1 - np.linspace(0.5, 0.95, 10)
 # The same as Python floats: comparing ten of them costs less than one call of NumPy.

@@ -7,8 +7,6 @@ from typing import Any
 
 from .vsi_bench import VSI_BENCH
 
-__all__ = ["OPTIONS_FILE", "ROOMS", "read_baselines"]
-
 # Stands beside rendered rooms and holds the options that they were made with.
 OPTIONS_FILE = "rooms.json"
 

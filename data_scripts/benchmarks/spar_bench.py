@@ -7,8 +7,6 @@ from typing import Any
 from .protocol import Benchmark, Protocol, ReferenceRow, check_known, mean, share_of_tolerances, to_number
 from .vsi_bench import CHOICE_SUFFIX, NUMBER_SUFFIXES
 
-__all__ = ["SPAR_BENCH"]
-
 # Depths and distances, from one view or several.
 LOW = tuple(f"{what}_prediction_{kind}" for kind in ("oc", "oo", "oc_mv", "oo_mv") for what in ("depth", "distance"))
 # Without view_change_infer: see `average_tasks`.

@@ -6,8 +6,6 @@ from typing import Any
 
 from .protocol import Benchmark, Protocol, ReferenceRow, mean_of_all
 
-__all__ = ["VIEWSPATIAL_BENCH"]
-
 HEADINGS = {
     "Camera perspective - Relative Direction": "Camera: Rel. Dir.",
     "Camera perspective - Object View Orientation": "Camera: View Ori.",

@@ -11,8 +11,6 @@ import numpy as np
 
 from .protocol import Benchmark, Protocol, ReferenceRow, check_known, mean, share_of_tolerances, to_number
 
-__all__ = ["ABLATIONS", "QUESTION_TYPES", "VSI_BENCH", "parse_prompt", "write_prompt"]
-
 DIRECTIONS = tuple(f"object_rel_direction_{level}" for level in ("easy", "medium", "hard"))
 CHOICE_TYPES = (*DIRECTIONS, "object_rel_distance", "route_planning", "obj_appearance_order")
 NUMBER_TYPES = ("object_abs_distance", "object_counting", "object_size_estimation", "room_size_estimation")

@@ -1,9 +1,11 @@
 """A tiny Spa3-VLM, its processor, and conversations about random photos."""
 
+from pathlib import Path
+
 import numpy as np
 import PIL.Image
 import torch
-from transformers import BatchFeature
+from transformers import BatchFeature, GenerationConfig
 
 from spa3r import Spa3VLMForConditionalGeneration, Spa3VLMImageProcessor, Spa3VLMProcessor
 from spa3r.configuration import Spa3VLMConfig, load_preset
@@ -37,6 +39,28 @@ def tiny_model(seed: int = 0, **changes) -> Spa3VLMForConditionalGeneration:
 def tiny_processor(**changes) -> Spa3VLMProcessor:
     """A processor with images of 56 pixels width and a byte tokenizer."""
     return Spa3VLMProcessor(Spa3VLMImageProcessor(image_width=56), byte_tokenizer(), **changes)
+
+
+def save_tiny_vlm(folder: Path) -> Path:
+    """Save a tiny model whose answers may end early, and its processor; return the folder."""
+    answering_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def answering_model() -> Spa3VLMForConditionalGeneration:
+    """A tiny model whose answers may end before they are as long as allowed."""
+    model = tiny_model()
+    model.generation_config = GenerationConfig(eos_token_id=258, pad_token_id=256)
+    return model
+
+
+def fresh_answer(model, images, question: str, max_new_tokens: int, drop=(), **options) -> str:
+    """The greedy answer of one call of `generate` to a conversation of one turn, without the inputs in `drop`."""
+    processor = tiny_processor()
+    inputs = without(prepare(processor, conversation(images, question)), *drop)
+    tokens = model.generate(**inputs, **{"max_new_tokens": max_new_tokens, "do_sample": False} | options)
+    return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def photo(seed: int, width: int = 64, height: int = 48) -> PIL.Image.Image:

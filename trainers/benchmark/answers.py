@@ -9,8 +9,6 @@ from ...data_scripts.benchmarks.reader import BenchmarkQuestion
 from ...data_scripts.common.files import write_text
 from .formatting import clip, first_few
 
-__all__ = ["Answers", "read_predictions"]
-
 
 class Answers:
     """Answers in a folder, one line of JSON each, appended by any number of processes.

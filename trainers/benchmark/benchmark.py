@@ -38,8 +38,6 @@ from .provenance import describe_model, describe_software
 from .report import reference_rows, write_report
 from .runner import ask_all
 
-__all__ = ["main"]
-
 SETTINGS = "run.json"
 # Options that have a use with each task; `None`: all.
 USEFUL = {

@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 from .formatting import clip, counted, format_number
 from .statistics import LEVEL
 
-__all__ = ["draw_report"]
-
 OVERALL = "overall"
 LABEL_WIDTH = 34  # characters
 OWN_COLOR, OTHER_COLOR, BASELINE_COLOR = "#1f6f8b", "#c3cbd1", "#e3b778"

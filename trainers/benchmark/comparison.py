@@ -13,8 +13,6 @@ from .formatting import clip, format_percent, format_table
 from .report import ANSWERS, read_report
 from .statistics import LEVEL, NUM_PERMUTATIONS, NUM_RESAMPLES, SceneScores, compare_paired
 
-__all__ = ["compare_runs", "format_comparison"]
-
 MAX_LISTED = 25  # questions answered better, and questions answered worse
 TEXT_WIDTH = 40  # characters
 RUNS = (("A", "first"), ("B", "second"))

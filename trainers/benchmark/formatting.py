@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-__all__ = ["UNKNOWN", "clip", "counted", "first_few", "format_number", "format_percent", "format_table"]
-
 UNKNOWN = "–"
 SHOWN = 5
 

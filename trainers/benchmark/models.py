@@ -14,8 +14,6 @@ from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpo
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ..runs.errors import first_line
 
-__all__ = ["fingerprint_checkpoint", "load_benchmark_model"]
-
 PLAIN, OURS = "qwen2_5_vl", "spa3_vlm"
 
 

@@ -11,8 +11,6 @@ from transformers import ProcessorMixin
 
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 
-__all__ = ["describe_model", "describe_software"]
-
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "pillow", "av", "spa3r")
 
 

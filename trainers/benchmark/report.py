@@ -15,8 +15,6 @@ from .chart import draw_report
 from .formatting import SHOWN, UNKNOWN, counted, first_few, format_number, format_percent, format_table
 from .statistics import LEVEL, NUM_RESAMPLES, SceneScores, bootstrap_intervals
 
-__all__ = ["read_report", "reference_rows", "write_report"]
-
 ANSWERS, REPORT, PAGE, CHART = "answers.jsonl", "report.json", "report.md", "report.png"
 # With fewer scenes, intervals by resampling are too narrow.
 FEW_SCENES = 20

@@ -22,8 +22,6 @@ from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGe
 from ...modeling_spa3r.spa3_vlm.scene_session import SceneSession
 from .answers import Answers
 
-__all__ = ["Scene", "ask_all", "plan_scenes"]
-
 # Greedy. Other generation settings of a checkpoint, such as a repetition penalty, stay, as in the official evaluation.
 # Sampling settings are unset, because the library warns about them without sampling.
 GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}

@@ -11,17 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = [
-    "LEVEL",
-    "NUM_PERMUTATIONS",
-    "NUM_RESAMPLES",
-    "PairedDifference",
-    "SceneScores",
-    "bootstrap_intervals",
-    "compare_paired",
-    "correct_for_many",
-]
-
 LEVEL = 0.95
 NUM_RESAMPLES = 1000
 NUM_PERMUTATIONS = 2000

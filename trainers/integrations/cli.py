@@ -6,8 +6,6 @@ from importlib import import_module
 
 from ..runs.errors import errors_as_sentences
 
-__all__ = ["VERBS", "main"]
-
 # Verb: module with a `main(arguments)`, relative to the package, and what it does.
 VERBS = {
     "ask": ("trainers.integrations.ask", "ask about a scene: photos or a video in, answers out"),

@@ -29,8 +29,6 @@ from ...modeling_spa3r.spa3_vlm.scene_session import SceneSession
 from ..benchmark.models import load_benchmark_model
 from ..runs.distributed import PATIENCE
 
-__all__ = ["Spa3VLM", "manifest"]
-
 logger = logging.get_logger(__name__)
 
 # For tasks that set no limit, as in the official evaluation.

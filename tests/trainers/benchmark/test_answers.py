@@ -1,10 +1,10 @@
 """Answers that any program gave, read from a file."""
 
 import json
-import re
 
 import pytest
 from benchmark_runs import QUESTIONS
+from refusals import refused
 
 from spa3r.trainers.benchmark.answers import read_predictions
 
@@ -46,11 +46,11 @@ REFUSED = {
 
 @pytest.mark.parametrize("lines, tokens", REFUSED.values(), ids=REFUSED)
 def test_predictions_that_cannot_be_scored_are_refused(lines, tokens, tmp_path):
-    with pytest.raises(ValueError, match=".*".join(map(re.escape, tokens))):
+    with refused(*tokens):
         read_predictions(written(tmp_path, *lines), THREE)
 
 
 def test_files_that_are_not_text_are_refused(tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(ValueError, match="weights.bin`.*UTF-8"):
+    with refused("weights.bin`", "UTF-8"):
         read_predictions(tmp_path / "weights.bin", THREE)

@@ -12,8 +12,8 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from terminal import verb
-from tiny_spa3_vlm import tiny_model, tiny_processor
+from terminal import refusal, verb
+from tiny_spa3_vlm import save_tiny_vlm, tiny_model, tiny_processor
 from tiny_videos import write_video
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from two_processes import REPOSITORY, launch
@@ -36,17 +36,16 @@ REPORT = ("report.md", "report.json", "report.png", "answers.jsonl", "prediction
 
 @pytest.fixture(scope="module")
 def vlm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vlm") / "tiny"
-    tiny_model().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
+    return save_tiny_vlm(tmp_path_factory.mktemp("vlm") / "tiny")
 
 
-def write_data(folder, scenes=("a", "b", "c")):
-    """Write a small VSI-Bench: three questions about each video."""
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A small VSI-Bench: three questions about each of three videos."""
+    folder = tmp_path_factory.mktemp("data") / "VSI-Bench"
     (folder / "scannet").mkdir(parents=True)
     rows = []
-    for scene in scenes:
+    for scene in "abc":
         write_video(folder / "scannet" / f"{scene}.mp4", num_frames=6)
         for question, truth in ((NUMBER, "2"), (CHOICE, "A"), (SIZE, "9")):
             where = {"id": len(rows), "dataset": "scannet", "scene_name": scene, "ground_truth": truth}
@@ -55,19 +54,12 @@ def write_data(folder, scenes=("a", "b", "c")):
     return folder
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data") / "VSI-Bench")
-
-
 def scoring(data, file, *more):
-    given = ["--predictions", file, "--benchmark", "vsi-bench", "--data", data, *more]
-    return [str(option) for option in given]
+    return ["--predictions", file, "--benchmark", "vsi-bench", "--data", data, *more]
 
 
 def command(model, data, output, *more):
-    options = ["--model", model, "--benchmark", "vsi-bench", "--data", data, "--output", output, "--frames", 2, *more]
-    return [str(option) for option in options]
+    return ["--model", model, "--benchmark", "vsi-bench", "--data", data, "--output", output, "--frames", 2, *more]
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +75,7 @@ def contents(folder):
 
 
 def refused(capsys, *options):
-    """Return the line that the command ends with."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(option) for option in options])
-    message = str(ended.value) if ended.value.code != 2 else capsys.readouterr().err.splitlines()[-1]
-    assert "\n" not in message
-    return message
+    return refusal(capsys, "benchmark", *options)
 
 
 def provenance(folder):
@@ -104,24 +91,19 @@ def test_the_report_holds_what_was_run(reported):
     assert run["commit"] is None or run["commit"].removesuffix("-dirty") == head
 
 
-def test_the_fingerprint_of_a_model_changes_with_one_weight(reported, vlm, data, tmp_path):
+def test_the_fingerprint_of_a_model_changes_with_one_weight_but_not_with_its_card(reported, vlm, tmp_path):
     other = shutil.copytree(vlm, tmp_path / "other")
+    (other / "card.json").write_text("{}")
+    assert fingerprint_checkpoint(str(other)) == provenance(reported)["model_fingerprint"]
     weights = load_file(other / "model.safetensors")
     weights["lm_head.weight"][0, 0] += 1e-3
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    main(command(other, data, tmp_path / "run", "--limit", 1))
-    assert provenance(reported)["model_fingerprint"] != provenance(tmp_path / "run")["model_fingerprint"]
-
-
-def test_the_fingerprint_of_a_model_ignores_its_card(vlm, tmp_path):
-    other = shutil.copytree(vlm, tmp_path / "other")
-    (other / "card.json").write_text("{}")
-    assert fingerprint_checkpoint(str(other)) == fingerprint_checkpoint(str(vlm))
+    assert fingerprint_checkpoint(str(other)) != provenance(reported)["model_fingerprint"]
 
 
 def test_killed_and_started_again_it_ends_with_the_report_of_an_uninterrupted_run(vlm, data, reported, tmp_path):
     output = tmp_path / "killed"
-    call = [sys.executable, "-m", "spa3r", "benchmark", *command(vlm, data, output, "--batch-size", 2)]
+    call = [sys.executable, "-m", "spa3r", "benchmark", *map(str, command(vlm, data, output, "--batch-size", 2))]
     process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPOSITORY)
     answers = output / "predictions-00000.jsonl"
     while process.poll() is None and not (answers.exists() and answers.read_text()):
@@ -135,18 +117,19 @@ def test_killed_and_started_again_it_ends_with_the_report_of_an_uninterrupted_ru
 
 def test_two_processes_end_with_the_report_of_one(vlm, data, reported, tmp_path):
     output = tmp_path / "two"
-    process = launch("ddp", "benchmark", command(vlm, data, output, "--batch-size", 2), tmp_path / "log")
+    process = launch(
+        "ddp", "benchmark", list(map(str, command(vlm, data, output, "--batch-size", 2))), tmp_path / "log"
+    )
     assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()
     assert contents(output) == contents(reported)
 
 
-def copied(data, tmp_path, before=None, after=None):
+def copied(data, tmp_path, before="", after=""):
     """Copy a benchmark, and replace a text in its questions once."""
     folder = shutil.copytree(data, tmp_path / data.name)
-    if before is not None:
-        content = (folder / "test.jsonl").read_text()
-        assert before in content
-        (folder / "test.jsonl").write_text(content.replace(before, after, 1))
+    content = (folder / "test.jsonl").read_text()
+    assert before in content
+    (folder / "test.jsonl").write_text(content.replace(before, after, 1))
     return folder
 
 
@@ -162,22 +145,34 @@ def test_other_settings_in_the_same_folder_are_refused(vlm, data, reported, tmp_
     assert "`data_fingerprint`" in refused(capsys, *command(vlm, changed, reported, "--batch-size", 2))
 
 
-def test_what_is_skipped_is_in_the_report(vlm, data, tmp_path):
-    partial = without_b(data, tmp_path)
-    (partial / "scannet" / "c.mp4").write_bytes(b"broken")
+def break_a(videos):
+    (videos / "a.mp4").write_bytes(b"broken")
+
+
+def flatten_b(videos):
+    write_video(videos / "b.mp4", num_frames=6, size=(1600, 16))
+
+
+BROKEN = {
+    "unreadable": (break_a, ["a.mp4"], {"0", "1", "2"}),
+    "of a shape that no model accepts": (flatten_b, ["b.mp4", "1600 x 16"], {"3", "4", "5"}),
+}
+
+
+@pytest.mark.parametrize("damage, tokens, left_out", BROKEN.values(), ids=BROKEN)
+def test_a_broken_video_is_named_after_all_others_were_asked_or_left_out(
+    damage, tokens, left_out, vlm, data, tmp_path, capsys
+):
+    partial = copied(data, tmp_path)
+    damage(partial / "scannet")
+    message = refused(capsys, *command(vlm, partial, tmp_path / "run"))
+    assert all(token in message for token in ["3 questions", "--skip-missing", *tokens]) and ".." not in message
+    answers = map(json.loads, (tmp_path / "run" / "predictions.jsonl").read_text().splitlines())
+    assert sum("prediction" in answer for answer in answers) == 6
+    (partial / "scannet" / "c.mp4").unlink()
     main(command(vlm, partial, tmp_path / "run", "--skip-missing"))
     run = provenance(tmp_path / "run")
-    assert run["num_questions"] == 3 and run["missing"] == ["scannet/b.mp4"]
-    assert set(run["unreadable"]) == {"6", "7", "8"}
-
-
-def test_a_broken_video_is_named_after_all_others_were_asked(vlm, data, tmp_path, capsys):
-    partial = copied(data, tmp_path)
-    (partial / "scannet" / "a.mp4").write_bytes(b"broken")
-    message = refused(capsys, *command(vlm, partial, tmp_path / "run"))
-    assert "3 questions" in message and "a.mp4" in message and "--skip-missing" in message and ".." not in message
-    answers = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
-    assert sum("prediction" in answer for answer in answers) == 6
+    assert set(run["unreadable"]) == left_out and run["missing"] == ["scannet/c.mp4"] and run["num_questions"] == 3
 
 
 UNUSABLE = {
@@ -200,32 +195,23 @@ def test_questions_that_cannot_be_asked_or_scored_are_refused_before_any_is_aske
     assert not (tmp_path / "run").exists()
 
 
-def test_an_image_that_no_model_accepts_is_left_out_like_a_broken_one(vlm, data, tmp_path, capsys):
-    partial = copied(data, tmp_path)
-    write_video(partial / "scannet" / "b.mp4", num_frames=6, size=(1600, 16))
-    message = refused(capsys, *command(vlm, partial, tmp_path / "run"))
-    assert "3 questions" in message and "b.mp4" in message and "1600 x 16" in message
-    main(command(vlm, partial, tmp_path / "run", "--skip-missing"))
-    assert set(provenance(tmp_path / "run")["unreadable"]) == {"3", "4", "5"}
+def append_without_one(self, index, batch, append=Answers.append):
+    append(self, index, {name: answer for name, answer in batch.items() if name != "4"})
 
 
-def test_answers_that_another_run_took_away_are_missed(vlm, data, tmp_path, capsys, monkeypatch):
-    append = Answers.append
-    monkeypatch.setattr(
-        Answers, "append", lambda self, index, batch: append(self, index, {k: v for k, v in batch.items() if k != "4"})
-    )
-    message = refused(capsys, *command(vlm, data, tmp_path / "run"))
-    assert "(4)" in message and f"`{tmp_path / 'run'}`" in message
-    assert not (tmp_path / "run" / "report.json").exists()
+def append_to_full_disk(self, index, batch):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_is_reported_with_the_folder(vlm, data, tmp_path, capsys, monkeypatch):
-    def append(self, process_index, batch):
-        raise OSError(errno.ENOSPC, "No space left on device")
+LOSSES = {"another run took one": (append_without_one, "(4)"), "a full disk": (append_to_full_disk, "No space left")}
 
+
+@pytest.mark.parametrize("append, token", LOSSES.values(), ids=LOSSES)
+def test_lost_answers_are_reported_with_the_folder(append, token, vlm, data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Answers, "append", append)
     message = refused(capsys, *command(vlm, data, tmp_path / "run"))
-    assert f"`{tmp_path / 'run'}`" in message and "No space left" in message
+    assert token in message and f"`{tmp_path / 'run'}`" in message
+    assert not (tmp_path / "run" / "report.json").exists()
 
 
 def spa3r_alone(vlm, folder):
@@ -303,8 +289,8 @@ def test_the_report_of_a_model_is_not_overwritten_by_that_of_a_file(data, report
 
 def test_a_run_that_left_questions_out_is_scored_by_another_protocol(vlm, data, tmp_path, capsys):
     main(command(vlm, without_b(data, tmp_path), tmp_path / "run", "--skip-missing"))
-    given = scoring(data, tmp_path / "run" / "answers.jsonl", "--protocol", "lmms-eval-2026")
-    given += ["--output", str(tmp_path / "scored")]
+    answers, output = tmp_path / "run" / "answers.jsonl", tmp_path / "scored"
+    given = scoring(data, answers, "--protocol", "lmms-eval-2026", "--output", output)
     assert "3 of 9" in refused(capsys, *given)
     main([*given, "--skip-missing"])
     run = provenance(tmp_path / "scored")
@@ -312,7 +298,7 @@ def test_a_run_that_left_questions_out_is_scored_by_another_protocol(vlm, data, 
 
 
 def test_runs_are_compared(reported, tmp_path, capsys):
-    main(["--compare", str(reported), str(reported), "--output", str(tmp_path)])
+    main(["--compare", reported, reported, "--output", tmp_path])
     assert capsys.readouterr().out.strip() == (tmp_path / "comparison.md").read_text().strip()
     assert json.loads((tmp_path / "comparison.json").read_text())
 

@@ -1,6 +1,5 @@
 """Comparisons of two benchmark runs."""
 
-import json
 import re
 from collections import Counter
 from dataclasses import replace
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmark_runs import PROTOCOL, QUESTIONS, RUN, make_predictions, make_questions, write_without_chart
+from refusals import refused
 
 from spa3r.data_scripts.benchmarks import BENCHMARKS
 from spa3r.trainers.benchmark.comparison import compare_runs, format_comparison
@@ -43,11 +43,11 @@ def comparison(folders):
 
 
 def test_values_are_those_of_the_reports(folders, comparison):
-    before, after = ({row["key"]: row["value"] for row in read_report(folder)["columns"]} for folder in folders)
-    for column in comparison["columns"]:
-        assert (column["first"], column["second"]) == (before[column["key"]], after[column["key"]])
-        assert column["difference"] == column["second"] - column["first"]
+    before, after = (read_report(folder)["columns"] for folder in folders)
     assert [column["key"] for column in comparison["columns"]] == list(PROTOCOL.columns)
+    for column, first, second in zip(comparison["columns"], before, after, strict=True):
+        assert (column["first"], column["second"]) == (first["value"], second["value"])
+        assert column["difference"] == column["second"] - column["first"]
 
 
 def test_intervals_and_p_values_are_those_of_paired_scores(comparison):
@@ -93,10 +93,6 @@ def test_what_differs_between_the_runs_is_named(comparison):
     }
 
 
-def test_comparisons_can_be_written_as_json(comparison):
-    assert json.loads(json.dumps(comparison, allow_nan=False)) == comparison
-
-
 def test_equal_runs_differ_in_nothing(folders):
     comparison = compare_runs(folders[0], folders[0])
     assert all(
@@ -126,12 +122,15 @@ def with_fewer_questions(folder):
     write(folder, {question.id: FIRST[question.id] for question in questions}, questions)
 
 
-OTHER_PROTOCOL = BENCHMARKS["vsi-bench"].protocol("lmms-eval-2026")
+def with_protocol(protocol):
+    return lambda folder: write(folder, run=RUN | {"protocol": protocol.name}, protocol=protocol)
+
+
 REFUSED = {
     "another benchmark": (lambda folder: write(folder, run=RUN | {"benchmark": "rooms"}), ["`vsi-bench`", "`rooms`"]),
     "other data": (lambda folder: write(folder, run=RUN | {"data_fingerprint": "xyz"}), ["`abc`", "`xyz`"]),
     "another protocol": (
-        lambda folder: write(folder, run=RUN | {"protocol": OTHER_PROTOCOL.name}, protocol=OTHER_PROTOCOL),
+        with_protocol(BENCHMARKS["vsi-bench"].protocol("lmms-eval-2026")),
         ["`protocol`", "`official`", "`lmms-eval-2026`"],
     ),
     "other questions": (with_fewer_questions, ["10 questions"]),
@@ -144,15 +143,14 @@ REFUSED = {
 @pytest.mark.parametrize("write_second, tokens", REFUSED.values(), ids=REFUSED)
 def test_runs_that_cannot_be_compared_are_refused(write_second, tokens, folders, tmp_path):
     write_second(tmp_path / "second")
-    with pytest.raises(ValueError, match=".*".join(map(re.escape, tokens))):
+    with refused(*tokens):
         compare_runs(folders[0], tmp_path / "second")
 
 
 def test_unknown_protocols_are_refused(tmp_path):
-    later = replace(PROTOCOL, name="later")
-    folders = [write(tmp_path / name, run=RUN | {"protocol": "later"}, protocol=later) for name in ("a", "b")]
-    with pytest.raises(ValueError, match="`later`"):
-        compare_runs(*folders)
+    with_protocol(replace(PROTOCOL, name="later"))(tmp_path)
+    with refused("`later`"):
+        compare_runs(tmp_path, tmp_path)
 
 
 def test_the_page_shows_signed_points_and_both_p_values(comparison):
@@ -176,11 +174,10 @@ def test_the_page_lists_some_of_many_changes_the_largest_first(comparison):
     assert len(gains) == 25 and gains == sorted(gains, reverse=True)
 
 
-def test_answers_are_shown_with_what_scores_depend_on(folders, tmp_path):
-    answers = FIRST | {"6": "  4\n| `木`", "16": "cut \ud83d"}
-    page = format_comparison(
-        compare_runs(write(tmp_path, {**FIRST, "6": "4", "16": "4"}), write(tmp_path / "b", answers))
-    )
+def test_answers_are_shown_with_what_scores_depend_on(tmp_path):
+    before = write(tmp_path / "a", FIRST | {"6": "4", "16": "4"})
+    after = write(tmp_path / "b", FIRST | {"6": "  4\n| `木`", "16": "cut \ud83d"})
+    page = format_comparison(compare_runs(before, after))
     assert "`\"  4\\n\\| '木'\"`" in page and "\\ud83d" in page
     page.encode("utf-8")
 

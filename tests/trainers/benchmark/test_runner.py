@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 
 import pytest
-from tiny_spa3_vlm import conversation, photo, prepare, tiny_model, tiny_processor
+from tiny_spa3_vlm import fresh_answer, photo, tiny_model, tiny_processor
 
 from spa3r.data_scripts.benchmarks import BENCHMARKS
 from spa3r.data_scripts.benchmarks.reader import BenchmarkQuestion
@@ -56,13 +56,10 @@ def test_questions_about_the_same_images_are_grouped_in_the_order_of_the_images(
 
 
 def test_answers_are_those_of_fresh_calls(model, tmp_path):
-    processor = tiny_processor()
     answers = ask(model, tmp_path)
     for asked in QUESTIONS:
-        views = [photo(10 * int(asked.media) + view) for view in range(3)]
-        inputs = prepare(processor, conversation(views, PROTOCOL.prompt(asked.record)))
-        tokens = model.generate(**inputs, max_new_tokens=PROTOCOL.max_new_tokens, do_sample=False)
-        fresh = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        views = Photos().load_images(asked.media, 3)
+        fresh = fresh_answer(model, views, PROTOCOL.prompt(asked.record), PROTOCOL.max_new_tokens)
         assert answers[asked.id] == {"prediction": fresh}
 
 
@@ -87,12 +84,6 @@ def test_answers_of_any_characters_are_kept(text, tmp_path):
     answers.append(0, {"1-0": {"prediction": text}})
     answers.merge(QUESTIONS)
     assert answers.read() == {"1-0": {"prediction": text}}
-
-
-def test_a_finished_run_asks_nothing(model, tmp_path):
-    answers = ask(model, tmp_path)
-    benchmark = Photos()
-    assert ask(model, tmp_path, benchmark) == answers and not benchmark.loaded
 
 
 def test_answers_are_kept_batch_by_batch_and_a_cut_line_is_skipped(model, tmp_path):

@@ -24,6 +24,10 @@ def average(means, counts):
     return {"overall": fmean(tasks.values())} | tasks
 
 
+def each_group(means, counts):
+    return means
+
+
 def random_questions(num_scenes=12, num_questions=90, seed=0):
     """Draw scenes, groups and scores of questions. Scenes have different numbers of questions."""
     generator = np.random.default_rng(seed)
@@ -33,7 +37,7 @@ def random_questions(num_scenes=12, num_questions=90, seed=0):
     return scenes, groups, scores
 
 
-def resample_naively(scenes, groups, scores):
+def resample_naively(scenes, groups, scores, summary=average):
     """Compute the columns of each resample from an explicit list of its questions."""
     names = sorted(set(scenes))
     drawn = np.random.default_rng(0).integers(len(names), size=(NUM_RESAMPLES, len(names)))
@@ -44,25 +48,20 @@ def resample_naively(scenes, groups, scores):
             for own, group, score in zip(scenes, groups, scores, strict=True):
                 if own == names[scene]:
                     written.setdefault(group, []).append(score)
-        for column, value in average({group: fmean(each) for group, each in written.items()}, {}).items():
+        for column, value in summary({group: fmean(each) for group, each in written.items()}, {}).items():
             columns.setdefault(column, []).append(value)
     return columns
 
 
 def test_intervals_are_those_of_explicit_resamples():
     questions = random_questions()
-    intervals, _ = bootstrap_intervals(SceneScores.collect(*questions), average)
-    resampled = resample_naively(*questions)
-    assert intervals.keys() == resampled.keys() == {"overall", "count", "direction"}
-    for column, interval in intervals.items():
-        assert interval == pytest.approx(np.percentile(resampled[column], [2.5, 97.5]))
-
-
-def test_intervals_of_groups_are_those_of_their_own_means():
-    scenes, groups, scores = random_questions()
-    _, intervals = bootstrap_intervals(SceneScores.collect(scenes, groups, scores), average)
-    alone, _ = bootstrap_intervals(SceneScores.collect(scenes, groups, scores), lambda means, counts: means)
-    assert intervals == alone
+    tally = SceneScores.collect(*questions)
+    # Groups, too: as the columns of an average that leaves means as they are.
+    for summary, intervals in zip((average, each_group), bootstrap_intervals(tally, average), strict=True):
+        resampled = resample_naively(*questions, summary)
+        assert intervals.keys() == resampled.keys()
+        for column, interval in intervals.items():
+            assert interval == pytest.approx(np.percentile(resampled[column], [2.5, 97.5]))
 
 
 def test_means_and_numbers_are_those_of_the_questions():
@@ -83,38 +82,6 @@ def test_intervals_do_not_depend_on_the_order_of_questions():
     ]
     for one, other in zip(*intervals, strict=True):
         assert {name: pytest.approx(ends) for name, ends in one.items()} == other
-
-
-def test_equal_scenes_have_intervals_of_no_width():
-    scenes = [f"scene{number:02d}" for number in range(40) for _ in range(3)]
-    intervals, _ = bootstrap_intervals(
-        SceneScores.collect(scenes, ["easy", "hard", "count"] * 40, [0.1, 0.5, 0.7] * 40), average
-    )
-    assert intervals["overall"] == pytest.approx((0.5, 0.5)) and intervals["direction"] == pytest.approx((0.3, 0.3))
-
-
-def test_equal_answers_within_a_scene_count_once():
-    # With all answers of a scene equal, ten questions of each tell no more than one.
-    generator = np.random.default_rng(0)
-    scenes = [f"scene{number:03d}" for number in range(100)]
-    scores = generator.integers(0, 2, 100).astype(float).tolist()
-    one, _ = bootstrap_intervals(SceneScores.collect(scenes, ["count"] * 100, scores), average)
-    ten, _ = bootstrap_intervals(SceneScores.collect(scenes * 10, ["count"] * 1000, scores * 10), average)
-    assert ten == {name: pytest.approx(ends) for name, ends in one.items()}
-
-
-def test_intervals_cover_the_truth_in_95_percent_of_cases():
-    generator, truth, num_cases = np.random.default_rng(0), 0.6, 200
-    scenes = [f"scene{number:03d}" for number in range(150) for _ in range(2)]
-    covered = 0
-    for _ in range(num_cases):
-        # Questions of a scene go together: it is easy, or hard.
-        easy = np.repeat(generator.random(150) < 0.5, 2)
-        scores = (generator.random(300) < np.where(easy, truth + 0.3, truth - 0.3)).astype(float).tolist()
-        tally = SceneScores.collect(scenes, ["count"] * 300, scores)
-        low, high = bootstrap_intervals(tally, lambda means, counts: {"overall": means["count"]})[0]["overall"]
-        covered += low <= truth <= high
-    assert covered / num_cases == pytest.approx(0.95, abs=3.5 * (0.95 * 0.05 / num_cases) ** 0.5)
 
 
 def test_resamples_without_a_group_are_averaged_without_it():
@@ -174,12 +141,6 @@ def test_intervals_of_differences_are_those_of_the_same_scenes_drawn_for_both():
         assert difference.interval == pytest.approx(np.percentile(expected, [2.5, 97.5]))
 
 
-def test_equal_runs_do_not_differ():
-    tally = SceneScores.collect(*random_questions())
-    for difference in compare_paired(tally, tally, average).values():
-        assert (difference.difference, difference.interval, difference.p_value) == (0, (0, 0), 1)
-
-
 def test_swapped_runs_differ_as_much_the_other_way():
     scenes, groups, first = random_questions()
     runs = [SceneScores.collect(scenes, groups, run) for run in (first, second_run(first))]
@@ -196,23 +157,7 @@ def test_a_difference_in_every_scene_has_the_least_p_value():
     assert compare_paired(*runs, average)["overall"].p_value == 1 / (1 + NUM_PERMUTATIONS)
 
 
-def test_runs_that_differ_by_chance_rarely_seem_to_differ():
-    generator, num_cases = np.random.default_rng(0), 100
-    scenes = [f"scene{number:02d}" for number in range(40)]
-    alarms = 0
-    for _ in range(num_cases):
-        runs = [
-            SceneScores.collect(scenes, ["count"] * 40, generator.integers(0, 2, 40).astype(float).tolist())
-            for _ in range(2)
-        ]
-        alarms += compare_paired(*runs, lambda means, counts: {"overall": means["count"]})["overall"].p_value < 0.05
-    assert alarms <= 5 + 3.5 * (num_cases * 0.05 * 0.95) ** 0.5
-
-
-def test_p_values_are_corrected_as_in_holms_example():
+def test_p_values_are_corrected_as_in_holms_example_and_at_most_one():
     p_values = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}
     assert correct_for_many(p_values) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
-
-
-def test_corrected_p_values_are_never_above_one():
     assert correct_for_many({"a": 0.6, "b": 0.9}) == {"a": 1.0, "b": 1.0}

@@ -4,84 +4,64 @@ import io
 import shutil
 import sys
 
-import av
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from terminal import verb
-from tiny_spa3_vlm import conversation, photo, prepare, tiny_model, tiny_processor
-from transformers import GenerationConfig
+from terminal import refusal, verb
+from tiny_spa3_vlm import answering_model, fresh_answer, photo, save_tiny_vlm, tiny_model
+from tiny_videos import write_video
 
 from spa3r import Spa3RModel
 
-main = verb("ask")
+QUESTIONS = ["How many chairs?", "Why?"]
+# A question, when it does not matter which.
+ONE = ["--question", "Why?", "--max-new-tokens", 1]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ask") / "spa3-vlm-tiny"
-    model = tiny_model()
-    model.generation_config = GenerationConfig(eos_token_id=258, pad_token_id=256)
-    model.save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
+    return save_tiny_vlm(tmp_path_factory.mktemp("ask") / "spa3-vlm-tiny")
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for index in range(3):
-        photo(index).save(folder / f"{index}.png")
-    return [str(path) for path in sorted(folder.iterdir())]
+    paths = [tmp_path_factory.mktemp("photos") / f"{index}.png" for index in range(3)]
+    for index, path in enumerate(paths):
+        photo(index).save(path)
+    return paths
 
 
-def expected_answer(images, question, max_new_tokens):
-    processor = tiny_processor()
-    inputs = prepare(processor, conversation(images, question))
-    tokens = tiny_model().generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=258)
-    return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+def ask(checkpoint, *options):
+    verb("ask")(["--model", checkpoint, "--device", "cpu", *options])
 
 
-def test_answers_alone_go_to_the_standard_output_in_the_order_of_the_questions(checkpoint, photos, capfd):
-    questions = ["How many chairs?", "Why?"]
-    options = [part for question in questions for part in ("--question", question)]
-    main(["--model", str(checkpoint), "--images", *photos, *options, "--max-new-tokens", "6", "--device", "cpu"])
-    expected = "".join(f"{expected_answer(photos, question, 6)}\n" for question in questions)
-    assert capfd.readouterr().out == expected
+def expected_lines(photos, *questions):
+    return "".join(f"{fresh_answer(answering_model(), photos, question, 6)}\n" for question in questions)
 
 
-def test_questions_given_as_options_are_repeated_on_the_standard_error(checkpoint, photos, capfd):
-    options = ["--question", "How many chairs?", "--max-new-tokens", "1", "--device", "cpu"]
-    main(["--model", str(checkpoint), "--images", *photos, *options])
-    assert "How many chairs?" in capfd.readouterr().err
+@pytest.mark.parametrize("source", ["options", "standard input"])
+def test_answers_alone_go_to_the_standard_output_in_the_order_of_the_questions(
+    source, checkpoint, photos, monkeypatch, capfd
+):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(QUESTIONS)))
+    options = [part for question in QUESTIONS for part in ("--question", question)] if source == "options" else []
+    ask(checkpoint, "--images", *photos, *options, "--max-new-tokens", 6)
+    output = capfd.readouterr()
+    assert output.out == expected_lines(photos, *QUESTIONS)
+    # At the terminal they are on the screen already.
+    assert all((question in output.err) == (source == "options") for question in QUESTIONS)
 
 
 def test_the_second_question_does_not_encode_the_scene_again(checkpoint, photos, monkeypatch):
     calls = []
     forward = Spa3RModel.forward
     monkeypatch.setattr(Spa3RModel, "forward", lambda *args: calls.append(1) or forward(*args))
-    options = ["--question", "How many?", "--question", "Why?", "--max-new-tokens", "2", "--device", "cpu"]
-    main(["--model", str(checkpoint), "--images", *photos, *options])
+    ask(checkpoint, "--images", *photos, "--question", "How many?", *ONE)
     assert len(calls) == 1
 
 
-def test_questions_are_read_from_the_standard_input(checkpoint, photos, monkeypatch, capfd):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("How many chairs?\nWhy?\n"))
-    main(["--model", str(checkpoint), "--images", *photos, "--max-new-tokens", "6", "--device", "cpu"])
-    expected = "".join(f"{expected_answer(photos, question, 6)}\n" for question in ("How many chairs?", "Why?"))
-    assert capfd.readouterr().out == expected
-
-
 def test_a_video_is_seen_in_as_many_frames_as_asked_for(checkpoint, tmp_path, capfd):
-    with av.open(str(tmp_path / "room.mp4"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10, width=64, height=48, pix_fmt="yuv420p")
-        for index in range(9):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * index, dtype=np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    options = ["--frames", "4", "--question", "Why?", "--max-new-tokens", "1", "--device", "cpu"]
-    main(["--model", str(checkpoint), "--video", str(tmp_path / "room.mp4"), *options])
+    ask(checkpoint, "--video", write_video(tmp_path / "room.mp4", 9), "--frames", 4, *ONE)
     assert "4 views" in capfd.readouterr().err
 
 
@@ -90,18 +70,8 @@ def test_the_model_computes_in_the_type_asked_for(checkpoint, photos, dtype, mon
     types = set()
     forward = Spa3RModel.forward
     monkeypatch.setattr(Spa3RModel, "forward", lambda self, *args: types.add(self.dtype) or forward(self, *args))
-    options = ["--question", "Why?", "--max-new-tokens", "1", "--device", "cpu", "--dtype", dtype]
-    main(["--model", str(checkpoint), "--images", *photos, *options])
+    ask(checkpoint, "--images", *photos, *ONE, "--dtype", dtype)
     assert types == {getattr(torch, dtype)}
-
-
-def refused(capsys, model, *options):
-    """The sentence that ends the command."""
-    with pytest.raises(SystemExit) as ended:
-        main(["--model", model, "--device", "cpu", *options])
-    message = str(ended.value) if ended.value.code != 2 else capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("spa3r ask: ") and "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize(
@@ -116,12 +86,12 @@ def refused(capsys, model, *options):
     ],
 )
 def test_wrong_options_are_refused_by_name(options, named, checkpoint, capsys):
-    assert named in refused(capsys, checkpoint, *options)
+    assert named in refusal(capsys, "ask", "--model", checkpoint, *options)
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path, photos, capsys):
     tiny_model().model.spatial_encoder.save_pretrained(tmp_path)
-    assert "`spa3r`" in refused(capsys, tmp_path, "--images", *photos)
+    assert "`spa3r`" in refusal(capsys, "ask", "--model", tmp_path, "--images", *photos)
 
 
 def damage(model, part):
@@ -155,19 +125,19 @@ def damage(model, part):
 def test_a_damaged_model_is_refused_by_the_damaged_part(part, named, checkpoint, photos, tmp_path, capsys):
     model = shutil.copytree(checkpoint, tmp_path / "model")
     damage(model, part)
-    assert named.format(model=model) in refused(capsys, model, "--images", *photos)
+    assert named.format(model=model) in refusal(capsys, "ask", "--model", model, "--images", *photos)
 
 
 def test_a_model_without_adapter_is_asked_as_it_is(checkpoint, photos, tmp_path, capfd):
     model = shutil.copytree(checkpoint, tmp_path / "model")
     damage(model, ".fusion.")
-    main(["--model", model, "--images", *photos, "--question", "Why?", "--max-new-tokens", 1, "--device", "cpu"])
+    ask(model, "--images", *photos, *ONE)
     assert "Answered" in capfd.readouterr().err
 
 
 def test_a_question_that_is_refused_ends_nothing_at_the_terminal(checkpoint, photos, monkeypatch, capfd):
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is <|image_pad|>?\nWhy?\n"))
-    main(["--model", str(checkpoint), "--images", *photos, "--max-new-tokens", "6", "--device", "cpu"])
+    ask(checkpoint, "--images", *photos, "--max-new-tokens", 6)
     output = capfd.readouterr()
-    assert output.out == f"{expected_answer(photos, 'Why?', 6)}\n"
+    assert output.out == expected_lines(photos, "Why?")
     assert "`<|image_pad|>`" in output.err

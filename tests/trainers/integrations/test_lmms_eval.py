@@ -6,12 +6,11 @@ import os
 import subprocess
 import sys
 
-import av
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from tiny_spa3_vlm import conversation, photo, prepare, tiny_config, tiny_model, tiny_processor
+from tiny_spa3_vlm import GEOMETRY, answering_model, fresh_answer, photo, save_tiny_vlm, tiny_config, tiny_processor
+from tiny_videos import write_video
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from spa3r.data_scripts.common.videos import read_frames
@@ -73,24 +72,12 @@ def score(doc, results):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "spa3-vlm-tiny"
-    model = tiny_model()
-    model.generation_config = GenerationConfig(eos_token_id=258, pad_token_id=256)
-    model.save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
+    return save_tiny_vlm(tmp_path_factory.mktemp("models") / "spa3-vlm-tiny")
 
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    path = tmp_path_factory.mktemp("videos") / "film.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10, width=64, height=48, pix_fmt="yuv420p")
-        for index in range(9):
-            frame = av.VideoFrame.from_ndarray(np.asarray(photo(10 + index)), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return str(path)
+    return str(write_video(tmp_path_factory.mktemp("videos") / "film.mp4", 9))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +100,8 @@ def expected(video):
     """The answer of a fresh call of `generate` to each question."""
     views = {scene: images_of(scene) for scene in SCENES}
     views |= {"film": read_frames(video, NUM_FRAMES), None: []}
-    return [fresh_answer(tiny_model(), views[scene], text.replace("<image>", "")) for scene, text in QUESTIONS]
+    model = answering_model()
+    return [fresh_answer(model, views[scene], text.replace("<image>", ""), NUM_TOKENS) for scene, text in QUESTIONS]
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +111,6 @@ def loaded(checkpoint):
 
 def images_of(scene):
     return [photo(seed) for seed in SCENES.get(scene, [])]
-
-
-def fresh_answer(model, images, question, num_tokens=NUM_TOKENS, drop=(), **options):
-    processor = tiny_processor()
-    inputs = prepare(processor, conversation(images, question))
-    options = {"max_new_tokens": num_tokens, "do_sample": False, "eos_token_id": 258} | options
-    tokens = model.generate(**{name: inputs[name] for name in inputs if name not in drop}, **options)
-    return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def request(number, scene, question, **options):
@@ -175,7 +155,8 @@ def test_a_task_is_answered_as_by_fresh_calls(num_processes, batch_size, checkpo
 
 
 def test_the_first_image_of_a_document_alone_gives_another_answer(expected):
-    assert fresh_answer(tiny_model(), images_of("kitchen")[:1], QUESTIONS[0][1]) != expected[0]
+    one = images_of("kitchen")[:1]
+    assert fresh_answer(answering_model(), one, QUESTIONS[0][1], NUM_TOKENS) != expected[0]
 
 
 def test_the_same_images_are_encoded_once(loaded):
@@ -189,7 +170,7 @@ def test_the_same_images_are_encoded_once(loaded):
 
 def test_requests_about_the_same_images_keep_their_own_options(loaded):
     first, second = request(0, "hall", "Why?", max_new_tokens=3), request(1, "hall", "Why?", max_new_tokens=7)
-    expected = [fresh_answer(tiny_model(), images_of("hall"), "Why?", num_tokens) for num_tokens in (3, 7)]
+    expected = [fresh_answer(answering_model(), images_of("hall"), "Why?", num_tokens) for num_tokens in (3, 7)]
     assert answers_of(loaded, first, second) == expected
 
 
@@ -239,7 +220,7 @@ def test_copies_that_keep_processes_in_lockstep_are_not_answered(loaded):
     copy = request(0, "hall", "Why?", max_new_tokens=2)
     copy.metadata["__padding_only__"] = True
     answers = answers_of(loaded, request(0, "hall", "Why?", max_new_tokens=2), copy)
-    assert answers == [fresh_answer(tiny_model(), images_of("hall"), "Why?", 2), ""]
+    assert answers == [fresh_answer(answering_model(), images_of("hall"), "Why?", 2), ""]
 
 
 def test_a_plain_qwen_is_asked_as_well(tmp_path):
@@ -250,9 +231,7 @@ def test_a_plain_qwen_is_asked_as_well(tmp_path):
     byte_tokenizer().save_pretrained(tmp_path)
     model = Spa3VLM(str(tmp_path), device="cpu")
     model.processor = tiny_processor()  # small images
-    answer = fresh_answer(
-        qwen, images_of("kitchen"), "Why?", drop=("pixel_values_geometry", "geometry_sizes", "num_views")
-    )
+    answer = fresh_answer(qwen, images_of("kitchen"), "Why?", NUM_TOKENS, drop=(*GEOMETRY, "num_views"))
     assert answers_of(model, request(0, "kitchen", "Why?", max_new_tokens=NUM_TOKENS)) == [answer]
 
 

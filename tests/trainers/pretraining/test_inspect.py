@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from terminal import verb
+from terminal import refusal, verb
 
 from spa3r import Spa3RForPreTraining
 from spa3r.configuration import Spa3RConfig, load_preset
@@ -125,7 +125,4 @@ def test_latents_that_do_not_tell_scenes_apart_fail_the_requirement(source, chec
 def test_wrong_input_is_refused_in_one_sentence(arguments, named, checkpoint, photos, capsys):
     values = {"photo": photos[0], "photo2": photos[1]}
     arguments = ["--model", checkpoint, "--image-width", "56", *(argument.format(**values) for argument in arguments)]
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    message = str(ended.value) if ended.value.code != 2 else capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("spa3r inspect: ") and named in message and "\n" not in message
+    assert named in refusal(capsys, "inspect", *arguments)
