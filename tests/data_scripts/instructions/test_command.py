@@ -55,18 +55,10 @@ def test_lists_of_scenes_replace_those_of_the_benchmarks(arguments, tmp_path, ca
     assert "1 of 1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("--input", "/nowhere"),
-        ("--media-root", "/nowhere"),
-        ("--output", None),
-        ("--workers", "0"),
-        ("--max-records", "0"),
-    ],
-)
-def test_a_wrong_option_is_named_and_changes_no_file(arguments, tmp_path, media, option, value):
-    value = value or str(media)  # Not an output folder: it holds the media.
+@pytest.mark.parametrize("option", ["--input", "--media-root", "--output", "--workers", "--max-records"])
+def test_a_wrong_option_is_named_and_changes_no_file(arguments, tmp_path, media, option):
+    # The folder of the media is not an output folder.
+    value = {"--output": str(media), "--workers": "0", "--max-records": "0"}.get(option, "/nowhere")
     before = fingerprint(tmp_path)
     with pytest.raises(SystemExit) as caught:
         main([*arguments, "--no-exclude", option, value])

@@ -49,19 +49,14 @@ def run_until_merge(run, monkeypatch):
 # What is written
 
 
-def test_the_datasets_library_reads_images_where_they_are(run, tmp_path):
-    run([question()])
-    files = str(tmp_path / "set/data/*.parquet")
-    data = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
-    assert data[0]["images"][0].size == (64, 48)
-
-
-def test_the_datasets_library_finds_the_rows_whatever_folders_frames_are_in(run, tmp_path, media):
-    for name in ("train/test.mp4", "validation/b.mp4"):
+def test_the_datasets_library_reads_rows_and_images_whatever_folders_frames_are_in(run, tmp_path, media):
+    names = ["train/test.mp4", "validation/b.mp4"]
+    for name in names:
         write_video(media / name)
-    run([question(video="train/test.mp4"), question(video="validation/b.mp4")])
+    run([question(video=name) for name in names])
     data = load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
     assert list(data) == ["train"] and data["train"]["question_type"] == ["absolute_count"] * 2
+    assert data["train"][0]["images"][0].size == (64, 48)
 
 
 def test_blocks_of_huge_records_hold_few_of_them(run, tmp_path, monkeypatch):
@@ -95,14 +90,11 @@ def test_every_record_is_kept_or_excluded_or_rejected(run, tmp_path):
 
 def test_the_manifest_counts_changes_types_and_sources(run):
     leading = [{"from": "system", "value": "Be brief."}, *turns("<image>\nHow many chairs?", "3")]
-    records = [
-        question(),
-        question(**VIDEO),
-        question(**VIDEO) | {"question_type": "room_size"},
+    manifest = run([
+        *(question(), question(**VIDEO), question(**VIDEO) | {"question_type": "room_size"}),
         question(image="hypersim/a.jpg", data_source="ai") | {"question_type": None},
         {"conversations": leading, "image": "hypersim/a.jpg"},
-    ]
-    manifest = run(records)
+    ])  # fmt: skip
     assert manifest["question_types_by_source"] == {
         "ai": {"unknown": 1},
         "hypersim": {"absolute_count": 1, "unknown": 1},
@@ -115,9 +107,8 @@ def test_the_manifest_counts_changes_types_and_sources(run):
 
 
 def test_media_outside_of_any_folder_have_the_set_as_their_source(run, media):
-    for name in "abc":
-        write_image(media / f"{name}.jpg")
-    assert run([question(image=f"{name}.jpg") for name in "abc"])["sources"] == {"vsi590k": 3}
+    write_image(media / "a.jpg")
+    assert run([question(image="a.jpg")])["sources"] == {"vsi590k": 1}
 
 
 def test_a_manifest_names_no_more_types_than_a_limit(run, monkeypatch):
@@ -195,12 +186,12 @@ def test_a_conversion_stopped_at_any_move_into_place_ends_with_the_same_bytes(ru
     assert num_allowed == 12
 
 
-def test_a_deleted_set_is_made_again_in_the_same_process(run, tmp_path):
-    run([question(**VIDEO)])
+def test_a_second_run_changes_nothing_and_makes_a_deleted_set_again(run, tmp_path):
+    manifest = run([question(**VIDEO), "{"])
     expected = fingerprint(tmp_path / "set")
+    assert run([question(**VIDEO), "{"]) == manifest and fingerprint(tmp_path / "set") == expected
     shutil.rmtree(tmp_path / "set")
-    run([question(**VIDEO)])
-    assert fingerprint(tmp_path / "set") == expected
+    assert run([question(**VIDEO), "{"]) == manifest and fingerprint(tmp_path / "set") == expected
 
 
 def test_finished_blocks_are_not_converted_again(run, run_until_merge, tmp_path, monkeypatch):
@@ -221,12 +212,6 @@ def test_a_block_whose_records_lost_their_media_leaves_no_rows(run, run_until_me
     (tmp_path / "set/.unfinished/blocks/000001.json").unlink()
     (media / "hypersim/b.jpg").unlink()
     assert run(records)["kept"] == len(read_rows(tmp_path / "set")) == 3
-
-
-def test_a_second_run_changes_nothing(run, tmp_path):
-    first = run([question(), "{"])
-    before = fingerprint(tmp_path / "set")
-    assert run([question(), "{"]) == first and fingerprint(tmp_path / "set") == before
 
 
 # What is refused

@@ -1,6 +1,7 @@
 """The published sets, on miniature trees in their raw formats."""
 
 import copy
+import itertools
 import json
 import os
 
@@ -34,9 +35,7 @@ VIDEO = "scannet/scene0000_00.mp4"
 def folder(tmp_path):
     """A folder with the media of all sets."""
     media = tmp_path / "media"
-    write_video(media / "scannet/scene0000_00.mp4", 20)
-    write_video(media / "scannetppv2/09c1414f1b.mp4", 10)
-    write_image(media / "hypersim/ai_001_001/frame.0000.jpg")
+    write_video(media / VIDEO)
     write_frames(media / "llava_hound/frames/v_1", 16)
     (media / "llava_hound/frames/v_2").mkdir()
     for frame in range(12):
@@ -69,16 +68,6 @@ ROWS = [
         *("vsi590k", vsi(video=VIDEO)),
         *(["0.jpg", "6.jpg", "12.jpg", "19.jpg"], f"####{PROMPT}"),
         *("scene0000_00", "absolute_count", "vsi590k-1", "scannet"),
-    ),
-    (
-        *("vsi590k", vsi(video="scannetppv2/09c1414f1b.mp4", question_type="absolute_size_room")),
-        *(["0.jpg", "3.jpg", "6.jpg", "9.jpg"], f"####{PROMPT}"),
-        *("09c1414f1b", "absolute_size_room", "vsi590k-1", "scannetppv2"),
-    ),
-    (
-        *("vsi590k", vsi(image="hypersim/ai_001_001/frame.0000.jpg")),
-        *(["frame.0000.jpg"], f"#{PROMPT}"),
-        *("hypersim/ai_001_001", "absolute_count", "vsi590k-1", "hypersim"),
     ),
     (
         *("vlm3r", vlm3r()),
@@ -115,17 +104,16 @@ def test_frames_of_a_folder_are_not_copied_and_a_dialogue_keeps_all_its_turns(fo
     assert not (folder / "set/frames").exists() and len(row["messages"]) == 4
 
 
+BAD_MARKERS = [None, "{", {"red_point": [[1, 2]]}, {"type": ["x"]}, POINT | {"red_point": [1, 2]}]
+
+
 @pytest.mark.parametrize(
     ("name", "good", "bad", "reason"),
     [
         ("llava-hound", llava("v_1"), llava("v_2"), "unreadable video"),
         ("llava-hound", llava("v_1"), llava("v_3"), "missing media"),
         ("vlm3r", vlm3r(), vlm3r("scene0006_00"), "missing media"),
-        ("spar", spar(POINT), spar(None), "malformed markers"),
-        ("spar", spar(POINT), spar("{"), "malformed markers"),
-        ("spar", spar(POINT), spar({"red_point": [[1, 2]]}), "malformed markers"),
-        ("spar", spar(POINT), spar({"type": ["x"]}), "malformed markers"),
-        ("spar", spar(POINT), spar(POINT | {"red_point": [1, 2]}), "malformed markers"),
+        *[("spar", spar(POINT), spar(spar_info), "malformed markers") for spar_info in BAD_MARKERS],
         ("spar", spar(POINT), spar(POINT | {"type": "spatial_volume_infer"}), "unknown markers"),
     ],
 )
@@ -183,14 +171,12 @@ def odd_records(record):
     for value in ODD_VALUES:
         for name in record:
             yield record | {name: value}
-        for index in (0, 1):
-            for name in ("from", "value"):
-                changed = copy.deepcopy(record)
-                changed["conversations"][index][name] = value
-                yield changed
-        if "spar_info" in record:
-            for name in MARKERS:
-                yield record | {"spar_info": json.dumps(MARKERS | {name: value})}
+        for index, name in itertools.product((0, 1), ("from", "value")):
+            changed = copy.deepcopy(record)
+            changed["conversations"][index][name] = value
+            yield changed
+        for name in MARKERS if "spar_info" in record else ():
+            yield record | {"spar_info": json.dumps(MARKERS | {name: value})}
 
 
 @pytest.mark.parametrize("name", SETS)

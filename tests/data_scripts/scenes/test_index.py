@@ -189,7 +189,7 @@ def test_depth_is_that_of_the_frame_in_meters(scannet):
 
 def test_depth_of_several_channels_is_unreadable(scannet):
     scene, folder = scannet
-    Image.new("RGB", (40, 30)).save(folder / "depth/1.png")
+    (folder / "color/1.png").replace(folder / "depth/1.png")
     with pytest.raises(UnreadableFrame, match=r"1.png.*\(30, 40, 3\)"):
         read_depth(scene, 1)
 
