@@ -1,1 +1,1 @@
-"""Leaves that every package may import: files, images, videos, records, scene ids and worker processes."""
+"""Leaves that every package may import: files, images, views, videos, records, scene ids and worker processes."""

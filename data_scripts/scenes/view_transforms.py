@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..common.images import open_image, turn_upright
+from ..common.view_pixels import center_crop, crop_start, make_view
 
 
 class FrameSize(NamedTuple):
@@ -23,30 +24,6 @@ class FrameSize(NamedTuple):
     original: tuple[int, int]
     resized: tuple[int, int]
     cropped: tuple[int, int]
-
-
-def pretrain_image_size(
-    size: tuple[int, int], target_width: int = 518, patch_size: int = 14
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Size of a pre-training image: resized to `target_width`, then center-cropped to whole patches.
-
-    Args:
-        size (`tuple[int, int]`): Width and height of the image.
-        target_width (`int`, *optional*, defaults to 518): Width to resize to.
-        patch_size (`int`, *optional*, defaults to 14): Both cropped sides are multiples of it.
-
-    Returns:
-        `tuple[tuple[int, int], tuple[int, int]]`: Height and width after resizing, and after cropping.
-    """
-    width, height = size
-    resized = int(target_width / width * height), target_width
-    cropped = tuple(side // patch_size * patch_size for side in resized)
-    if 0 in cropped:
-        raise ValueError(
-            f"An image of {width} x {height} pixels becomes {resized[1]} x {resized[0]}, less than one patch of "
-            f"{patch_size} pixels; use less elongated images or a larger image width."
-        )
-    return resized, cropped
 
 
 def load_frame(
@@ -68,17 +45,14 @@ def load_frame(
         image = open_image(image)
     if isinstance(image, Image.Image):
         image = np.array(turn_upright(image).convert("RGB"))
-    height, original_width = image.shape[:2]
-    size = FrameSize((height, original_width), *pretrain_image_size((original_width, height), width, patch_size))
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-    pixels = F.interpolate(pixels, size.resized, mode="bilinear", antialias=True)[0]
-    return _center_crop(pixels, size.cropped).contiguous(), size
+    pixels, resized, cropped = make_view(image, width, patch_size)
+    return pixels, FrameSize(image.shape[:2], resized, cropped)
 
 
 def fit_intrinsics(intrinsics: Tensor, size: FrameSize) -> Tensor:
     """Intrinsics of a view from those of its original image, both in pixels and of shape `(..., 3, 3)`."""
     scale_y, scale_x = (new / old for new, old in zip(size.resized, size.original, strict=True))
-    top, left = _crop_start(size.resized, size.cropped)
+    top, left = crop_start(size.resized, size.cropped)
     view_from_original = intrinsics.new_tensor([[scale_x, 0, -left], [0, scale_y, -top], [0, 0, 1]])
     return view_from_original @ intrinsics
 
@@ -86,7 +60,7 @@ def fit_intrinsics(intrinsics: Tensor, size: FrameSize) -> Tensor:
 def fit_depth(depth: Tensor, size: FrameSize) -> Tensor:
     """Depth of a view from a depth map `(height, width)` of the same picture at any resolution (nearest pixel)."""
     resized = F.interpolate(depth[None, None], size.resized, mode="nearest-exact")[0, 0]
-    return _center_crop(resized, size.cropped)
+    return center_crop(resized, size.cropped)
 
 
 def crop_to_common(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -100,15 +74,5 @@ def crop_to_common(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         `(num_tensors, num_dimensions)`. Subtract it from pixel coordinates.
     """
     common = tuple(min(sides) for sides in zip(*(tensor.shape for tensor in tensors), strict=True))
-    starts = torch.tensor([_crop_start(tensor.shape, common) for tensor in tensors])
-    return torch.stack([_center_crop(tensor, common) for tensor in tensors]), starts
-
-
-def _crop_start(shape: Sequence[int], cropped: Sequence[int]) -> tuple[int, ...]:
-    return tuple((old - new) // 2 for old, new in zip(shape, cropped, strict=True))
-
-
-def _center_crop(tensor: Tensor, cropped: Sequence[int]) -> Tensor:
-    """Crop the last dimensions."""
-    starts = _crop_start(tensor.shape[-len(cropped) :], cropped)
-    return tensor[(..., *(slice(start, start + side) for start, side in zip(starts, cropped, strict=True)))]
+    starts = torch.tensor([crop_start(tensor.shape, common) for tensor in tensors])
+    return torch.stack([center_crop(tensor, common) for tensor in tensors]), starts

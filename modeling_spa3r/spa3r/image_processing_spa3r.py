@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, ImagesKwargs, PilBackend
 
+from ...data_scripts.common.view_pixels import center_crop, make_view
 from ..scene_images import SceneImageReader
 
 __all__ = ["Spa3RImageProcessor"]
@@ -78,26 +79,14 @@ class Spa3RImageProcessor(SceneImageReader, PilBackend):
             )
         views = [view for scene in scenes for view in scene]
         size = min(view.shape[1] for view in views), min(view.shape[2] for view in views)
-        pixels = torch.stack([_center_crop(view, size) for view in views]).unflatten(0, (len(scenes), -1))
+        pixels = torch.stack([center_crop(view, size) for view in views]).unflatten(0, (len(scenes), -1))
         data = {"pixel_values": (pixels.float() / 255).numpy()}
         return BatchFeature(data=data, tensor_type=kwargs.get("return_tensors"))
 
 
 def _make_view(image: PIL.Image.Image, name: str, image_width: int, patch_size: int) -> Tensor:
     """Resize and crop an RGB image; returns bytes of shape `(3, height, width)`."""
-    resized = int(image_width / image.width * image.height), image_width
-    size = tuple(side // patch_size * patch_size for side in resized)
-    if 0 in size:
-        raise ValueError(
-            f"{name} is {image.width} x {image.height} pixels, resized {resized[1]} x {resized[0]}, but a patch is "
-            f"{patch_size} pixels high; crop its width or raise `image_width`."
-        )
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    # Pillow's filter and torch's differ in the last bit; pre-training uses torch's.
-    pixels = torch.nn.functional.interpolate(pixels, resized, mode="bilinear", antialias=True)[0]
-    return _center_crop(pixels, size)
-
-
-def _center_crop(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    top, left = ((old - new) // 2 for old, new in zip(pixels.shape[1:], size, strict=True))
-    return pixels[:, top : top + size[0], left : left + size[1]]
+    try:
+        return make_view(np.array(image), image_width, patch_size)[0]
+    except ValueError as error:
+        raise ValueError(f"{name} cannot become a view: {error}") from error

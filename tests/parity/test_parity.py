@@ -37,8 +37,9 @@ from transformers.utils import ModelOutput
 
 from spa3r.configuration.configuration_spa3r import Spa3RConfig, Spa3RTeacherConfig
 from spa3r.configuration.configuration_vggt import VGGTConfig
+from spa3r.data_scripts.common.view_pixels import pretrain_image_size
 from spa3r.data_scripts.scenes.sampling import ViewBatchSampler, partition_views, sample_frames
-from spa3r.data_scripts.scenes.view_transforms import crop_to_common, load_frame, pretrain_image_size
+from spa3r.data_scripts.scenes.view_transforms import crop_to_common, load_frame
 from spa3r.modeling_spa3r.checkpoints.names import (
     convert_dinov3_state_dict,
     convert_spa3r_state_dict,

@@ -3,13 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from spa3r.data_scripts.scenes.view_transforms import (
-    crop_to_common,
-    fit_depth,
-    fit_intrinsics,
-    load_frame,
-    pretrain_image_size,
-)
+from spa3r.data_scripts.common.view_pixels import pretrain_image_size
+from spa3r.data_scripts.scenes.view_transforms import crop_to_common, fit_depth, fit_intrinsics, load_frame
 
 
 def test_too_elongated_images_are_refused():
