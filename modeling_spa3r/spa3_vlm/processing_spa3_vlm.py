@@ -83,6 +83,11 @@ class Spa3VLMProcessor(ProcessorMixin):
         num_appended_tokens: int = 0,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        if "image_grid_thw" not in image_processor.model_input_names:
+            raise ValueError(
+                f"`image_processor` must be a `Spa3VLMImageProcessor`, got a `{type(image_processor).__name__}`; in a "
+                "checkpoint of an older version, correct `image_processor_type` in its processor_config.json."
+            )
         self.num_frames = num_frames
         self.num_appended_tokens = num_appended_tokens
         token_ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))

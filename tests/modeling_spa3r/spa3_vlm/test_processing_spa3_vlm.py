@@ -15,7 +15,7 @@ from tiny_videos import numbers_of, write_video
 from tokenizers import Tokenizer, models
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast
 
-from spa3r import Spa3VLMImageProcessor, Spa3VLMProcessor
+from spa3r import Spa3RImageProcessor, Spa3VLMImageProcessor, Spa3VLMProcessor
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 
 START, PAD, VIDEO, END = "<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"
@@ -465,6 +465,12 @@ def test_a_tokenizer_without_the_special_tokens_is_refused(unknown):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=unknown)
     with refused("`tokenizer`", f"['{PAD}', '{VIDEO}']"):
         Spa3VLMProcessor(Spa3VLMImageProcessor(), tokenizer)
+
+
+def test_the_image_processor_of_spa3r_is_refused():
+    # Older checkpoints call that of Spa3-VLM by this name.
+    with refused("`image_processor`", "`Spa3RImageProcessor`", "`image_processor_type`"):
+        Spa3VLMProcessor(Spa3RImageProcessor(), byte_tokenizer())
 
 
 @pytest.mark.parametrize("parts", [[], ["image_processor"], ["image_processor", "tokenizer", "num_frame"]], ids=str)
