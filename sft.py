@@ -1,4 +1,4 @@
-"""Instruction-tune Spa3-VLM: `accelerate launch sft.py --config configuration/recipes/...yaml`. See `--help`."""
+"""Instruction-tune Spa3-VLM: `accelerate launch sft.py --config spa3-vlm-vsi590k`. See `--help`."""
 
 import sys
 

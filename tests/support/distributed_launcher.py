@@ -1,7 +1,6 @@
 """Starts a trainer, `pretrain` or `sft`, under DeepSpeed or FSDP on the CPU, for tests.
 
-Accelerate runs these two on accelerators alone. Here it is told that there is one, which is the CPU, with gloo in the
-place of NCCL.
+Accelerate runs these two on accelerators alone, so the CPU is declared to be one, with gloo instead of NCCL.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Trains as `spa3r sft` does, and prints how many bytes of tensors are alive between two records of the second step.
+"""Train like `spa3r sft`, and print the bytes of live tensors between two records of the second step.
 
-For tests, on the CPU, which is the accelerator as in `distributed_launcher.py`. Tensors are found by the garbage
-collector, and each storage is counted once.
+For tests on the CPU, which is declared to be an accelerator as in `distributed_launcher.py`. The garbage collector
+finds the tensors; each storage is counted once.
 """
 
 import gc
@@ -22,10 +22,10 @@ def bytes_alive() -> int:
     """Bytes of all tensors in this process."""
     gc.collect()
     with warnings.catch_warnings():
-        # The collector comes by objects that warn when they are looked at.
+        # Some objects of the collector warn on inspection.
         warnings.simplefilter("ignore")
         tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
-        # Gradients are no Python objects until they are asked for.
+        # A gradient becomes a Python object on first access.
         tensors += [each.grad for each in tensors if each.is_leaf and each.grad is not None]
     parts = [each.to_local() if isinstance(each, DTensor) else each for each in tensors]
     storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in parts}

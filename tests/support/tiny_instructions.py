@@ -56,6 +56,6 @@ def trainer_of(vlm, instructions, output, *callbacks, **options):
 
 
 def losses(output, name="loss"):
-    """What was logged under a name, up to the last checkpoint."""
+    """The values logged under a name up to the last checkpoint."""
     (state,) = sorted(output.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)[-1:]
     return [float(entry[name]) for entry in json.loads(state.read_text())["log_history"] if name in entry]

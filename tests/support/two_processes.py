@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Which compiles its communication between CPUs when it is used first.
+# DeepSpeed compiles its communication between CPUs on first use.
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None or shutil.which("c++") is None,
     reason="DeepSpeed or a C++ compiler is not installed",
@@ -17,11 +17,11 @@ needs_deepspeed = pytest.mark.skipif(
 
 
 def launch(topology: str, program: str, options: list, log: Path, precision: str = "no") -> subprocess.Popen:
-    """Start `pretrain`, `sft`, `encode-scenes` or `benchmark`, with all that it prints in a file."""
+    """Start a verb of `spa3r`, with its output in a log file."""
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", f"configuration/accelerate/{topology}.yaml"]
     command += ["--num_processes", "2", "--mixed_precision", precision, "--main_process_port", "0"]
-    if topology == "ddp":  # needs no help on a CPU
+    if topology == "ddp":  # runs on CPUs as it is
         command += ["-m", "spa3r", program]
         command += ["--use_cpu", "true"] if program in ("pretrain", "sft") else []
     else:

@@ -197,7 +197,7 @@ def _draw_depth(figure: Figure, axes: np.ndarray, scene: PredictedScene):
 
 
 def save_figure(figure: Figure, path: Path):
-    """Write a figure as PNG, whole or not at all; folders are made."""
+    """Write a figure as PNG, completely or not at all, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_when_complete(path) as temporary:
         figure.savefig(temporary, dpi=DPI, format="png")

@@ -4,7 +4,7 @@
     spa3r inspect --model runs/quickstart/model --images sofa.jpg window.jpg door.jpg table.jpg
 
 Writes report.md and report.json, which compare predictions of unseen views with those of simpler methods, and a figure
-of each scene. Checkpoints of a run work, too. Kinds of scenes: scannet, scannetpp, rooms, folders, videos.
+of each scene. Checkpoints of a run also work. Kinds of scenes: scannet, scannetpp, rooms, folders, videos.
 """
 
 import argparse

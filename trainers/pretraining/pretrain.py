@@ -24,9 +24,9 @@ from ...modeling_spa3r.checkpoints.cards import write_card
 from ...modeling_spa3r.spa3r.image_processing_spa3r import Spa3RImageProcessor
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from ..runs.errors import first_line
-from ..runs.publish import final_folder, make_repository, push_final_model, replace_folder
+from ..runs.publish import make_repository, push_final_model, train_and_save
 from ..runs.recipes import merge, parse_overrides
-from ..runs.resume import checkpoint_to_resume, train
+from ..runs.resume import checkpoint_to_resume
 from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
 from .arguments import DataArguments, ModelArguments, Spa3RTrainingArguments, parse_arguments
 from .figures import PSFMFigureCallback
@@ -158,7 +158,6 @@ def build_trainer(
 ) -> tuple[Spa3RTrainer, Path | None]:
     """Build the trainer and find the checkpoint to continue from; wrong input is refused here, before training."""
     check_resumable(args)
-    make_repository(args)
     set_seed(args.seed)
     train_views, held_out_views = build_views(data_args, args)
     if held_out_views is None and args.eval_strategy != "no":
@@ -170,6 +169,7 @@ def build_trainer(
     model = build_model(model_args)
     settings = settings_of_run(model, train_views, held_out_views, data_args, args)
     check_same_run(args.output_dir, settings, args.process_index == 0)
+    make_repository(args)
     # Saved with the model, so that it can be given photos.
     processor = Spa3RImageProcessor(image_width=data_args.image_width, patch_size=model.config.vggt_config.patch_size)
     trainer = Spa3RTrainer(model, args, train_views, eval_dataset=held_out_views, processing_class=processor)
@@ -180,20 +180,15 @@ def build_trainer(
 
 def run(trainer: Spa3RTrainer, checkpoint: str | Path | None):
     """Train, save the self-contained model to `<output_dir>/model`, evaluate it, and push it where asked to."""
-    args = trainer.args
-    train(trainer, checkpoint)
-
-    final = final_folder(args)
-    replace_folder(trainer, final, trainer.save_model)
+    final = train_and_save(trainer, checkpoint, trainer.save_model)
     if trainer.eval_dataset is not None:
         trainer.evaluate()
     if not trainer.is_world_process_zero():
         return
     if trainer.report is not None:
         print(trainer.report.to_table())
-        write_text(Path(args.output_dir) / "report.md", trainer.report.to_table() + "\n")
-    name = trainer.hub_model_id or str(final)
-    write_card(final, pretraining_card(name, trainer))
+        write_text(Path(trainer.args.output_dir) / "report.md", trainer.report.to_table() + "\n")
+    write_card(final, pretraining_card(trainer.hub_model_id or str(final), trainer))
     print(f"The model is in {final}: AutoModel.from_pretrained({str(final)!r})")
     push_final_model(trainer, trainer.push_to_hub)
 

@@ -173,7 +173,7 @@ class Spa3RTrainer(Trainer):
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
-        # The mark must be pushed, too, to resume from the checkpoint.
+        # To resume from the checkpoint, its mark must be on the Hub.
         mark_complete(checkpoint_folder, self.accelerator, self.state.global_step)
         super()._push_from_checkpoint(checkpoint_folder)
 
@@ -221,7 +221,7 @@ def _names_to_leave_out(model: Spa3RForPreTraining) -> set[str]:
 
 
 class _FollowEpochs(TrainerCallback):
-    """Tell the batch sampler the epoch after a resume, too, when the Trainer only reaches its wrappers."""
+    """Tell the batch sampler the epoch, because after a resume the Trainer only reaches its wrappers."""
 
     def __init__(self, batch_sampler: ViewBatchSampler, batches_per_step: int):
         self.batch_sampler = batch_sampler

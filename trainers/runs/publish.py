@@ -1,4 +1,4 @@
-"""The final model of a run: written whole, and uploaded without ever losing the run."""
+"""The final model of a run: trained, written completely, and uploaded without ever losing the run."""
 
 import os
 import shlex
@@ -11,9 +11,10 @@ from huggingface_hub import HfApi
 from transformers import Trainer, TrainingArguments
 
 from ...data_scripts.common.files import unfinished_path
-from .errors import first_line
+from .errors import explain_failed_write, first_line
+from .resume import train
 
-__all__ = ["final_folder", "make_repository", "push_final_model", "replace_folder"]
+__all__ = ["final_folder", "make_repository", "push_final_model", "replace_folder", "train_and_save"]
 
 
 def final_folder(args: TrainingArguments) -> Path:
@@ -21,8 +22,30 @@ def final_folder(args: TrainingArguments) -> Path:
     return Path(args.output_dir) / "model"
 
 
+def train_and_save(trainer: Trainer, checkpoint: Path | None, write: Callable[[str], None]) -> Path:
+    """Train until the last step and write the final model; every process must call it.
+
+    Args:
+        trainer (`Trainer`): The trainer of the run.
+        checkpoint (`Path`, *optional*): The checkpoint to continue from.
+        write (`Callable`): Writes the model to the folder that it is called with.
+
+    Returns:
+        `Path`: The folder of the final model.
+
+    Raises:
+        NotWrittenError: If a checkpoint or the final model does not fit on the disk.
+    """
+    folder = final_folder(trainer.args)
+    with explain_failed_write(trainer):
+        train(trainer, checkpoint)
+    with explain_failed_write(trainer, folder):
+        replace_folder(trainer, folder, write)
+    return folder
+
+
 def replace_folder(trainer: Trainer, folder: Path, write: Callable[[str], None]):
-    """Write a folder whole or not at all, instead of an older one; every process must call it.
+    """Write a folder completely or not at all, and replace an older one; every process must call it.
 
     Args:
         trainer (`Trainer`): The trainer of the run.

@@ -4,7 +4,7 @@
         --instructions data/vsi590k --output data/vsi590k-latents
     spa3r sft ... --scene_latents data/vsi590k-latents
 
-With --vision-features, features of the frozen vision tower are stored, too, and training runs neither encoder. That
+With --vision-features, features of the frozen vision tower are stored as well, and training runs neither encoder. That
 takes far more room: 8 MB for a scene of 8 images of the 4b in bfloat16, against 0.4 MB of latents.
 
 Scenes are shared out over the processes. The same command, run again, encodes the missing scenes. A fingerprint keeps
@@ -44,7 +44,7 @@ FINGERPRINT = "fingerprint.json"
 SCENES_PER_SHARD = 64
 # The key of the vision tower in a fingerprint, and the suffix that its features have after the key of a scene.
 VISION_TOWER = "vision_tower"
-OF_VISION = ".vision_features"
+VISION_SUFFIX = ".vision_features"
 GEOMETRY = ("pixel_values_geometry", "geometry_sizes")
 
 
@@ -134,7 +134,7 @@ class SceneLatents:
 
     def vision_features(self, key: str) -> Tensor:
         """Features of a scene's images, of shape `(num_image_tokens, hidden_size)`."""
-        return _open(self.shards[key]).get_tensor(key + OF_VISION)
+        return _open(self.shards[key]).get_tensor(key + VISION_SUFFIX)
 
 
 @lru_cache(maxsize=128)
@@ -147,7 +147,7 @@ def find_latents(folder: Path) -> dict[str, Path]:
     shards = {}
     for shard in sorted(folder.glob("latents-*.safetensors")):
         with safe_open(shard, framework="pt") as content:
-            shards |= dict.fromkeys((key for key in content.keys() if not key.endswith(OF_VISION)), shard)
+            shards |= dict.fromkeys((key for key in content.keys() if not key.endswith(VISION_SUFFIX)), shard)
     return shards
 
 
@@ -211,7 +211,7 @@ def encode_scenes(
         processor (`Spa3VLMProcessor`): Its processor.
         dataset (`Dataset`): With a column `images`.
         folder (`str` or `os.PathLike`): Where the shards are written.
-        vision_features (`bool`, *optional*, defaults to `False`): Store features of the vision tower, too.
+        vision_features (`bool`, *optional*, defaults to `False`): Whether to store features of the vision tower.
 
     Raises:
         ValueError: If the folder holds latents of another encoder.
@@ -237,8 +237,8 @@ def encode_scenes(
             inputs = processor.image_processor(dataset[row]["images"], return_tensors="pt").to(model.device)
             shard[key] = model.encode_scene(*(inputs[name] for name in GEOMETRY))[0].cpu()
             if vision_features:
-                seen = model.model.encode_images(inputs["pixel_values"], inputs["image_grid_thw"])
-                shard[key + OF_VISION] = seen.cpu()
+                features = model.model.encode_images(inputs["pixel_values"], inputs["image_grid_thw"])
+                shard[key + VISION_SUFFIX] = features.cpu()
             progress.update()
         # Named by its content, so that no two processes or runs write the same file.
         name = hashlib.sha256("".join(shard).encode()).hexdigest()[:16]
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None):
     parser.add_argument("--instructions", required=True, nargs="+", metavar="FOLDER", help="instruction sets")
     parser.add_argument("--output", required=True, help="folder for the latents")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's")
-    parser.add_argument("--vision-features", action="store_true", help="store features of the vision tower, too")
+    parser.add_argument("--vision-features", action="store_true", help="also store features of the vision tower")
     options = parser.parse_args(arguments)
     state = join_processes()
     model = load_spa3_vlm(options.model, dtype=options.dtype or "auto")

@@ -24,10 +24,9 @@ from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpo
 from ...modeling_spa3r.checkpoints.self_contained import push_self_contained
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..runs.distributed import start_workers_from_clean_server
-from ..runs.errors import explain_failed_write
-from ..runs.publish import final_folder, make_repository, push_final_model, replace_folder
+from ..runs.publish import make_repository, push_final_model, train_and_save
 from ..runs.recipes import parse_options
-from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, checkpoint_to_resume, train
+from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, checkpoint_to_resume
 from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
 from .instruction_data import check_lengths, digest_instructions, load_instructions
 from .save import save_tuned_model
@@ -203,12 +202,10 @@ def check_run(trainer: SFTTrainer, data_args: InstructionArguments, model_args: 
 
 def run(trainer: SFTTrainer, instructions: list[str]):
     """Train, save the self-contained model to `<output_dir>/model`, and push it where asked to."""
-    args, final = trainer.args, final_folder(trainer.args)
+    args = trainer.args
     start_workers_from_clean_server(args, SceneLatents.__module__)
-    with explain_failed_write(trainer):
-        train(trainer, checkpoint_to_resume(args))
-    with explain_failed_write(trainer, final):
-        replace_folder(trainer, final, lambda folder: save_tuned_model(trainer, instructions, folder))
+    checkpoint = checkpoint_to_resume(args)
+    final = train_and_save(trainer, checkpoint, lambda folder: save_tuned_model(trainer, instructions, folder))
     trainer.accelerator.print(f"The model is in {final}.")
     publishing = {"private": args.hub_private_repo, "token": args.hub_token}
     push_final_model(trainer, lambda: push_self_contained(final, trainer.hub_model_id, **publishing))

@@ -60,7 +60,7 @@ def test_the_second_question_does_not_encode_the_scene_again(checkpoint, photos,
     assert len(calls) == 1
 
 
-def test_a_video_is_seen_in_as_many_frames_as_asked_for(checkpoint, tmp_path, capfd):
+def test_a_video_is_read_in_the_requested_number_of_frames(checkpoint, tmp_path, capfd):
     ask(checkpoint, "--video", write_video(tmp_path / "room.mp4", 9), "--frames", 4, *ONE)
     assert "4 views" in capfd.readouterr().err
 

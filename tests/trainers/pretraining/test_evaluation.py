@@ -223,7 +223,7 @@ def test_scenes_of_other_image_sizes_share_a_mean(model):
     report = evaluate_psfm(model, scenes, NUM_VIEWS, show_progress=False)
     tall, wide = (raw["truth"]["geometry"][NUM_CONTEXT:] for raw in reversed(raw_predictions(model, scenes)))
     resample = torch.nn.functional.interpolate
-    # The mean is kept on the first scene's grid: seen from the second it is on the second's, and the other way round.
+    # The mean is kept on the grid of the first scene, and resampled for the second.
     errors = []
     for target, other, grid, other_grid in ((wide, tall, (2, 3), (4, 2)), (tall, wide, (4, 2), (2, 3))):
         mean = torch.tensor(other.mean(0)).T.unflatten(1, other_grid)[None]

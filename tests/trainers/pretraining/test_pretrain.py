@@ -1,4 +1,4 @@
-"""Pre-training as users run it: recipes, what trains, what is saved, and going on after being killed."""
+"""Pre-training as users run it: recipes, trained and saved weights, refusals, and resuming after a kill."""
 
 import json
 import random
@@ -112,7 +112,7 @@ def test_the_trained_model_saves_itself_with_its_teachers(finished, tmp_path):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """A model that was not made by a run: its teachers are in it, and have no name."""
+    """A model that no run made: its teachers are inside and have no name."""
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("start") / "model"
     Spa3RForPreTraining(Spa3RConfig.from_dict(load_preset("spa3r-tiny"))).save_pretrained(folder)
@@ -249,7 +249,7 @@ def test_one_process_refuses_several_gpus(tmp_path, monkeypatch):
         Spa3RTrainingArguments(str(tmp_path))
 
 
-def test_a_final_model_takes_the_place_of_an_older_one_whole(finished, tmp_path, rooms):
+def test_a_final_model_replaces_an_older_one_completely(finished, tmp_path, rooms):
     _, output = finished
     trainer, _ = build(tmp_path, rooms)
     for folder in ("model", ".model.partial"):
@@ -271,7 +271,7 @@ PRETRAINING = sorted(
 
 @pytest.mark.parametrize("recipe", PRETRAINING)
 def test_every_recipe_describes_a_run(recipe, tmp_path):
-    # Precision is the machine's business; everything else must be understood.
+    # The precision depends on the machine; all other options must be accepted.
     model_args, data_args, training_args = parse_arguments(
         ["--config", recipe, "--bf16", "false", "--tf32", "false", "--use_cpu", "true", "--output_dir", str(tmp_path)]
     )
@@ -299,7 +299,7 @@ def test_overrides_of_the_command_line_add_to_those_of_the_recipe(tmp_path):
     assert config.teachers["semantic"]["checkpoint"] == overrides["teachers"]["semantic"]["checkpoint"]
 
 
-def test_named_teachers_need_no_leave_to_be_untrained(start, tmp_path):
+def test_named_teachers_need_no_permission_to_be_untrained(start, tmp_path):
     teachers = Spa3RForPreTraining.from_pretrained(start)
     vggt = VGGTForGeometry(teachers.config.vggt_config)
     vggt.save_pretrained(tmp_path / "vggt")
@@ -358,7 +358,7 @@ def launch(arguments, log):
 
 
 def kill(process):
-    """SIGKILL a process and all that it started, at once."""
+    """SIGKILL a process and all its children at once."""
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for member in family:
         member.kill()
@@ -388,7 +388,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(num_processes, 
     with (tmp_path / "log.txt").open("w") as log, (tmp_path / "log_of_whole.txt").open("w") as log_of_whole:
         uninterrupted = launch(command(recipe, whole, num_processes), log_of_whole)
         first = launch(command(recipe, killed, num_processes), log)
-        # At any point of a step or a save, but a few steps' time before the end on any machine.
+        # At any point of a step or a save, and well before the last step on any machine.
         times = [wait_for(killed / f"checkpoint-{step}", first, tmp_path / "log.txt") for step in (3, 6)]
         time.sleep(random.uniform(0, 2 * (times[1] - times[0])))
         kill(first)

@@ -1,7 +1,7 @@
-"""Two processes that share the work of pre-training: FSDP2 and ZeRO-2 end where plain data parallelism ends.
+"""Pre-training in two processes: FSDP2 and ZeRO-2 end with the weights of plain data parallelism.
 
-Runs use the launch files of configuration/accelerate, on the CPU and over gloo. What a CPU cannot show is not shown
-here: NCCL, bfloat16 under DeepSpeed, and what sharding saves of a GPU's memory.
+Runs use the launch files of configuration/accelerate on the CPU with gloo. NCCL, bfloat16 under DeepSpeed and the
+memory of a GPU need other tests.
 """
 
 import json

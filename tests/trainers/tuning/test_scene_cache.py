@@ -1,4 +1,4 @@
-"""Latents of scenes, encoded once: training from them is training live, and stale ones are refused."""
+"""Training from latents that were encoded once equals live training; stale latents are refused."""
 
 import shutil
 
@@ -62,21 +62,21 @@ def test_training_from_latents_has_the_losses_of_live_training(vlm, instructions
 
 
 @pytest.fixture(scope="module")
-def seen(vlm, instructions, tmp_path_factory):
-    """Latents together with what the vision tower sees."""
-    folder = tmp_path_factory.mktemp("seen")
+def latents_and_features(vlm, instructions, tmp_path_factory):
+    """Latents together with features of the vision tower."""
+    folder = tmp_path_factory.mktemp("features")
     command = ["--model", vlm, "--instructions", instructions, "--output", folder, "--vision-features"]
     main([str(part) for part in command])
     return folder
 
 
-def test_training_from_what_was_seen_has_the_losses_of_live_training_and_sees_nothing(
-    vlm, instructions, seen, tmp_path
+def test_training_from_features_has_the_losses_of_live_training_and_runs_no_encoder(
+    vlm, instructions, latents_and_features, tmp_path
 ):
-    # Batches of one: some are of text alone.
+    # With batches of one record, some batches are text alone.
     options = {"per_device_train_batch_size": 1, "max_steps": 8}
     trainer_of(vlm, instructions, tmp_path / "live", **options).train()
-    cached = trainer_of(vlm, instructions, tmp_path / "cached", scene_latents=seen, **options)
+    cached = trainer_of(vlm, instructions, tmp_path / "cached", scene_latents=latents_and_features, **options)
     calls = []
     for encoder in (cached.model.model.spatial_encoder, cached.model.model.vlm.visual):
         encoder.register_forward_hook(lambda *_: calls.append(1))
@@ -84,7 +84,7 @@ def test_training_from_what_was_seen_has_the_losses_of_live_training_and_sees_no
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=1e-6) and not calls
 
 
-def test_what_a_vision_tower_sees_is_not_added_to_a_folder_without_it(vlm, instructions, latents):
+def test_features_are_not_added_to_a_folder_without_them(vlm, instructions, latents):
     command = ["--model", vlm, "--instructions", instructions, "--output", latents, "--vision-features"]
     with pytest.raises(SystemExit, match="vision_tower"):
         main([str(part) for part in command])
@@ -95,14 +95,14 @@ def test_latents_in_another_type_are_refused_with_the_remedy(latents):
         SceneLatents(latents, tiny_model().bfloat16(), tiny_processor())
 
 
-def test_images_inside_a_data_set_are_told_apart_by_what_they_show():
+def test_images_inside_a_data_set_are_told_apart_by_their_bytes():
     views = [{"path": "0.jpg", "bytes": name.encode()} for name in ("door", "sofa")]
     data = Dataset.from_list([{"images": [view], "messages": []} for view in views])
     first, second = with_scene_keys(data.cast_column("images", List(Image())))["scene_key"]
     assert first != second
 
 
-def test_a_killed_encoding_goes_on_with_what_is_missing(vlm, instructions, latents, tmp_path, monkeypatch):
+def test_a_killed_encoding_continues_with_the_missing_scenes(vlm, instructions, latents, tmp_path, monkeypatch):
     monkeypatch.setattr(scene_latents, "SCENES_PER_SHARD", 2)
     model, processor, dataset = tiny_model(), tiny_processor(), load_instructions([str(instructions)], 0)
     encode, calls = model.encode_scene, []
@@ -118,7 +118,7 @@ def test_a_killed_encoding_goes_on_with_what_is_missing(vlm, instructions, laten
         encode_scenes(model, processor, dataset, tmp_path)
     assert len(list(tmp_path.glob("latents-*"))) == 1
     encode_scenes(model, processor, dataset, tmp_path)
-    # Three calls and the fatal one; of the first shard's two scenes none again.
+    # Three calls and the fatal one; the two scenes of the first shard are not encoded again.
     assert len(calls) == 4 + 3
     whole, resumed = (SceneLatents(folder, model, processor) for folder in (latents, tmp_path))
     assert whole.shards.keys() == resumed.shards.keys()

@@ -1,4 +1,4 @@
-"""Instruction tuning with TRL's SFTTrainer: what trains, by which loss, and how a run goes on."""
+"""Instruction tuning with TRL's SFTTrainer: trained weights, loss, instruction sets and refusals."""
 
 import re
 import shutil
@@ -61,7 +61,7 @@ def test_frozen_parts_get_no_gradient_and_keep_their_bits(trained):
 def test_every_weight_of_the_adapter_and_the_language_model_changes(trained):
     trainer, before, _ = trained
     after = trainer.model.state_dict()
-    # The bias of the keys shifts all weights of a query alike, and softmax does not see it.
+    # The bias of the keys shifts all scores of a query equally, so softmax ignores it.
     expected = [name for name in before if not is_frozen(name) and not name.endswith("k_proj.bias")]
     assert len(expected) > 40 and [name for name in expected if torch.equal(after[name], before[name])] == []
 
@@ -75,7 +75,7 @@ def test_the_final_model_loads_with_its_processor(trained):
     assert AutoProcessor.from_pretrained(output / "model").image_processor.image_width == 56
 
 
-def test_the_final_model_carries_its_code_and_says_what_it_learnt_from(trained, instructions):
+def test_the_final_model_carries_its_code_and_a_card_of_its_training(trained, instructions):
     folder = trained[2] / "model"
     card = (folder / "README.md").read_text()
     assert (folder / "modeling_spa3_vlm.py").is_file() and "auto_map" in (folder / "config.json").read_text()
@@ -96,7 +96,7 @@ def test_the_loss_is_the_models_own_on_the_answers_alone(vlm, instructions, tmp_
 
 
 class Gradients(TrainerCallback):
-    """What the first step is taken by."""
+    """The gradients of the first step."""
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.by_name = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -109,7 +109,7 @@ def gradients_of(vlm, instructions, output, **options):
 
 
 def test_a_batch_has_the_gradients_of_single_records_accumulated(vlm, instructions, tmp_path):
-    # Weighted by tokens: the answers have different lengths.
+    # The loss weighs tokens, and answers have different lengths.
     whole = gradients_of(vlm, instructions, tmp_path, per_device_train_batch_size=NUM_RECORDS)
     options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": NUM_RECORDS}
     singles = gradients_of(vlm, instructions, tmp_path, **options)
@@ -151,7 +151,7 @@ def test_lora_trains_the_adapter_and_low_rank_weights_and_merges(vlm, instructio
     assert not any(is_frozen(name) for name in changed)
 
 
-def test_what_lora_trains_is_in_float32_and_the_model_that_it_leaves_in_bfloat16(vlm, instructions, tmp_path):
+def test_lora_trains_in_float32_and_saves_in_bfloat16(vlm, instructions, tmp_path):
     trainer = trainer_of(vlm, instructions, tmp_path, max_steps=1, bf16="true", dtype="bfloat16", **LORA)
     trained = {weight.dtype for weight in trainer.model.parameters() if weight.requires_grad}
     assert trained == {torch.float32}
@@ -161,7 +161,7 @@ def test_what_lora_trains_is_in_float32_and_the_model_that_it_leaves_in_bfloat16
     }
 
 
-def test_the_model_that_lora_leaves_is_merged_and_loads_by_itself(vlm, instructions, tmp_path):
+def test_the_final_model_of_lora_is_merged_and_loads_alone(vlm, instructions, tmp_path):
     trainer = trainer_of(vlm, instructions, tmp_path, max_steps=2, **LORA)
     run(trainer, [str(instructions)])
     model, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", output_loading_info=True)
@@ -173,18 +173,18 @@ def test_the_model_that_lora_leaves_is_merged_and_loads_by_itself(vlm, instructi
     assert not torch.allclose(expected, tiny_model()(**batch).logits, atol=1e-3)
 
 
-def test_weights_that_are_trained_in_bfloat16_alone_are_warned_of(vlm, instructions, tmp_path, caplog):
+def test_training_in_bfloat16_without_a_float32_copy_warns(vlm, instructions, tmp_path, caplog):
     trainer_of(vlm, instructions, tmp_path, bf16="true", dtype="bfloat16")
     assert "`--dtype float32`" in caplog.text
 
 
-def test_a_lost_loss_ends_the_run_and_keeps_the_last_checkpoint(vlm, instructions, tmp_path):
-    class Lose(TrainerCallback):
+def test_a_non_finite_loss_ends_the_run_and_keeps_the_last_checkpoint(vlm, instructions, tmp_path):
+    class LoseWeights(TrainerCallback):
         def on_step_begin(self, args, state, control, model=None, **kwargs):
             if state.global_step == 2:
                 model.lm_head.weight.data.fill_(torch.nan)
 
-    trainer = trainer_of(vlm, instructions, tmp_path, Lose())
+    trainer = trainer_of(vlm, instructions, tmp_path, LoseWeights())
     with pytest.raises(FloatingPointError, match="step 3 .*`loss` = nan.*checkpoint-2"):
         trainer.train()
     assert not (tmp_path / "checkpoint-3").exists()
@@ -250,7 +250,7 @@ def test_a_record_that_cannot_be_learnt_from_is_named(messages, named, door, tmp
         load_instructions([write_record(tmp_path, [door], *messages)], seed=0)
 
 
-def test_an_image_that_is_not_there_is_named_before_training(door, tmp_path):
+def test_a_missing_image_is_named_before_training(door, tmp_path):
     folder = write_record(tmp_path, [door], message("user", "What is it?", 1), ANSWER)
     load_instructions([folder], seed=0)
     door.unlink()
@@ -271,7 +271,7 @@ def test_an_instruction_set_that_cannot_be_used_is_named(content, door, tmp_path
         load_instructions([folder], seed=0)
 
 
-def test_the_length_of_a_record_is_that_of_what_is_learnt_from(instructions):
+def test_the_length_of_a_record_is_that_of_its_tokens_in_training(instructions):
     data, processor = load_instructions([str(instructions)], seed=0), tiny_processor()
     collator = DataCollatorForVisionLanguageModeling(processor)
     lengths = [collator([record])["input_ids"].shape[1] for record in data]

@@ -1,7 +1,7 @@
-"""Two processes that instruction-tune together: every topology takes the steps of plain data parallelism.
+"""Instruction tuning in two processes: every topology takes the steps of plain data parallelism.
 
-Their batches differ in all that a topology could stumble over: one process has a scene of two views where the other
-has one, or none at all. What a CPU cannot show is not shown here: NCCL, and bfloat16 under DeepSpeed.
+Batches differ between processes in their number of scenes and views, down to none. NCCL and bfloat16 under DeepSpeed
+need other tests.
 """
 
 import shutil

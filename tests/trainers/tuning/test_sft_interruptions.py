@@ -1,4 +1,4 @@
-"""Instruction tuning that is killed, runs out of disk or loses its loss: what is left, and how it goes on."""
+"""Instruction tuning that is killed, fills the disk or loses its loss: what remains, and how it resumes."""
 
 import json
 import random
@@ -27,7 +27,7 @@ from spa3r.trainers.runs.errors import NotWrittenError
 from spa3r.trainers.runs.resume import is_complete, last_complete_checkpoint
 from spa3r.trainers.tuning.sft import build_trainer, check_run, parse_arguments, run
 
-# An epoch takes 13 batches, seven steps, the last of a single batch: checkpoints lie within epochs.
+# An epoch takes 13 batches in seven steps, the last of a single batch, so checkpoints lie within epochs.
 NUM_RECORDS = 26
 OPTIONS = {
     "max_steps": 20,
@@ -47,7 +47,7 @@ def instructions(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vlm(tmp_path_factory):
-    """A model with dropout, whose bits depend on the state of the generator of random numbers."""
+    """A model with dropout, whose bits depend on the state of the random generator."""
     folder = tmp_path_factory.mktemp("vlm")
     vlm_config = tiny_config().vlm_config.to_dict()
     vlm_config["text_config"]["attention_dropout"] = 0.1
@@ -58,7 +58,7 @@ def vlm(tmp_path_factory):
 
 @dataclass
 class Run:
-    """A run in a folder of its own, started and ended as often as is liked."""
+    """A run in its own folder, which can be started and ended repeatedly."""
 
     vlm: Path
     instructions: Path
@@ -97,26 +97,26 @@ class Run:
         return time.monotonic()
 
     def kill(self):
-        """SIGKILL the processes of the run and all that they started, at once."""
+        """SIGKILL the processes of the run and all their children at once."""
         family = [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
         for member in family:
             member.kill()
         psutil.wait_procs(family)
 
     def kill_at_any_moment(self, seed):
-        """At any point of a step or a save after the first two checkpoints."""
+        """Kill at any point of a step or a save after the first two checkpoints."""
         steps = [multiple * self.options["save_steps"] for multiple in (1, 2)]
         times = [self.wait_until(lambda step=step: is_complete(self.checkpoint(step))) for step in steps]
         time.sleep(random.Random(seed).uniform(0, times[1] - times[0]))
         self.kill()
 
     def kill_while_it_saves(self):
-        """After the first checkpoint of this start; returns what was half-written, and the checkpoint before it."""
+        """Kill while a later checkpoint is written; returns its name, and that of the checkpoint before it."""
         start = last_complete_checkpoint(self.folder)
         self.wait_until(lambda: last_complete_checkpoint(self.folder) != start)
         while True:
             self.wait_until(self.half_written)
-            # It may have been written to its end since: stop, and look again.
+            # The checkpoint may be complete by now: stop the process, and check again.
             self.process.send_signal(signal.SIGSTOP)
             if half_written := self.half_written():
                 self.kill()
@@ -160,8 +160,8 @@ class Interruptions:
 
 @pytest.fixture(scope="module")
 def whole_and_interrupted(vlm, instructions, tmp_path_factory):
-    """A run without workers that nothing interrupts; and one that is killed at any moment, with workers; killed while
-    it saves; out of disk; and then goes on to its end, with workers."""
+    """An uninterrupted run without workers, and one that is killed at any moment with workers, killed while it saves,
+    stopped by a full disk, and then resumed with workers until it ends."""
     folder = tmp_path_factory.mktemp("one_process")
     whole, run = (Run(vlm, instructions, folder / name) for name in ("whole", "interrupted"))
     whole.start()
@@ -176,7 +176,7 @@ def whole_and_interrupted(vlm, instructions, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_processes(vlm, instructions, tmp_path_factory):
-    """A run of two processes that nothing interrupts, and one that is killed and goes on."""
+    """An uninterrupted run of two processes, and one that is killed and resumed."""
     folder = tmp_path_factory.mktemp("two_processes")
     whole, run = (Run(vlm, instructions, folder / name, num_processes=2) for name in ("whole", "killed"))
     whole.start()
@@ -275,7 +275,7 @@ def test_other_records_in_the_same_folder_are_refused(whole, vlm, instructions, 
         build_and_check(vlm, tmp_path / "set", tmp_path / "run")
 
 
-def test_what_decides_no_bit_may_change(whole, vlm, instructions):
+def test_settings_that_decide_no_bit_may_change(whole, vlm, instructions):
     changes = {"save_steps": 5, "logging_steps": 1, "save_total_limit": 4, "dataloader_num_workers": 1}
     build_and_check(vlm, instructions, whole.folder, **changes)
 
@@ -306,7 +306,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_takes_no_further_step(w
 
 
 class SaveEachStep(TrainerCallback):
-    """Also looks for the last complete checkpoint when old ones were deleted and the new one has no mark yet."""
+    """Record the last complete checkpoint after old ones are deleted and before the new one is marked."""
 
     def __init__(self):
         self.last = []
@@ -321,7 +321,7 @@ class SaveEachStep(TrainerCallback):
 
 def test_old_checkpoints_are_deleted_only_while_a_complete_one_is_left(whole, vlm, instructions, tmp_path):
     shutil.copytree(whole.folder, tmp_path / "run")
-    # Killed while it saved. This one will not be written again at once.
+    # As if killed while it saved; this checkpoint is not the next one to be written.
     (tmp_path / "run" / "checkpoint-20" / "complete.json").unlink()
     trainer = trainer_of(vlm, instructions, tmp_path / "run", **OPTIONS)
     save_each_step = SaveEachStep()
@@ -358,7 +358,7 @@ def test_a_final_model_that_does_not_fit_leaves_the_one_before_it(whole, vlm, in
 
 
 class LoseGradient(TrainerCallback):
-    """From the second step on, the gradient is no number; the loss is one more time."""
+    """Make the gradient NaN from the second step, one step before the loss."""
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         if state.global_step == 1:
@@ -376,7 +376,7 @@ def test_weights_that_are_lost_between_two_logs_are_not_saved(save_steps, named,
         run(trainer, [])
 
 
-def test_a_lost_loss_ends_the_command_with_one_sentence(vlm, instructions, tmp_path):
+def test_a_non_finite_loss_ends_the_command_with_one_sentence(vlm, instructions, tmp_path):
     model = Spa3VLMForConditionalGeneration.from_pretrained(vlm)
     torch.nn.init.constant_(model.lm_head.weight, torch.nan)
     model.save_pretrained(tmp_path / "vlm")
@@ -385,7 +385,7 @@ def test_a_lost_loss_ends_the_command_with_one_sentence(vlm, instructions, tmp_p
         main(["sft", *command_line(tmp_path / "vlm", instructions, tmp_path / "run")])
 
 
-def test_a_run_with_dropout_in_low_rank_layers_goes_on_to_the_same_bits(vlm, instructions, tmp_path):
+def test_a_run_with_dropout_in_low_rank_layers_resumes_to_the_same_bits(vlm, instructions, tmp_path):
     targets = r"model\.vlm\.language_model\..*\.(q_proj|v_proj)"
     options = OPTIONS | {"max_steps": 4, "use_peft": "true", "lora_target_modules": targets, "lora_dropout": 0.5}
     run(trainer_of(vlm, instructions, tmp_path / "whole", **options), [])
