@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, TrainerCallback
 
 from spa3r import Spa3RForPreTraining, VGGTForGeometry
 from spa3r.configuration import Spa3RConfig, load_preset
@@ -25,6 +26,7 @@ from spa3r.trainers.pretraining.pretrain import (
     build_trainer,
     run,
 )
+from spa3r.trainers.runs.errors import NotWrittenError
 from spa3r.trainers.runs.publish import replace_folder
 from spa3r.trainers.runs.recipes import RECIPES, read_recipe
 from spa3r.trainers.runs.resume import is_complete, last_complete_checkpoint
@@ -247,6 +249,21 @@ def test_one_process_refuses_several_gpus(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="--num_processes 2"):
         Spa3RTrainingArguments(str(tmp_path))
+
+
+class FillDisk(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            checkpoint = Path(args.output_dir) / "checkpoint-2"
+            checkpoint.mkdir()
+            (checkpoint / "optimizer.pt").symlink_to("/dev/full")
+
+
+def test_a_full_disk_ends_the_run_by_the_name_of_the_checkpoint(tmp_path, rooms):
+    trainer, _ = build(tmp_path, rooms)
+    trainer.add_callback(FillDisk())
+    with pytest.raises(NotWrittenError, match="checkpoint-2"):
+        run(trainer, None)
 
 
 def test_a_final_model_replaces_an_older_one_completely(finished, tmp_path, rooms):
