@@ -10,7 +10,7 @@ from ...data_scripts.benchmarks import BENCHMARKS
 from ...data_scripts.benchmarks.protocol import Protocol
 from ..runs.settings import flatten
 from .formatting import clip, format_percent, format_table
-from .report import ANSWERS, read_report
+from .report import ANSWERS, COMPARABLE, interval_ends, read_report
 from .statistics import LEVEL, NUM_PERMUTATIONS, NUM_RESAMPLES, SceneScores, compare_paired
 
 MAX_LISTED = 25  # questions answered better, and questions answered worse
@@ -37,8 +37,13 @@ def compare_runs(first: str | os.PathLike, second: str | os.PathLike) -> dict[st
         ValueError: If a folder has no report, or the runs differ in benchmark, protocol, data or questions.
     """
     reports = [read_report(folder) for folder in (first, second)]
-    for what in ("benchmark", "protocol", "data_fingerprint"):
-        _check_same(what, first, second, *(report["provenance"].get(what) for report in reports))
+    before, after = (report["provenance"] for report in reports)
+    for what in COMPARABLE:
+        if before.get(what) != after.get(what):
+            raise ValueError(
+                f"`{first}` and `{second}` cannot be compared: their `{what}` is `{before.get(what)}` and "
+                f"`{after.get(what)}`. Compare runs with the same."
+            )
     answers = [_read_answers(folder) for folder in (first, second)]
     if different := answers[0].keys() ^ answers[1].keys():
         raise ValueError(
@@ -55,18 +60,10 @@ def compare_runs(first: str | os.PathLike, second: str | os.PathLike) -> dict[st
         "num_questions": len(pairs),
         "num_scenes": len({answer["scene_id"] for answer, _ in pairs}),
         "columns": _compare_columns(pairs, protocol),
-        "provenance": _compare_provenance(*(report["provenance"] for report in reports)),
+        "provenance": _compare_provenance(before, after),
         "groups": _count_changes(pairs),
         "questions": [_describe_change(*pair) for pair in pairs if _kind_of_change(*pair) != "same"],
     }
-
-
-def _check_same(what: str, first: str | os.PathLike, second: str | os.PathLike, *values: str | None):
-    if values[0] != values[1]:
-        raise ValueError(
-            f"`{first}` and `{second}` cannot be compared: their `{what}` is `{values[0]}` and `{values[1]}`. Compare "
-            "runs with the same."
-        )
 
 
 def _read_answers(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
@@ -90,7 +87,6 @@ def _compare_columns(pairs: Pairs, protocol: Protocol) -> list[dict[str, Any]]:
     summaries = [protocol.summarize(run.means(), run.num_questions()) for run in (before, after)]
     rows = []
     for key, compared in compare_paired(before, after, protocol.average).items():
-        low, high = compared.interval or (None, None)
         rows.append(
             {
                 "key": key,
@@ -98,8 +94,7 @@ def _compare_columns(pairs: Pairs, protocol: Protocol) -> list[dict[str, Any]]:
                 "first": summaries[0][key],
                 "second": summaries[1][key],
                 "difference": compared.difference,
-                "low": low,
-                "high": high,
+                **interval_ends(compared.interval),
                 "p_value": compared.p_value,
                 "p_value_corrected": compared.p_value_corrected,
             }

@@ -18,6 +18,8 @@ from .statistics import LEVEL, NUM_RESAMPLES, SceneScores, bootstrap_intervals
 ANSWERS, REPORT, PAGE, CHART = "answers.jsonl", "report.json", "report.md", "report.png"
 # With fewer scenes, intervals by resampling are too narrow.
 FEW_SCENES = 20
+# Runs that differ in one of these cannot be compared.
+COMPARABLE = ("benchmark", "protocol", "data_fingerprint")
 
 
 def read_report(folder: str | os.PathLike) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def reference_rows(run: Mapping[str, Any], others: Sequence[str | Path] = ()) ->
     rows = list(BENCHMARKS[run["benchmark"]].published)
     for folder in others:
         report = read_report(folder)
-        for name in ("benchmark", "protocol", "data_fingerprint"):
+        for name in COMPARABLE:
             other = report["provenance"].get(name)
             if other != run.get(name):
                 raise ValueError(
@@ -140,7 +142,12 @@ def _summarize(
         "num_questions": sum(numbers.values()),
         "num_scenes": len(tally.sums),
         "columns": [
-            {"key": key, "heading": heading, "value": _finite(summary.get(key)), **_ends(column_intervals.get(key))}
+            {
+                "key": key,
+                "heading": heading,
+                "value": _finite(summary.get(key)),
+                **interval_ends(column_intervals.get(key)),
+            }
             for key, heading in protocol.columns.items()
         ],
         "groups": [
@@ -149,7 +156,7 @@ def _summarize(
                 "num_questions": numbers[group],
                 "num_scenes": scenes[group],
                 "value": means[group],
-                **_ends(group_intervals[group]),
+                **interval_ends(group_intervals[group]),
             }
             for group in sorted(means)
         ],
@@ -167,7 +174,8 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _ends(interval: tuple[float, float] | None) -> dict[str, float | None]:
+def interval_ends(interval: tuple[float, float] | None) -> dict[str, float | None]:
+    """The ends of an interval as cells of a row, both `None` without one."""
     low, high = interval or (None, None)
     return {"low": low, "high": high}
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageColumn
 from PIL import Image
+from refusals import refused
 from scoring_cases import recorded
 from tiny_videos import numbers_of, write_video
 
@@ -160,6 +160,15 @@ def write_viewspatial(folder):
     return folder
 
 
+def lines(*records):
+    return lambda folder: write_json_lines(folder / "test.jsonl", records)
+
+
+def shard(*records):
+    return lambda folder: write_spar(folder, [records])
+
+
+SHARD = "data/test-00000-of-00001.parquet"
 WRITERS = {
     "vsi-bench": write_vsi,
     "cv-bench": write_cv,
@@ -218,23 +227,10 @@ def test_a_file_of_a_subset_is_read_instead_of_the_folder(tmp_path):
     benchmark = read_benchmark("vsi-bench", folder / "test_debiased.parquet")
     assert [question.record for question in benchmark.questions] == records
     assert benchmark.published_size is None and not benchmark.missing_media()
-
-
-def test_a_file_is_read_from_a_folder_of_any_name(tmp_path):
-    benchmark = read_benchmark("vsi-bench", write_vsi(tmp_path / "data") / "test.jsonl")
-    assert benchmark.missing_media() == ["scannetpp/09c1414f1b.mp4"] and benchmark.published_size == 5130
+    assert read_benchmark("vsi-bench", folder / "test.jsonl").published_size == 5130
 
 
 # CV-Bench and SPAR-Bench
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 2, 0, 4, 1)])
-def test_embedded_images_are_those_of_their_rows_in_any_order(tmp_path, order):
-    benchmark = read_benchmark("spar-bench", write_spar(tmp_path))
-    red, green, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    expected = [[red, green], [green, red], [blue], [red, green], [red]]
-    for index in order:
-        assert colors(load(benchmark, benchmark.questions[index])) == expected[index]
 
 
 def test_rows_beyond_what_is_held_in_memory_are_found(tmp_path):
@@ -280,26 +276,21 @@ def test_images_come_in_rgb_and_upright(tmp_path):
     assert colors(images) == [(80, 80, 80), (9, 9, 9)]
 
 
-def break_video(folder):
-    write_vsi(folder)
-    (folder / "arkitscenes/41069025.mp4").write_bytes(b"no video")
-
-
-def break_photo(folder):
-    write_viewspatial(folder)
-    (folder / "val2017/000000380711.jpg").write_bytes(b"no image")
-
-
-def break_embedded(content):
-    return lambda folder: write_spar(folder, [[spar_record(5, RED, content), spar_record(6, RED)]])
+def break_file(name, path):
+    return lambda folder: (WRITERS[name](folder) / path).write_bytes(b"no image")
 
 
 BROKEN = {
-    "video": ("vsi-bench", break_video, 1, ["7", "41069025.mp4"]),
-    "photo": ("viewspatial-bench", break_photo, 1, ["1", "380711.jpg"]),
-    "embedded image": ("spar-bench", break_embedded(b"no image"), 0, ["5", "2 of 2"]),
-    "cut image": ("spar-bench", break_embedded(RED[:45]), 0, ["5", "2 of 2", "truncated"]),
-    "no image": ("spar-bench", break_embedded(None), 0, ["5", "row 1"]),
+    "video": ("vsi-bench", break_file("vsi-bench", "arkitscenes/41069025.mp4"), 1, ["7", "41069025.mp4"]),
+    "photo": (
+        "viewspatial-bench",
+        break_file("viewspatial-bench", "val2017/000000380711.jpg"),
+        1,
+        ["1", "380711.jpg"],
+    ),
+    "embedded image": ("spar-bench", shard(spar_record(5, RED, b"no image")), 0, ["5", "2 of 2"]),
+    "cut image": ("spar-bench", shard(spar_record(5, RED, RED[:45])), 0, ["5", "2 of 2", "truncated"]),
+    "no image": ("spar-bench", shard(spar_record(5, RED, None)), 0, ["5", "row 1"]),
 }
 
 
@@ -307,7 +298,7 @@ BROKEN = {
 def test_images_that_cannot_be_decoded_are_named_with_their_question(tmp_path, name, write, index, tokens):
     write(tmp_path / "data")
     benchmark = read_benchmark(name, tmp_path / "data")
-    with pytest.raises(ValueError, match=".*".join(map(re.escape, tokens))):
+    with refused(*tokens):
         load(benchmark, benchmark.questions[index])
 
 
@@ -328,10 +319,9 @@ def test_sizes_of_published_sets_are_known(tmp_path, name, published):
     assert read_benchmark(name, WRITERS[name](tmp_path / "data")).published_size == published
 
 
-def test_a_file_that_is_the_whole_set_counts_as_the_folder(tmp_path):
-    folder = write_spar(tmp_path, [[spar_record(0, RED)]])
-    of_file = read_benchmark("spar-bench", folder / "data/test-00000-of-00001.parquet")
-    assert of_file.published_size == 1000
+def test_a_shard_that_is_the_whole_set_counts_as_the_folder(tmp_path):
+    shard = write_spar(tmp_path, [[spar_record(0, RED)]]) / SHARD
+    assert read_benchmark("spar-bench", shard).published_size == 1000
     assert read_benchmark("cv-bench", write_cv(tmp_path / "cv") / "test_2d.parquet").published_size is None
 
 
@@ -416,7 +406,7 @@ def test_rooms_without_frames_are_missing(rooms, room_questions, tmp_path):
 
 def test_rooms_of_another_seed_are_refused(rooms, room_questions, tmp_path):
     (tmp_path / "rooms.json").write_text(json.dumps({"seed": 1, "views": 8, "size": [56, 42]}))
-    with pytest.raises(ValueError, match="'seed': 0.*'seed': 1"):
+    with refused("'seed': 0", "'seed': 1"):
         read_benchmark("rooms", room_questions, tmp_path)
 
 
@@ -430,7 +420,7 @@ def test_baselines_of_rooms_are_those_of_the_manifest(room_questions):
 def test_rooms_without_baselines_are_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(ValueError, match=re.escape(f"`{tmp_path}`") + ".*manifest.json"):
+    with refused(f"`{tmp_path}`", "manifest.json"):
         read_baselines(tmp_path)
 
 
@@ -441,14 +431,6 @@ def test_rooms_without_baselines_are_refused(tmp_path, content):
 def test_the_fingerprint_does_not_depend_on_where_the_folder_lies(tmp_path, name):
     first, second = (WRITERS[name](tmp_path / place) for place in ("here", "there"))
     assert read_benchmark(name, first).fingerprint == read_benchmark(name, second).fingerprint
-
-
-def lines(*records):
-    return lambda folder: write_json_lines(folder / "test.jsonl", records)
-
-
-def shard(*records):
-    return lambda folder: write_spar(folder, [records])
 
 
 FIRST, SECOND = spar_record(0, RED), spar_record(1, RED)
@@ -464,10 +446,10 @@ CHANGES = {
 
 @pytest.mark.parametrize("name, before, after", CHANGES.values(), ids=CHANGES)
 def test_any_change_of_questions_changes_the_fingerprint(tmp_path, name, before, after):
-    for write, folder in ((before, "before"), (after, "after")):
-        write(tmp_path / folder)
-    prints = [read_benchmark(name, tmp_path / folder).fingerprint for folder in ("before", "after")]
-    assert prints[0] != prints[1]
+    before(tmp_path / "before")
+    after(tmp_path / "after")
+    prints = {read_benchmark(name, tmp_path / folder).fingerprint for folder in ("before", "after")}
+    assert len(prints) == 2
 
 
 # Wrong input
@@ -500,7 +482,6 @@ def unembedded(folder):
     write_parquet(folder / "test_2d.parquet", records, CV_COLUMNS | {"image": Value("string")})
 
 
-SHARD = "data/test-00000-of-00001.parquet"
 REFUSED = {
     "unknown benchmark": ("vsi", Path.mkdir, ["`vsi`", "vsi-bench, cv-bench"]),
     "no folder": ("cv-bench", lambda folder: None, ["/data`"]),
@@ -566,10 +547,10 @@ REFUSED = {
 @pytest.mark.parametrize("name, write, tokens", REFUSED.values(), ids=REFUSED)
 def test_wrong_folders_are_refused_by_what_is_wrong(tmp_path, name, write, tokens):
     write(tmp_path / "data")
-    with pytest.raises(ValueError, match=".*".join(map(re.escape, tokens))):
+    with refused(*tokens):
         read_benchmark(name, tmp_path / "data")
 
 
 def test_a_missing_media_folder_is_named(tmp_path):
-    with pytest.raises(ValueError, match="nowhere`"):
+    with refused("nowhere`"):
         read_benchmark("vsi-bench", write_vsi(tmp_path / "here"), tmp_path / "nowhere")
