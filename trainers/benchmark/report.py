@@ -191,10 +191,7 @@ def _baseline(
 
 
 def _notes(
-    run: Mapping[str, Any],
-    tally: SceneScores,
-    protocol: Protocol,
-    baselines: Mapping[str, Mapping[str, float]],
+    run: Mapping[str, Any], tally: SceneScores, protocol: Protocol, baselines: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
     """List what a reader must know before comparing figures."""
     notes, asked = [], tally.num_questions()

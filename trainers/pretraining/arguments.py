@@ -37,9 +37,7 @@ class DataArguments:
     exclude: str | None = field(default=None, metadata={"help": "file of scene ids to leave out, one a line"})
     held_out_scenes: int = field(default=8, metadata={"help": "scenes kept for evaluation"})
     image_width: int = field(default=518, metadata={"help": "width in pixels that images are resized to"})
-    context_ratio: float = field(
-        default=0.5, metadata={"help": "share of encoded views, 1 - the paper's mask ratio"}
-    )
+    context_ratio: float = field(default=0.5, metadata={"help": "share of encoded views, 1 - the paper's mask ratio"})
     cameras: bool = field(default=False, metadata={"help": "use the scenes' cameras, not VGGT's estimates"})
     depth: bool = field(default=False, metadata={"help": "train the depth probe on the scenes' depth"})
     figures: int = field(default=4, metadata={"help": "held-out scenes drawn at each evaluation"})

@@ -84,8 +84,7 @@ def test_published_rows_have_columns_of_every_protocol(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "overall"),
-    [("vsi-bench", 58.6), ("cv-bench", 75.6), ("spar-bench", 58.4), ("viewspatial-bench", 43.9)],
+    ("name", "overall"), [("vsi-bench", 58.6), ("cv-bench", 75.6), ("spar-bench", 58.4), ("viewspatial-bench", 43.9)]
 )
 def test_published_rows_end_with_the_papers_model(name, overall):
     row = BENCHMARKS[name].published[-1]
