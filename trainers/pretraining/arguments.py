@@ -9,8 +9,6 @@ from transformers import TrainingArguments
 
 from ..runs.recipes import merge, parse_options, parse_overrides
 
-__all__ = ["DataArguments", "ModelArguments", "Spa3RTrainingArguments", "parse_arguments"]
-
 
 @dataclass
 class ModelArguments:

@@ -25,8 +25,6 @@ from ...data_scripts.scenes.views import collate_views
 from ...modeling_spa3r.geometry import invert_rigid
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 
-__all__ = ["PSFMReport", "PSFMRow", "evaluate_psfm", "nearest_context_views"]
-
 ANGLE_BINS = (0, 15, 30, 60, 180)
 SOURCES = {"own": "own latents", "other": "other scene", "mean": "mean feature", "nearest": "nearest view"}
 METRICS = {"l1": "L1 ↓", "cosine": "cosine ↑", "abs_rel": "abs. rel. ↓"}

@@ -21,8 +21,6 @@ from ...modeling_spa3r.geometry import relative_cameras
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from .evaluation import model_inputs, nearest_context_views
 
-__all__ = ["PCAColors", "PSFMFigureCallback", "draw_scene_figure", "save_figure"]
-
 DEPTH_COLORS = colormaps["viridis"].with_extremes(bad="0.85")
 CONTEXT_COLOR, TARGET_COLOR = "tab:blue", "tab:orange"
 PANEL_WIDTH = 1.55  # inches

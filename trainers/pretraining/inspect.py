@@ -27,8 +27,6 @@ from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from .evaluation import PSFMReport, evaluate_psfm
 from .figures import draw_scene_figure, save_figure
 
-__all__ = ["PhotoScene", "main"]
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

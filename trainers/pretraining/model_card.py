@@ -6,8 +6,6 @@ from typing import Any
 from ...modeling_spa3r.checkpoints.cards import spa3r_card
 from .trainer import Spa3RTrainer
 
-__all__ = ["pretraining_card"]
-
 SOURCES = {
     "scannet": "ScanNet",
     "scannetpp": "ScanNet++",

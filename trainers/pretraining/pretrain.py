@@ -33,8 +33,6 @@ from .figures import PSFMFigureCallback
 from .model_card import pretraining_card
 from .trainer import Spa3RTrainer, teacher_checkpoints
 
-__all__ = ["main"]
-
 
 def _mapping(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):

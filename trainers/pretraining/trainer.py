@@ -22,8 +22,6 @@ from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, mark_com
 from .arguments import Spa3RTrainingArguments
 from .evaluation import PSFMReport, evaluate_psfm
 
-__all__ = ["Spa3RTrainer", "teacher_checkpoints"]
-
 logger = logging.get_logger(__name__)
 
 # What the collator reports besides the inputs of the model.

@@ -7,8 +7,6 @@ import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
-__all__ = ["PATIENCE", "join_processes", "start_workers_from_clean_server"]
-
 # How long a finished process waits for the slowest one. Scenes may take hours longer elsewhere; the default is 10 min.
 PATIENCE = datetime.timedelta(days=7)
 

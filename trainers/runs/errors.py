@@ -15,14 +15,6 @@ from transformers.utils import logging
 
 from .resume import checkpoint_folder, describe_last_checkpoint, is_complete
 
-__all__ = [
-    "DISK_FULL",
-    "NotWrittenError",
-    "errors_as_sentences",
-    "explain_failed_write",
-    "first_line",
-]
-
 logger = logging.get_logger(__name__)
 
 # Error numbers of a full disk, a used-up quota and a file above the allowed size.

@@ -14,8 +14,6 @@ from ...data_scripts.common.files import unfinished_path
 from .errors import explain_failed_write, first_line
 from .resume import train
 
-__all__ = ["final_folder", "make_repository", "push_final_model", "replace_folder", "train_and_save"]
-
 
 def final_folder(args: TrainingArguments) -> Path:
     """Where the final, self-contained model of a run belongs."""

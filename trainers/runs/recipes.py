@@ -12,8 +12,6 @@ from transformers import HfArgumentParser
 
 from ...data_scripts.common.command_line import OneLineHelp
 
-__all__ = ["RECIPES", "merge", "parse_options", "parse_overrides", "read_recipe"]
-
 RECIPES = Path(__file__).resolve().parents[2] / "configuration" / "recipes"
 # Names of recipes of instruction tuning start like this; all others are of pre-training.
 TUNING = "spa3-vlm-"

@@ -11,18 +11,6 @@ from transformers.utils import logging
 
 from ...data_scripts.common.files import write_json
 
-__all__ = [
-    "MarkCompleteCheckpoints",
-    "StopOnNonFiniteLoss",
-    "checkpoint_folder",
-    "checkpoint_to_resume",
-    "describe_last_checkpoint",
-    "is_complete",
-    "last_complete_checkpoint",
-    "mark_complete",
-    "train",
-]
-
 logger = logging.get_logger(__name__)
 
 MARK = "complete.json"

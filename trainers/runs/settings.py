@@ -10,8 +10,6 @@ from transformers import TrainingArguments
 from ...data_scripts.common.files import require_same_settings, write_json
 from .resume import last_complete_checkpoint
 
-__all__ = ["check_resumable", "check_same_run", "flatten", "training_settings"]
-
 SETTINGS = "run.json"
 # Those of `transformers.TrainingArguments` that decide the weights of every run.
 NAMES = (

@@ -14,8 +14,6 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 
-__all__ = ["check_lengths", "digest_instructions", "load_instructions", "split_source"]
-
 COLUMNS = ("images", "messages")
 # Upper bound on the tokens that a chat template adds to a message, or a processor to an image.
 TOKENS_AROUND = 16

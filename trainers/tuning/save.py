@@ -13,8 +13,6 @@ from ...modeling_spa3r.checkpoints.cards import Score, tuned_card, write_card
 from ...modeling_spa3r.checkpoints.self_contained import add_code
 from .instruction_data import split_source
 
-__all__ = ["save_tuned_model"]
-
 
 def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: str):
     """Write model, processor, code and card; every process must call this.

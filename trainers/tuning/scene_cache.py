@@ -38,8 +38,6 @@ from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..runs.distributed import join_processes
 from .instruction_data import load_instructions
 
-__all__ = ["CachedLatentsCollator", "SceneLatents", "encoder_fingerprint", "main", "with_scene_keys"]
-
 FINGERPRINT = "fingerprint.json"
 SCENES_PER_SHARD = 64
 # The key of the vision tower in a fingerprint, and the suffix that its features have after the key of a scene.

@@ -33,8 +33,6 @@ from .save import save_tuned_model
 from .scene_cache import CachedLatentsCollator, SceneLatents, with_scene_keys
 from .sharding import prepare_for_sharding
 
-__all__ = ["build_trainer", "check_run", "main", "parse_arguments", "run"]
-
 logger = logging.get_logger(__name__)
 
 # Options of TRL that --help lists.

@@ -6,8 +6,6 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 
-__all__ = ["prepare_for_sharding"]
-
 
 def prepare_for_sharding(model: Spa3VLMForConditionalGeneration):
     """Register the modules whose weights must be gathered whole, or without their forward being called."""
