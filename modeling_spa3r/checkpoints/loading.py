@@ -16,12 +16,19 @@ __all__ = ["load_spa3_vlm", "load_whole", "require_checkpoint"]
 
 # What `save_pretrained` of model and processor write. Without a config.json transformers builds the full-size model.
 REQUIRED_FILES = ("config.json", "processor_config.json", "tokenizer.json")
+WEIGHTS = (".safetensors", ".bin")
 
 
 def require_checkpoint(name: str):
-    """Raise `FileNotFoundError` unless `name` is a folder or could be a name on the Hub."""
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise FileNotFoundError(f"There is no checkpoint at `{name}`; give a folder, or OWNER/NAME of one on the Hub.")
+    """Raise `FileNotFoundError` unless `name` is a folder with weights or could be a name on the Hub."""
+    folder = Path(name)
+    if not folder.is_dir():
+        if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+            raise FileNotFoundError(
+                f"There is no checkpoint at `{name}`; give a folder, or OWNER/NAME of one on the Hub."
+            )
+    elif not any(file.suffix in WEIGHTS for file in folder.iterdir()):
+        raise FileNotFoundError(f"The folder `{name}` holds no weights; give the folder of a complete checkpoint.")
 
 
 def load_whole(model_class: type, name: str, **options) -> PreTrainedModel:
@@ -33,7 +40,7 @@ def load_whole(model_class: type, name: str, **options) -> PreTrainedModel:
         options (*optional*): Passed to `from_pretrained`.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
+        FileNotFoundError: If there is no such checkpoint, or no file of weights in it.
         ValueError: If weights are missing, unexpected or of another shape.
     """
     require_checkpoint(name)
@@ -51,6 +58,11 @@ def _load(model_class: type, name: str, options: dict[str, Any]) -> tuple[PreTra
         return model_class.from_pretrained(name, output_loading_info=True, **options)
     except SafetensorError as error:
         raise ValueError(f"The weights in `{name}` are damaged ({error}): copy the checkpoint again.") from error
+    except OSError as error:
+        if Path(name).is_dir():
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(f"`{name}` is neither a folder nor a model on the Hub; check the name: {reason}") from error
 
 
 def load_spa3_vlm(name: str, **options) -> Spa3VLMForConditionalGeneration:
@@ -61,7 +73,7 @@ def load_spa3_vlm(name: str, **options) -> Spa3VLMForConditionalGeneration:
         options (*optional*): Passed to `from_pretrained`.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
+        FileNotFoundError: If there is no such checkpoint, or no file of weights in it.
         ValueError: If it holds another kind of model, or an incomplete one.
     """
     require_checkpoint(name)

@@ -39,8 +39,10 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
             f"`{path}` is damaged, or holds Python objects that could run code and are therefore not loaded; if you "
             "trust its origin, save its `state_dict` alone, preferably as safetensors."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"`{path}` is damaged or not a checkpoint ({error}); download it again.") from error
+    # On a file that is no pickle, torch's unpickler fails with whatever its first bytes happen to mean.
+    except (SafetensorError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"`{path}` is damaged or not a checkpoint ({reason}); download it again.") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise ValueError(f"`{path}` is not a checkpoint: it must hold tensors by name, or a `state_dict` of them.")

@@ -459,7 +459,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         return pose_encoding_to_cameras(torch.cat([pose_encoding[..., :7], field_of_view], dim=-1), image_size)
 
     def compute_losses(self, predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The named losses in float32; their unweighted sum is the objective.
+        """Compute the named losses in float32; their unweighted sum is the objective.
 
         Eq. 4: L_PSFM = E_(C,T) sum_t dist(prediction_t, F_t); Eq. 13: dist = |prediction - F|_1 + (1 - cosine), summed
         over the targets. As in the official code, both are means over views, where the paper has a sum.

@@ -12,13 +12,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from transformers import AutoProcessor, TextStreamer
 from transformers.utils import logging
 
 from ...data_scripts.common.command_line import verb_parser
 from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpoint
 from ...modeling_spa3r.spa3_vlm.scene_session import SceneSession
+from ..runs.devices import usable_device
 
 PROMPT = "? "
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None):
 
 def _run(options: argparse.Namespace):
     logging.disable_progress_bar()
-    device = _usable_device(options.device)
+    device = usable_device(options.device)
     start = time.perf_counter()
     require_checkpoint(options.model)
     if not Path(options.model).is_dir():
@@ -75,20 +75,6 @@ def _run(options: argparse.Namespace):
             _report(str(error))
             continue
         _report(f"Answered in {time.perf_counter() - start:.1f} s.")
-
-
-def _usable_device(name: str | None) -> torch.device:
-    """The named device; by default an accelerator if there is one."""
-    if name is None:
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        return torch.empty(0, device=name).device
-    # The error depends on how torch was built, and may be pages long.
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"The device `{name}` is missing, or torch was built without support for it: leave out --device, or give "
-            "cpu."
-        ) from error
 
 
 def _read_questions() -> Iterator[str]:

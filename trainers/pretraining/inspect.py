@@ -22,8 +22,9 @@ from ...data_scripts.common.videos import index_video, read_frames_at, spread_ev
 from ...data_scripts.scenes.index import load_scene_sources, split_scenes
 from ...data_scripts.scenes.view_transforms import crop_to_common, load_frame
 from ...data_scripts.scenes.views import SceneViews
-from ...modeling_spa3r.checkpoints.loading import require_checkpoint
+from ...modeling_spa3r.checkpoints.loading import load_whole
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
+from ..runs.devices import usable_device
 from .evaluation import PSFMReport, evaluate_psfm
 from .figures import draw_scene_figure, save_figure
 
@@ -161,12 +162,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def load_model(args: argparse.Namespace) -> Spa3RForPreTraining:
     """The checkpoint, on the device and in the dtype asked for."""
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    require_checkpoint(args.model)
-    try:
-        return Spa3RForPreTraining.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(device).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"Cannot load `{args.model}` on `{device}`: {error}") from error
+    device = usable_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return load_whole(Spa3RForPreTraining, args.model, dtype=DTYPES[args.dtype]).to(device).eval()
 
 
 def write_inspection(args: argparse.Namespace, views: Dataset, model: Spa3RForPreTraining, report: PSFMReport):

@@ -21,6 +21,7 @@ from ...data_scripts.common.files import write_text
 from ...data_scripts.scenes.index import load_scene_sources, split_scenes
 from ...data_scripts.scenes.views import SceneViews
 from ...modeling_spa3r.checkpoints.cards import write_card
+from ...modeling_spa3r.checkpoints.loading import require_checkpoint
 from ...modeling_spa3r.spa3r.image_processing_spa3r import Spa3RImageProcessor
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from ..runs.errors import first_line
@@ -54,6 +55,7 @@ def build_config(args: ModelArguments) -> Spa3RConfig:
         if unknown := sorted(set(map(str, changes)) - set(config_class.__dataclass_fields__)):
             raise ValueError(f"`{config_class.__name__}` has no settings {unknown}; check the overrides.")
     if args.start_from is not None:
+        require_checkpoint(args.start_from)
         base = Spa3RConfig.from_pretrained(args.start_from).to_dict()
     else:
         base = load_preset(args.preset)

@@ -53,6 +53,8 @@ def _describe(error: Exception, arguments: Sequence[str]) -> str:
         outputs = [value for name, value in pairwise(arguments) if name in ("--output", "--output_dir")]
         place = error.filename or next(iter(outputs), "the output folder")
         return f"There is no room to write `{place}` ({error.strerror}): make room, and run the same command again."
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"`{error.filename}` cannot be used ({error.strerror}): check the path."
     if isinstance(error, OSError | ImportError):
         return first_line(error)
     return " ".join(str(error).split())

@@ -55,7 +55,7 @@ def parse_options(
         `tuple[list, dict]`: An instance of each dataclass, and the recipe, which is empty if there is none.
 
     Raises:
-        ValueError: If there is no such recipe, or if a key or an option is unknown.
+        ValueError: If there is no such recipe, a key or an option is unknown, or no device here supports `bf16`.
     """
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config.add_argument("--config")
@@ -77,12 +77,19 @@ def parse_options(
         raise ValueError(f"`env` in the recipe `{named.config}` must map names to values, got `{environment}`.")
     os.environ.update({key: str(value) for key, value in environment.items()})
     _set_defaults(parser, recipe, named.config)
-    *parsed, _, unknown = parser.parse_args_into_dataclasses(
-        arguments, return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
+    # Unknown options first: the dataclasses would otherwise complain about the rest of the command line.
+    if unknown := parser.parse_known_args(arguments)[1]:
         hint = _hint(unknown[0], [option for action in parser._actions for option in action.option_strings])
         raise ValueError(f"Unknown option `{unknown[0]}`; {hint}")
+    try:
+        *parsed, _ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    except ValueError as error:
+        if "bf16" not in str(error):
+            raise
+        raise ValueError(
+            "`bf16` is true, but no GPU here computes in bfloat16: add `--bf16 false`, or `--use_cpu true` to use "
+            "bfloat16 on the CPU."
+        ) from error
     return parsed, recipe
 
 
@@ -149,9 +156,11 @@ def _read_file(file: Path) -> dict[str, Any]:
     try:
         recipe = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"The recipe {file} is not YAML: {error}") from None
+        raise ValueError(f"The recipe {file} is not YAML, correct it: {error}") from None
     if not isinstance(recipe, dict):
-        raise ValueError(f"The recipe {file} must map options to values, got `{recipe}`.")
+        raise ValueError(
+            f"The recipe {file} must map options to values, got `{recipe}`; write lines of `option: value`."
+        )
     if "overrides" in recipe:
         recipe["overrides"] = parse_overrides(recipe["overrides"])
     # YAML reads a bare `no` as false.

@@ -55,7 +55,10 @@ def load_instructions(sources: list[str], seed: int) -> Dataset:
         folder, weight = split_source(source)
         files = [str(file) for file in _files(folder)]
         if not files:
-            raise ValueError(f"`{folder}` holds no instruction set: there is no `data/*.parquet` in it.")
+            raise ValueError(
+                f"`{folder}` holds no instruction set: there is no `data/*.parquet` in it. Make one with `spa3r "
+                "convert-data` or `spa3r room-questions`."
+            )
         part = _load_files(folder, files)
         if missing := [name for name in COLUMNS if name not in part.column_names]:
             raise ValueError(f"The instruction set `{folder}` has no column {missing}, but {part.column_names}.")

@@ -61,6 +61,8 @@ def half_written() -> bytes:
             pytest.param(f"a.{suffix}", half_written(), ValueError, id=f"damaged .{suffix}")
             for suffix in ("pt", "ckpt", "safetensors")
         ),
+        pytest.param("a.ckpt", b"hello\n", ValueError, id="text"),
+        pytest.param("b.ckpt", b"", ValueError, id="empty file"),
         pytest.param("a.ckpt", {"state_dict": STATE, "callback": RunsCode()}, ValueError, id="pickle that runs code"),
     ],
 )

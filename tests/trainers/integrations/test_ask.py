@@ -80,6 +80,8 @@ def test_the_model_computes_in_the_type_asked_for(checkpoint, photos, dtype, mon
         pytest.param(["--images", "nowhere.jpg"], "`nowhere.jpg`", id="missing photo"),
         pytest.param(["--images", "door.jpg", "--device", "cuda:99"], "`cuda:99`", id="missing device"),
         pytest.param(["--images", "door.jpg", "--model", "./nowhere"], "`./nowhere`", id="missing model"),
+        pytest.param(["--images", "door.jpg", "--model", "owner/nowhere"], "`owner/nowhere`", id="not on the Hub"),
+        pytest.param(["--images", "door.jpg", "--model", __file__], "test_ask.py`", id="file as model"),
         pytest.param(["--video", "room.mp4", "--frames", 0], "--frames", id="no frames"),
         pytest.param(["--video", "room.mp4", "--max-new-tokens", 0], "--max-new-tokens", id="no tokens"),
         pytest.param(["--images", "door.jpg", "--frames", 4], "--frames", id="frames of photos"),
@@ -99,6 +101,8 @@ def damage(model, part):
     file = model / "model.safetensors"
     if part.endswith(".json"):
         (model / part).unlink()
+    elif part == "file":
+        file.unlink()
     elif part == "end":
         with file.open("r+b") as content:
             content.truncate(100000)
@@ -117,6 +121,7 @@ def damage(model, part):
         pytest.param("config.json", "config.json", id="config"),
         pytest.param("processor_config.json", "processor_config.json", id="processor"),
         pytest.param("tokenizer.json", "tokenizer.json", id="tokenizer"),
+        pytest.param("file", "`{model}`", id="no weights"),
         pytest.param("end", "`{model}`", id="truncated weights"),
         pytest.param(".spatial_encoder.encoder.", "`model.spatial_encoder.encoder", id="missing weights"),
         pytest.param("lm_head.weight", "`lm_head.weight`", id="other shape"),

@@ -116,6 +116,7 @@ def test_latents_that_do_not_tell_scenes_apart_fail_the_requirement(source, chec
         pytest.param(["--scenes", "castles:."], "castles", id="unknown kind"),
         pytest.param(["--video", "missing.mp4"], "missing.mp4", id="missing video"),
         pytest.param(["--images", "{photo}", "{photo2}", "--device", "abacus"], "`abacus`", id="unknown device"),
+        pytest.param(["--images", "{photo}", "{photo2}", "--device", "cuda:99"], "`cuda:99`", id="missing device"),
         pytest.param([], "--scenes --images --video", id="nothing to inspect"),
         pytest.param(["--images", "{photo}", "{photo2}", "--cameras"], "--cameras", id="cameras of photos"),
         pytest.param(["--images", "{photo}", "{photo2}", "--context-ratio", "1"], "--context-ratio", id="no target"),

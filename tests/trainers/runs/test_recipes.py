@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass, field
 
 import pytest
+import torch
+from transformers import TrainingArguments
 
 from spa3r.trainers.runs.recipes import RECIPES, parse_options, read_recipe
 from spa3r.trainers.runs.settings import flatten
@@ -93,6 +95,7 @@ def test_null_sets_an_option_and_an_empty_mapping_clears_one(tmp_path):
         pytest.param({"a": "extends: nowhere"}, "`nowhere`", id="missing"),
         pytest.param({"a": "scenes: [rooms"}, "a.yaml", id="not YAML"),
         pytest.param({"a": "scenes"}, "`scenes`", id="no mapping"),
+        pytest.param({"a": ""}, "`None`", id="empty"),
         pytest.param({"a": "overrides: num_latents=8"}, "`num_latents=8`", id="overrides as text"),
         pytest.param({"a": "overrides: [num_latents]"}, "`num_latents`", id="override without value"),
         pytest.param({"a": "overrides: ['targets=[geometry']"}, "`targets=[geometry`", id="override not YAML"),
@@ -153,3 +156,16 @@ def test_a_recipe_sets_environment_variables(tmp_path, monkeypatch):
 def test_unknown_names_are_refused_with_the_one_that_was_meant(text, arguments, named, tmp_path):
     with pytest.raises(ValueError, match=re.escape(named)):
         parse(tmp_path, text, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        pytest.param(["--bf16", "true"], "`--bf16 false`", id="bf16"),
+        pytest.param(["--bf16", "true", "--output", "runs/a"], "`--output_dir`", id="unknown option before bf16"),
+    ],
+)
+def test_bfloat16_without_a_gpu_is_refused_with_the_remedy(arguments, named, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=re.escape(named)):
+        parse_options("pretrain", arguments, (TrainingArguments,), {}, "")
