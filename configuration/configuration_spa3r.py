@@ -25,7 +25,7 @@ class Spa3RTeacherConfig(PreTrainedConfig):
     image_size (`int`, *optional*, defaults to 224):
         Side of the square that views are resized to. This changes their aspect ratio, as in the official code.
     image_mean, image_std (`list[float]`, *optional*, defaults to ImageNet's):
-        Mean and standard deviation to normalise the resized views with, which are in [0, 1].
+        Mean and standard deviation that normalise the resized views, whose values are in [0, 1].
     checkpoint (`str`, *optional*):
         Hub name or folder of the pretrained weights. A constructor never reads it. `load_teachers` does, and
         checkpoints made during training name it instead of holding a copy. Without one, the weights are untrained,
@@ -85,7 +85,7 @@ class Spa3RConfig(PreTrainedConfig):
     targets (`list[str]`, *optional*, defaults to `["geometry", "semantic"]`):
         Features that the decoder predicts (paper Tab. 4): `"geometry"`, VGGT's last layer, and names of `teachers`.
     num_latents (`int`, *optional*, defaults to 256):
-        Number of learned queries of the encoder, and so of latents of a scene (paper N_q).
+        Number of the encoder's learned queries, and therefore of a scene's latents (paper N_q).
     num_register_tokens (`int`, *optional*, defaults to 4):
         Number of registers of the encoder, and of the decoder, which learns its own.
     camera_embedding (`Literal["prope", "plucker"]`, *optional*, defaults to `"prope"`):
@@ -95,7 +95,7 @@ class Spa3RConfig(PreTrainedConfig):
         `"asymmetric"` is one VGGT pass in which context views do not attend to target views (paper Eq. 5);
         `"separate"` is a pass over all views for the targets, and another over the context views alone.
     regression_loss (`Literal["l1", "smooth_l1"]`, *optional*, defaults to `"l1"`):
-        Distance to the target features besides the cosine: the paper's (Eq. 13) or the official code's.
+        Distance to the target features, added to the cosine distance: the paper's (Eq. 13) or the official code's.
     predict_context_views (`bool`, *optional*, defaults to `False`):
         Whether to predict context views too and average the losses over all views, as the official code does. The
         paper's loss (Eq. 4) is over target views only.

@@ -1,4 +1,4 @@
-"""Scores of answers without images on questions like those of VSI-Bench: how much the texts alone give away."""
+"""Scores of baselines that see no image: how much the text of VSI-Bench-style questions gives away."""
 
 import re
 from collections import Counter, defaultdict

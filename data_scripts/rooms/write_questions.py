@@ -10,8 +10,9 @@ An instruction set is a folder with
                             given views), `messages` (images, the official prompt, the answer), `scene_id`,
                             `question_type`, `source`
     rejected.jsonl          rooms without any question
-    manifest.json           number of questions of each type; number that had no certain case, or repeated a question
-                            about the room; options of the rooms; scores of answers without images
+    manifest.json           number of questions of each type; number left out because no answer was certain, or
+                            because they repeated a question about the room; options of the rooms; scores of answers
+                            without images
 
 A benchmark has `test.jsonl` instead of `data/`, in VSI-Bench's columns: `id`, `dataset`, `scene_name`,
 `question_type`, `question`, `ground_truth`, `options`. Its questions are about all views of a room. Those of an

@@ -25,7 +25,7 @@ __all__ = ["assemble_spa3_vlm", "load_qwen", "load_tokenizer", "make_processor"]
 def assemble_spa3_vlm(
     vlm: Qwen2_5_VLForConditionalGeneration, spa3r: Spa3RModel | None, **settings
 ) -> Spa3VLMForConditionalGeneration:
-    """Join a Qwen2.5-VL and a Spa3R by a new adapter, which adds nothing until it is trained (paper Eq. 14-15).
+    """Join a Qwen2.5-VL and a Spa3R with a new adapter, which adds nothing until it is trained (paper Eq. 14-15).
 
     The result holds the two models themselves, not copies; Spa3R takes the dtype of the VLM.
 

@@ -1,4 +1,4 @@
-"""Model cards: whose weights a checkpoint holds, what trained them, how to use it, and how well it does.
+"""Model cards: whose weights a checkpoint holds, what they were trained on, how to use it, and how well it does.
 
 A card is a dict of facts, stored as `card.json` beside the weights. A template in the folder `cards` renders it to the
 `README.md` that the Hub shows.

@@ -1,11 +1,13 @@
 """Import published checkpoints, or assemble a Spa3-VLM.
 
-spa3r convert vggt VGGT-1B/model.safetensors checkpoints/vggt-1b
-spa3r convert spa3r spa3r.ckpt checkpoints/spa3r --dtype bfloat16
-spa3r convert dinov3 dinov3_vitl16_pretrain_lvd1689m.pth checkpoints/dinov3-vitl16
-spa3r convert spa3-vlm official-spa3-vlm checkpoints/spa3-vlm-4b
-spa3r convert assemble checkpoints/spa3-vlm-4b --vlm Qwen/Qwen2.5-VL-3B-Instruct --spa3r checkpoints/spa3r
-spa3r convert assemble runs/spa3-vlm --vlm spa3-vlm-nano --spa3r runs/quickstart/model --image-width 112
+    spa3r convert vggt VGGT-1B/model.safetensors checkpoints/vggt-1b
+    spa3r convert spa3r spa3r.ckpt checkpoints/spa3r --dtype bfloat16
+    spa3r convert dinov3 dinov3_vitl16_pretrain_lvd1689m.pth checkpoints/dinov3-vitl16
+    spa3r convert spa3-vlm official-spa3-vlm checkpoints/spa3-vlm-4b
+    spa3r convert assemble checkpoints/spa3-vlm-4b --vlm Qwen/Qwen2.5-VL-3B-Instruct --spa3r checkpoints/spa3r
+    spa3r convert assemble runs/spa3-vlm --vlm spa3-vlm-nano --spa3r runs/quickstart/model --image-width 112
+
+Each command writes a folder that `from_pretrained` loads.
 """
 
 import argparse
@@ -162,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         ("spa3r", _import_model, "import the official Spa3R, teachers included", [source, result]),
         ("dinov3", _import_model, "import DINOv3 as Meta publishes it", [source, result]),
         ("spa3-vlm", _import_spa3_vlm, "import the official Spa3-VLM from its folder", [source, result, width]),
-        ("assemble", _assemble, "join a Qwen2.5-VL and a Spa3R by a new adapter", [result, width]),
+        ("assemble", _assemble, "join a Qwen2.5-VL and a Spa3R with a new adapter", [result, width]),
     ]:
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=parents)
         command.set_defaults(run=run)

@@ -24,9 +24,9 @@ END_OF_IMAGE = "<|vision_end|>"
 class SceneSession:
     """Encodes a scene once and answers each question from the cached keys and values of its prefix.
 
-    The prefix is the text up to the last image. Each question is answered on its own, with the tokens of a call of
-    `generate` with photos and question together. Weights in half precision may round differently, depending on the
-    batch size. The session does not change the model, so several sessions can share one.
+    The prefix is the text up to the last image. Each question is answered on its own, with the same tokens as a call
+    of `generate` that gets the photos and the question together. Weights in half precision may round differently,
+    depending on the batch size. The session does not change the model, so several sessions can share one.
 
     Args:
         model (`Spa3VLMForConditionalGeneration`): The model, on any device.

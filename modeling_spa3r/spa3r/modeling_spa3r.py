@@ -338,7 +338,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             teachers (`PreTrainedModel`): Vision models by their names in `config.teachers`.
 
         Raises:
-            ValueError: If a model has no such teacher or is of another architecture than the configuration's.
+            ValueError: If there is no teacher of this name, or its architecture differs from the configuration's.
         """
         if vggt is not None:
             check_same_architecture("vggt", vggt.vggt, self.model.vggt)

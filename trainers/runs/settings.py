@@ -1,4 +1,4 @@
-"""Settings that a run must keep when it continues, and settings that would keep it from continuing."""
+"""Settings that must not change when a run resumes, and settings that would make exact resuming impossible."""
 
 import json
 from collections.abc import Iterable

@@ -5,10 +5,10 @@
     spa3r sft ... --scene_latents data/vsi590k-latents
 
 With --vision-features, features of the frozen vision tower are stored as well, and training runs neither encoder. That
-takes far more room: 8 MB for a scene of 8 images of the 4b in bfloat16, against 0.4 MB of latents.
+takes far more room: 8 MB for a scene of 8 images with the 4b in bfloat16, against 0.4 MB of latents.
 
-Scenes are shared out over the processes. The same command, run again, encodes the missing scenes. A fingerprint keeps
-the weights, their type and the image sizes that made the latents; training refuses latents of another model.
+Scenes are shared out over the processes. The same command, run again, encodes the missing scenes. A fingerprint
+records the weights, their type and the image sizes that made the latents; training refuses latents of another model.
 """
 
 import hashlib

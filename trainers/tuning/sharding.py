@@ -1,4 +1,4 @@
-"""Prepare a Spa3-VLM for ZeRO-3 and FSDP2, which share its weights out over processes."""
+"""Prepare a Spa3-VLM for ZeRO-3 and FSDP2, which shard its weights over processes."""
 
 import torch
 from torch.distributed.fsdp import FSDPModule
