@@ -25,7 +25,8 @@ def ended_by(error):
         pytest.param(SafetensorError("header too short"), "header too short", id="damaged weights"),
         pytest.param(FloatingPointError("loss = nan"), "loss = nan", id="lost loss"),
         pytest.param(OSError(errno.ENOSPC, "No space left", "run/a.bin"), "`run/a.bin`", id="full disk"),
-        pytest.param(FileNotFoundError(errno.ENOENT, "No such file", "run/b.bin"), "run/b.bin", id="missing file"),
+        pytest.param(FileNotFoundError(errno.ENOENT, "No such file", "run/b.bin"), "`run/b.bin`", id="missing file"),
+        pytest.param(FileExistsError(errno.EEXIST, "File exists", "run"), "`run`", id="file instead of folder"),
         pytest.param(
             StrictDataclassFieldValidationError("num_latents", TypeError("expected int, got `many`")),
             "`many`",
