@@ -2,8 +2,6 @@
 
 import torch
 
-__all__ = ["usable_device"]
-
 
 def usable_device(name: str | None) -> torch.device:
     """The named device; by default an accelerator if there is one.
