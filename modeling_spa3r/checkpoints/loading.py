@@ -28,7 +28,9 @@ def require_checkpoint(name: str):
                 f"There is no checkpoint at `{name}`; give a folder, or OWNER/NAME of one on the Hub."
             )
     elif not any(file.suffix in WEIGHTS for file in folder.iterdir()):
-        raise FileNotFoundError(f"The folder `{name}` holds no weights; give the folder of a complete checkpoint.")
+        raise FileNotFoundError(
+            f"The folder `{name}` lacks weights beside its config.json; give a complete checkpoint."
+        )
 
 
 def load_whole(model_class: type, name: str, **options) -> PreTrainedModel:
