@@ -1,4 +1,4 @@
-"""CV-Bench: its files, prompts and scores of VG-LLM, whose figures papers compare, and of lmms-eval, and figures."""
+"""CV-Bench: layout, published rows, and the prompts and scores of VG-LLM (which papers report) and of lmms-eval."""
 
 import re
 from collections.abc import Callable, Mapping

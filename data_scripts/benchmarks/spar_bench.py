@@ -1,4 +1,4 @@
-"""SPAR-Bench: its files, its prompts and scores by lmms-eval, in which its authors report, and published figures."""
+"""SPAR-Bench: layout, published rows, and the prompts and scores of lmms-eval, which the authors of SPAR use."""
 
 import re
 from collections.abc import Mapping

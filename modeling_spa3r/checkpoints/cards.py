@@ -161,7 +161,6 @@ def spa3r_card(name: str, config: Spa3RConfig, training: dict[str, Any], evaluat
         "name": name,
         "num_latents": config.num_latents,
         "latent_size": config.hidden_size,
-        "patch_size": config.vggt_config.patch_size,
         "origins": {"vggt": config.vggt_checkpoint} | teachers,
         "started_from": config.name_or_path or None,
         "training": training,
