@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from spa3r.trainers.runs.distributed import leave_process_group
 from spa3r.trainers.tuning.sft import build_trainer, parse_arguments
 
 
@@ -44,3 +45,4 @@ if __name__ == "__main__":
     trainer = build_trainer(*parse_arguments(sys.argv[1:]))
     trainer.add_callback(CountBytes())
     trainer.train()
+    leave_process_group()

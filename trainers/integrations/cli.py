@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from ..runs.distributed import leave_process_group
 from ..runs.errors import errors_as_sentences
 
 # Verb: module with a `main(arguments)`, relative to the package, and what it does.
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None):
         module, _ = VERBS[verb]
         with errors_as_sentences(f"spa3r {verb}", arguments):
             import_module(f"spa3r.{module}").main(arguments[1:])
+            leave_process_group()
     else:
         sys.exit(f"spa3r: there is no verb `{verb}`; choose one of {', '.join(VERBS)}.")
 

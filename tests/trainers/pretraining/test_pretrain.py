@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tiny_pretraining import TINY_RECIPE
 from transformers import AutoImageProcessor, AutoModel, TrainerCallback
 
 from spa3r import Spa3RForPreTraining, VGGTForGeometry
@@ -31,23 +32,10 @@ from spa3r.trainers.runs.publish import replace_folder
 from spa3r.trainers.runs.recipes import RECIPES, read_recipe
 from spa3r.trainers.runs.resume import is_complete, last_complete_checkpoint
 
-TINY = {
-    "preset": "spa3r-tiny",
-    "untrained_teachers": True,
-    "held_out_scenes": 2,
-    "figures": 0,
-    "cameras": True,
-    "depth": True,
-    "image_width": 56,
-    "min_views": 3,
-    "max_views": 5,
-    "images_per_device": 10,
-    "eval_views": 4,
+TINY = TINY_RECIPE | {
     "gradient_accumulation_steps": 2,
     "logging_steps": 1,
     "lr_scheduler_type": "cosine",
-    "report_to": "none",
-    "use_cpu": True,
 }
 
 

@@ -14,29 +14,14 @@ import torch
 import yaml
 from hub_server import Hub
 from safetensors.torch import load, load_file
+from tiny_pretraining import TINY_RECIPE
 from transformers import AutoModel
 
 from spa3r import Spa3RForPreTraining
 from spa3r.trainers.pretraining.model_card import pretraining_card
 from spa3r.trainers.pretraining.pretrain import build_trainer, parse_arguments
 
-RECIPE = {
-    "preset": "spa3r-tiny",
-    "untrained_teachers": True,
-    "held_out_scenes": 2,
-    "figures": 0,
-    "cameras": True,
-    "depth": True,
-    "image_width": 56,
-    "min_views": 3,
-    "max_views": 5,
-    "images_per_device": 10,
-    "eval_views": 4,
-    "max_steps": 4,
-    "save_steps": 2,
-    "report_to": "none",
-    "use_cpu": True,
-}
+RECIPE = TINY_RECIPE | {"max_steps": 4, "save_steps": 2}
 TOKEN = "hf_secret_of_the_user"
 LOAD = """
 import sys, spa3r.modeling_spa3r

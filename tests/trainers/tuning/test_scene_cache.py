@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset, Image, List
 from terminal import verb
-from tiny_instructions import losses, trainer_of, write_instructions
+from tiny_instructions import losses, trainer_of
 from tiny_spa3_vlm import GEOMETRY, tiny_model, tiny_processor
 
 from spa3r.trainers.tuning import scene_cache as scene_latents
@@ -14,19 +14,6 @@ from spa3r.trainers.tuning.instruction_data import load_instructions
 from spa3r.trainers.tuning.scene_cache import SceneLatents, encode_scenes, with_scene_keys
 
 main = verb("encode-scenes")
-
-
-@pytest.fixture(scope="module")
-def instructions(tmp_path_factory):
-    return write_instructions(tmp_path_factory.mktemp("instructions") / "set")
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vlm")
-    tiny_model().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

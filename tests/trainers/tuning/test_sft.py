@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, Image, List
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
-from tiny_instructions import NUM_RECORDS, command_line, losses, message, trainer_of, write_instructions
+from tiny_instructions import NUM_RECORDS, command_line, losses, message, trainer_of
 from tiny_spa3_vlm import photo, tiny_model, tiny_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
@@ -22,19 +22,6 @@ LORA = {
     "lora_target_modules": r"model\.vlm\.language_model\..*\.(q_proj|v_proj)",
     "lora_modules_to_save": "fusion",
 }
-
-
-@pytest.fixture(scope="module")
-def instructions(tmp_path_factory):
-    return write_instructions(tmp_path_factory.mktemp("instructions") / "set")
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vlm")
-    tiny_model().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
