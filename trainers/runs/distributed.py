@@ -30,9 +30,6 @@ def start_workers_from_clean_server(args: TrainingArguments, module: str):
 
 
 def leave_process_group():
-    """End the communication with the other processes of a finished run, if there are any.
-
-    Its threads must not outlive the run: the C++ runtime aborts a process that exits while one of them is running.
-    """
+    """End the communication with the other processes of a finished run, if there are any; NCCL warns otherwise."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
