@@ -6,8 +6,10 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch import Tensor
 
 from ..common.images import UnreadableFrame
@@ -18,11 +20,99 @@ from .view_transforms import crop_to_common, fit_depth, fit_intrinsics, load_fra
 logger = logging.getLogger(__name__)
 
 
-class SceneViews(torch.utils.data.Dataset):
-    """Views of scenes, context views first, for requests `(pass, scene_index, num_views)`.
+class SceneFrames(torch.utils.data.Dataset):
+    """Frames of scenes for requests `(pass, scene_index, num_views)`; a subclass makes views and items of them.
 
-    The frames of an item and their partition are drawn from the seed, the pass and the scene. Evaluation always asks
-    for pass 0, so that its draws stay the same.
+    The frames of an item are drawn from the seed, the pass and the scene. Evaluation always asks for pass 0, so that
+    its draws stay the same. Each item tells:
+
+    - **scene_id** (`str`) -- Where the views come from.
+    - **replaced_frames** (`list[str]`) -- Errors that name the frames that could not be used. Each was replaced by the
+      nearest unused frame of the scene, or by the nearest used one if no other can be read.
+    - **dropped_scenes** (`list[str]`) -- Scenes without a readable frame; the item shows the next scene instead.
+
+    Args:
+        scenes (`datasets.Dataset`): Scenes, from `load_scenes`.
+        seed (`int`, *optional*, defaults to 0): Seed of the draws.
+    """
+
+    def __init__(self, scenes: Dataset, seed: int = 0):
+        self.scenes = scenes
+        self.seed = seed
+        self._unreadable_scenes: dict[int, str] = {}
+
+    def make_view(self, scene: dict[str, Any], frame: int, image: Image.Image | np.ndarray) -> dict[str, Any]:
+        """Make a view of a frame; an `UnreadableFrame` error has another frame take its place."""
+        raise NotImplementedError
+
+    def arrange(self, views: list[dict[str, Any]], rng: random.Random) -> dict[str, Any]:
+        """Make an item of the views of a scene, which come in the order of its frames."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, request: tuple[int, int, int]) -> dict[str, Any]:
+        pass_index, scene_index, num_views = request
+        if num_views < 2:
+            raise ValueError(f"`num_views` must be at least 2, one as context and one to predict, got {num_views}.")
+        dropped = []
+        for step in range(len(self.scenes)):
+            index = (scene_index + step) % len(self.scenes)
+            scene = self.scenes[index]
+            if index not in self._unreadable_scenes:
+                rng = seeded_generator(self.seed, "frames", pass_index, index)
+                frames = sample_frames(scene["num_frames"], num_views, scene["interval"], rng)
+                views, unreadable = self._read_scene(scene, frames)
+                if views:
+                    return self.arrange(views, rng) | {
+                        "scene_id": scene["scene_id"],
+                        "replaced_frames": unreadable,
+                        "dropped_scenes": dropped,
+                    }
+                logger.warning(f"Scene {scene['scene_id']} is dropped; no frame can be read: {unreadable[0]}")
+                self._unreadable_scenes[index] = unreadable[0]
+            dropped.append(scene["scene_id"])
+        reason = self._unreadable_scenes[scene_index]
+        raise ValueError(f"No frame of the {len(self.scenes)} scenes can be read. For example: {reason}")
+
+    def _read_scene(self, scene: dict[str, Any], frames: list[int]) -> tuple[list[dict[str, Any]], list[str]]:
+        """Views of the frames or of their replacements, and the errors of unreadable frames.
+
+        If no frame of the scene can be read, there are no views.
+        """
+        views: dict[int, dict[str, Any]] = {}
+        reasons: dict[int, str] = {}
+
+        def read(wanted: Sequence[int]) -> None:
+            for frame, image in read_images(scene, wanted):
+                try:
+                    if isinstance(image, UnreadableFrame):
+                        raise image
+                    views[frame] = self.make_view(scene, frame, image)
+                except UnreadableFrame as error:
+                    reasons[frame] = str(error)
+
+        def is_readable(frame: int) -> bool:
+            if frame not in views and frame not in reasons:
+                read([frame])
+            return frame in views
+
+        read(frames)
+        chosen = []
+        for frame in frames:
+            if frame not in views:
+                nearest = sorted(range(scene["num_frames"]), key=lambda other, frame=frame: abs(other - frame))
+                unused = [other for other in nearest if other not in frames and other not in chosen]
+                frame = next(filter(is_readable, itertools.chain(unused, nearest)), None)
+                if frame is None:
+                    return [], list(reasons.values())
+            chosen.append(frame)
+        return [views[frame] for frame in sorted(chosen)], list(reasons.values())
+
+
+class SceneViews(SceneFrames):
+    """Views of scenes, context views first; see `SceneFrames`. The partition is drawn as the frames are.
 
     - **pixel_values** (`torch.Tensor` of bytes of shape `(num_views, 3, height, width)`) -- RGB, context views first.
     - **num_context_views** (`int`) -- How many of the views are context.
@@ -30,9 +120,7 @@ class SceneViews(torch.utils.data.Dataset):
     - **extrinsics** (`torch.Tensor` of shape `(num_views, 4, 4)`) -- World-to-camera, OpenCV axes. With `cameras`.
     - **intrinsics** (`torch.Tensor` of shape `(num_views, 3, 3)`) -- In pixels of the views. With `cameras`.
     - **depth** (`torch.Tensor` of shape `(num_views, height, width)`) -- In meters, 0 where unknown. With `depth`.
-    - **replaced_frames** (`list[str]`) -- Errors that name the frames that could not be used. Each was replaced by the
-      nearest unused frame of the scene, or by the nearest used one if no other can be read.
-    - **dropped_scenes** (`list[str]`) -- Scenes without a readable frame; the item shows the next scene instead.
+    - **replaced_frames** and **dropped_scenes** (`list[str]`) -- See `SceneFrames`.
 
     Args:
         scenes (`datasets.Dataset`): Scenes, from `load_scenes`.
@@ -61,76 +149,14 @@ class SceneViews(torch.utils.data.Dataset):
         if image_width < 14:
             raise ValueError(f"`image_width` must be at least 14, the width of a patch, got {image_width}; raise it.")
         _check_files(scenes, cameras, depth)
-        self.scenes = scenes
+        super().__init__(scenes, seed)
         self.image_width = image_width
         self.context_ratio = context_ratio
-        self.seed = seed
         self.cameras = cameras
         self.depth = depth
-        self._unreadable_scenes: dict[int, str] = {}
 
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def __getitem__(self, request: tuple[int, int, int]) -> dict[str, Any]:
-        pass_index, scene_index, num_views = request
-        if num_views < 2:
-            raise ValueError(f"`num_views` must be at least 2, one as context and one to predict, got {num_views}.")
-        dropped = []
-        for step in range(len(self.scenes)):
-            index = (scene_index + step) % len(self.scenes)
-            scene = self.scenes[index]
-            if index not in self._unreadable_scenes:
-                rng = seeded_generator(self.seed, "frames", pass_index, index)
-                frames = sample_frames(scene["num_frames"], num_views, scene["interval"], rng)
-                views, unreadable = self._read_scene(scene, frames)
-                if views:
-                    return self._arrange(views, rng) | {
-                        "scene_id": scene["scene_id"],
-                        "replaced_frames": unreadable,
-                        "dropped_scenes": dropped,
-                    }
-                logger.warning(f"Scene {scene['scene_id']} is dropped; no frame can be read: {unreadable[0]}")
-                self._unreadable_scenes[index] = unreadable[0]
-            dropped.append(scene["scene_id"])
-        reason = self._unreadable_scenes[scene_index]
-        raise ValueError(f"No frame of the {len(self.scenes)} scenes can be read. For example: {reason}")
-
-    def _read_scene(self, scene: dict[str, Any], frames: list[int]) -> tuple[list[dict[str, Any]], list[str]]:
-        """Views of the frames or of their replacements, and the errors of unreadable frames.
-
-        If no frame of the scene can be read, there are no views.
-        """
-        views: dict[int, dict[str, Any]] = {}
-        reasons: dict[int, str] = {}
-
-        def read(wanted: Sequence[int]) -> None:
-            for frame, image in read_images(scene, wanted):
-                try:
-                    views[frame] = self._make_view(scene, frame, image)
-                except UnreadableFrame as error:
-                    reasons[frame] = str(error)
-
-        def is_readable(frame: int) -> bool:
-            if frame not in views and frame not in reasons:
-                read([frame])
-            return frame in views
-
-        read(frames)
-        chosen = []
-        for frame in frames:
-            if frame not in views:
-                nearest = sorted(range(scene["num_frames"]), key=lambda other, frame=frame: abs(other - frame))
-                unused = [other for other in nearest if other not in frames and other not in chosen]
-                frame = next(filter(is_readable, itertools.chain(unused, nearest)), None)
-                if frame is None:
-                    return [], list(reasons.values())
-            chosen.append(frame)
-        return [views[frame] for frame in sorted(chosen)], list(reasons.values())
-
-    def _make_view(self, scene: dict[str, Any], frame: int, image) -> dict[str, Any]:
-        if isinstance(image, UnreadableFrame):
-            raise image
+    def make_view(self, scene: dict[str, Any], frame: int, image: Image.Image | np.ndarray) -> dict[str, Any]:
+        """Pixels of a frame, with the camera and the depth that follow them."""
         try:
             pixels, size = load_frame(image, self.image_width)
         except ValueError as error:
@@ -144,7 +170,7 @@ class SceneViews(torch.utils.data.Dataset):
             view["depth"] = fit_depth(read_depth(scene, frame), size)
         return view
 
-    def _arrange(self, views: list[dict[str, Any]], rng: random.Random) -> dict[str, Any]:
+    def arrange(self, views: list[dict[str, Any]], rng: random.Random) -> dict[str, Any]:
         """Stack the views of a scene, context first."""
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         order, num_context_views = partition_views(len(views), self.context_ratio, generator)
