@@ -1,6 +1,7 @@
 """Furniture of the procedural rooms: each `build_*` function draws the sizes and colors of one piece and builds it.
 
 A builder takes the scene's random generator and `Style` and returns a `Furniture` in its own frame (see `solids`).
+Sizes range as widely as those of real pieces do, so that the name of a piece gives away little about its size.
 """
 
 from collections.abc import Callable
@@ -72,7 +73,7 @@ def _fronts(
 
 
 def build_bed(rng: Generator, style: Style) -> Furniture:
-    width, length = _between(rng, 0.95, 1.8), 2.0
+    width, length = _between(rng, 0.75, 1.9), _between(rng, 1.4, 2.2)
     color = _choose(rng, FABRIC_COLORS)
     frame, cover, linen = wood(style.frame_wood), fabric(color), fabric("white")
     back = -length / 2
@@ -82,7 +83,7 @@ def build_bed(rng: Generator, style: Style) -> Furniture:
         box(0, length / 2 + 0.02, 0.0, width + 0.06, 0.04, 0.42, frame),
         box(0, 0.0, 0.3, width - 0.04, length - 0.02, 0.2, linen),
         box(0, 0.25, 0.32, width + 0.02, length - 0.52, 0.22, cover),
-        box(0, -0.4, 0.5, width + 0.0, 0.22, 0.055, linen),
+        box(0, back + 0.6, 0.5, width + 0.0, 0.22, 0.055, linen),
     ]
     pillows = 2 if width > 1.3 else 1
     for i in range(pillows):
@@ -113,53 +114,57 @@ def _upholstered(category: str, width: float, seats: int, rng: Generator) -> Fur
 
 
 def build_sofa(rng: Generator, style: Style) -> Furniture:
-    width = _between(rng, 1.6, 2.3)
-    return _upholstered("sofa", width, 2 if width < 1.9 else 3, rng)
+    width = _between(rng, 1.25, 3.0)
+    return _upholstered("sofa", width, max(2, round(width / 0.75)), rng)
 
 
 def build_armchair(rng: Generator, style: Style) -> Furniture:
-    return _upholstered("armchair", _between(rng, 0.85, 0.98), 1, rng)
+    return _upholstered("armchair", _between(rng, 0.75, 1.15), 1, rng)
 
 
 def build_chair(rng: Generator, style: Style) -> Furniture:
-    seat_height, back_height = 0.45, _between(rng, 0.84, 0.98)
+    # From chairs of children to those with a high back.
+    seat_height, back_height = _between(rng, 0.3, 0.5), _between(rng, 0.36, 0.65)
+    width = round(0.24 + 0.44 * seat_height, 2)
     if rng.random() < 0.5:
         color, frame = style.frame_wood, wood(style.frame_wood)
     else:
         color = _choose(rng, ("white", "black", "red", "blue", "green", "yellow"))
         frame = paint(color)
-    solids = _legs(0.42, 0.42, seat_height - 0.03, 0.04, frame)
-    solids.append(box(0, 0, seat_height - 0.03, 0.44, 0.44, 0.04, frame))
+    solids = _legs(width - 0.02, width - 0.02, seat_height - 0.03, 0.04, frame)
+    solids.append(box(0, 0, seat_height - 0.03, width, width, 0.04, frame))
+    back = 0.02 - width / 2
     for side in (-1, 1):
-        solids.append(box(side * 0.19, -0.2, seat_height, 0.04, 0.04, back_height - seat_height, frame))
+        solids.append(box(side * -back, back, seat_height, 0.04, 0.04, back_height, frame))
+    top = seat_height + back_height
     if rng.random() < 0.5:
-        solids.append(box(0, -0.2, back_height - 0.3, 0.36, 0.025, 0.28, frame))
+        solids.append(box(0, back, top - 0.3, width - 0.06, 0.025, 0.28, frame))
     else:
         for i in range(3):
-            solids.append(box(0, -0.2, back_height - 0.08 - 0.13 * i, 0.36, 0.025, 0.07, frame))
+            solids.append(box(0, back, top - 0.08 - 0.13 * i, width - 0.06, 0.025, 0.07, frame))
     return assemble("chair", color, solids)
 
 
 def build_stool(rng: Generator, style: Style) -> Furniture:
-    height, color = _between(rng, 0.45, 0.65), _choose(rng, FABRIC_COLORS)
+    height, width, color = _between(rng, 0.28, 0.85), _between(rng, 0.28, 0.42), _choose(rng, FABRIC_COLORS)
     frame = wood(style.frame_wood)
-    solids = _legs(0.3, 0.3, height - 0.05, 0.035, frame)
-    solids.append(box(0, 0, 0.16, 0.3, 0.025, 0.03, frame))
-    solids.append(cylinder(0, 0, height - 0.06, 0.38, 0.06, fabric(color)))
+    solids = _legs(0.8 * width, 0.8 * width, height - 0.05, 0.035, frame)
+    solids.append(box(0, 0, 0.36 * height, 0.8 * width, 0.025, 0.03, frame))
+    solids.append(cylinder(0, 0, height - 0.06, width, 0.06, fabric(color)))
     return assemble("stool", color, solids)
 
 
 def build_table(rng: Generator, style: Style) -> Furniture:
     frame, height = wood(style.frame_wood), _between(rng, 0.72, 0.77)
     if rng.random() < 0.35:
-        diameter = _between(rng, 0.9, 1.2)
+        diameter = _between(rng, 0.65, 1.5)
         solids = [
-            cylinder(0, 0, 0, 0.5, 0.04, frame),
+            cylinder(0, 0, 0, round(0.48 * diameter, 2), 0.04, frame),
             cylinder(0, 0, 0.04, 0.12, height - 0.08, frame),
             cylinder(0, 0, height - 0.04, diameter, 0.04, frame),
         ]
         return assemble("table", style.frame_wood, solids, (0.6 * diameter, 0.6 * diameter))
-    width, depth = _between(rng, 1.1, 1.7), _between(rng, 0.75, 0.9)
+    width, depth = _between(rng, 0.75, 2.4), _between(rng, 0.65, 1.0)
     solids = _legs(width - 0.06, depth - 0.06, height - 0.04, 0.07, frame)
     solids.append(box(0, 0, height - 0.12, width - 0.16, depth - 0.16, 0.08, frame))
     solids.append(box(0, 0, height - 0.04, width, depth, 0.04, frame))
@@ -167,7 +172,7 @@ def build_table(rng: Generator, style: Style) -> Furniture:
 
 
 def build_coffee_table(rng: Generator, style: Style) -> Furniture:
-    width, depth, height = _between(rng, 0.8, 1.1), _between(rng, 0.5, 0.65), _between(rng, 0.36, 0.45)
+    width, depth, height = _between(rng, 0.5, 1.5), _between(rng, 0.42, 0.7), _between(rng, 0.32, 0.48)
     frame = wood(style.frame_wood)
     solids = _legs(width - 0.04, depth - 0.04, height - 0.04, 0.05, frame)
     solids.append(box(0, 0, 0.12, width - 0.1, depth - 0.1, 0.025, frame))
@@ -176,7 +181,7 @@ def build_coffee_table(rng: Generator, style: Style) -> Furniture:
 
 
 def build_desk(rng: Generator, style: Style) -> Furniture:
-    width, depth, height = _between(rng, 1.1, 1.5), _between(rng, 0.6, 0.7), 0.74
+    width, depth, height = _between(rng, 0.85, 2.1), _between(rng, 0.55, 0.8), 0.74
     color, case = _case_material(rng, style)
     front = depth / 2 - 0.03
     solids = [
@@ -190,7 +195,7 @@ def build_desk(rng: Generator, style: Style) -> Furniture:
 
 
 def build_nightstand(rng: Generator, style: Style) -> Furniture:
-    width, depth, height = _between(rng, 0.4, 0.52), 0.4, _between(rng, 0.48, 0.58)
+    width, depth, height = _between(rng, 0.32, 0.62), 0.4, _between(rng, 0.38, 0.72)
     color, case = _case_material(rng, style)
     solids = _legs(width - 0.02, depth - 0.02, 0.1, 0.04, case)
     solids.append(box(0, 0, 0.1, width, depth, height - 0.1, case))
@@ -199,8 +204,8 @@ def build_nightstand(rng: Generator, style: Style) -> Furniture:
 
 
 def build_wardrobe(rng: Generator, style: Style) -> Furniture:
-    doors = int(rng.integers(2, 4))
-    width, depth, height = doors * _between(rng, 0.45, 0.58), 0.58, _between(rng, 1.9, 2.15)
+    doors = int(rng.integers(1, 5))
+    width, depth, height = doors * _between(rng, 0.42, 0.62), 0.58, _between(rng, 1.3, 2.25)
     color, case = _case_material(rng, style)
     solids = [
         box(0, 0, 0.0, width - 0.04, depth - 0.04, 0.08, DARK_METAL),
@@ -211,8 +216,8 @@ def build_wardrobe(rng: Generator, style: Style) -> Furniture:
 
 
 def build_cabinet(rng: Generator, style: Style) -> Furniture:
-    doors = int(rng.integers(2, 4))
-    width, depth, height = doors * _between(rng, 0.42, 0.52), 0.42, _between(rng, 0.55, 0.9)
+    doors = int(rng.integers(2, 5))
+    width, depth, height = doors * _between(rng, 0.3, 0.6), 0.42, _between(rng, 0.5, 1.0)
     color, case = _case_material(rng, style)
     solids = _legs(width - 0.04, depth - 0.04, 0.12, 0.05, DARK_METAL)
     solids.append(box(0, 0, 0.12, width, depth, height - 0.12, case))
@@ -222,7 +227,7 @@ def build_cabinet(rng: Generator, style: Style) -> Furniture:
 
 
 def build_bookshelf(rng: Generator, style: Style) -> Furniture:
-    width, depth, height = _between(rng, 0.75, 1.1), 0.3, _between(rng, 1.5, 2.0)
+    width, depth, height = _between(rng, 0.5, 1.4), 0.3, _between(rng, 0.8, 2.2)
     color, case = _case_material(rng, style)
     solids = [box(0, -depth / 2 + 0.01, 0, width, 0.02, height, case)]
     solids += [box(side * (width / 2 - 0.0125), 0, 0, 0.025, depth, height, case) for side in (-1, 1)]
@@ -245,7 +250,7 @@ def _lamp_shade(rng: Generator) -> tuple[str, Material]:
 
 
 def build_floor_lamp(rng: Generator, style: Style) -> Furniture:
-    height, width = _between(rng, 1.45, 1.75), _between(rng, 0.36, 0.46)
+    height, width = _between(rng, 1.1, 2.0), _between(rng, 0.32, 0.52)
     color, shade = _lamp_shade(rng)
     solids = [
         cylinder(0, 0, 0, 0.3, 0.03, DARK_METAL),
@@ -256,39 +261,43 @@ def build_floor_lamp(rng: Generator, style: Style) -> Furniture:
 
 
 def build_table_lamp(rng: Generator, style: Style) -> Furniture:
-    height, width = _between(rng, 0.38, 0.5), _between(rng, 0.22, 0.28)
+    height, width = _between(rng, 0.3, 0.7), _between(rng, 0.2, 0.3)
+    shade_height = round(0.48 * height, 2)
     color, shade = _lamp_shade(rng)
     base = paint(_choose(rng, ("black", "white", "blue", "brown")))
     solids = [
         cylinder(0, 0, 0, 0.14, 0.02, base),
-        ellipsoid(0, 0, 0.02, 0.12, 0.12, height - 0.22, base),
-        cylinder(0, 0, height - 0.22, width, 0.22, shade, taper=0.6),
+        ellipsoid(0, 0, 0.02, 0.12, 0.12, height - shade_height, base),
+        cylinder(0, 0, height - shade_height, width, shade_height, shade, taper=0.6),
     ]
     return assemble("lamp", color, solids)
 
 
 def build_plant(rng: Generator, style: Style) -> Furniture:
-    height, pot = _between(rng, 0.8, 1.5), _between(rng, 0.28, 0.38)
+    height = _between(rng, 0.4, 2.0)
+    scale = float(np.clip(height / 1.1, 0.5, 1.2))
+    pot, pot_height, leaf_size = _between(rng, 0.28, 0.38) * scale, 0.28 * scale, 0.28 * scale
     color = _choose(rng, ("white", "orange", "brown", "gray", "black"))
     leaf = Material((0.30, 0.55, 0.22), (0.12, 0.30, 0.10), "leaves", period=0.5)
     solids = [
-        cylinder(0, 0, 0, pot, 0.28, paint(color), taper=1.3),
-        cylinder(0, 0, 0.275, 0.86 * pot, 0.01, Material((0.2, 0.13, 0.08))),
-        cylinder(0, 0, 0.28, 0.04, height - 0.5, paint("brown")),
+        cylinder(0, 0, 0, pot, pot_height, paint(color), taper=1.3),
+        cylinder(0, 0, pot_height - 0.005, 0.86 * pot, 0.01, Material((0.2, 0.13, 0.08))),
+        cylinder(0, 0, pot_height, 0.04, height - pot_height - leaf_size / 2, paint("brown")),
     ]
     count = 7
     turn = float(rng.uniform(0, np.pi))
+    lowest, highest = min(1.5 * pot_height, height - leaf_size), height - leaf_size
     for i in range(count):
         angle, level = turn + 2.4 * i, i / (count - 1)
-        radius = 0.17 * (1 - 0.8 * level)
-        width = _between(rng, 0.24, 0.32)
-        z = 0.42 + level * (height - 0.42 - 0.28)
-        solids.append(ellipsoid(radius * np.cos(angle), radius * np.sin(angle), z, width, width, 0.28, leaf))
+        radius = 0.17 * scale * (1 - 0.8 * level)
+        width = _between(rng, 0.24, 0.32) * scale
+        x, y, z = radius * np.cos(angle), radius * np.sin(angle), lowest + level * (highest - lowest)
+        solids.append(ellipsoid(x, y, z, width, width, leaf_size, leaf))
     return assemble("plant", "green", solids)
 
 
 def build_tv(rng: Generator, style: Style) -> Furniture:
-    width = _between(rng, 0.75, 1.05)
+    width = _between(rng, 0.55, 1.6)
     height = round(width * 0.58, 2)
     solids = [
         box(0, 0, 0, 0.4 * width, 0.2, 0.02, BLACK),
@@ -300,7 +309,7 @@ def build_tv(rng: Generator, style: Style) -> Furniture:
 
 
 def build_monitor(rng: Generator, style: Style) -> Furniture:
-    width = _between(rng, 0.5, 0.62)
+    width = _between(rng, 0.4, 0.85)
     height = round(width * 0.6, 2)
     solids = [
         cylinder(0, 0, 0, 0.22, 0.015, METAL),
@@ -312,7 +321,7 @@ def build_monitor(rng: Generator, style: Style) -> Furniture:
 
 
 def build_refrigerator(rng: Generator, style: Style) -> Furniture:
-    width, depth, height = _between(rng, 0.6, 0.78), 0.64, _between(rng, 1.6, 1.85)
+    width, depth, height = _between(rng, 0.5, 0.9), 0.64, _between(rng, 0.85, 2.1)
     color = _choose(rng, ("white", "gray", "red"))
     body = Material((0.78, 0.79, 0.81)) if color == "gray" else paint(color)
     split = round(0.62 * height, 2)
@@ -322,8 +331,8 @@ def build_refrigerator(rng: Generator, style: Style) -> Furniture:
         box(0, 0, 0.05, width, depth - 0.04, height - 0.05, Material(tuple(0.8 * c for c in body.color))),
         box(0, depth / 2 - 0.01, 0.06, width, 0.05, split - 0.07, body),
         box(0, depth / 2 - 0.01, split, width, 0.05, height - split, body),
-        box(handle_x, depth / 2 + 0.03, split - 0.5, 0.03, 0.03, 0.42, METAL),
-        box(handle_x, depth / 2 + 0.03, split + 0.08, 0.03, 0.03, 0.3, METAL),
+        box(handle_x, depth / 2 + 0.03, split - 0.08 - 0.25 * height, 0.03, 0.03, 0.25 * height, METAL),
+        box(handle_x, depth / 2 + 0.03, split + 0.08, 0.03, 0.03, 0.17 * height, METAL),
     ]
     return assemble("refrigerator", color, solids)
 
@@ -375,7 +384,7 @@ def build_toilet(rng: Generator, style: Style) -> Furniture:
 
 
 def build_bathtub(rng: Generator, style: Style) -> Furniture:
-    length, width, height, wall = _between(rng, 1.5, 1.7), _between(rng, 0.7, 0.78), 0.56, 0.09
+    length, width, height, wall = _between(rng, 1.1, 2.0), _between(rng, 0.65, 0.85), 0.56, 0.09
     solids = [
         box(0, 0, 0, length - 0.04, width - 0.04, 0.12, PORCELAIN),
         box(0, 0, 0.12, length - wall, width - wall, 0.22, Material((0.62, 0.80, 0.88))),
@@ -401,7 +410,7 @@ def build_washing_machine(rng: Generator, style: Style) -> Furniture:
 
 
 def build_trash_can(rng: Generator, style: Style) -> Furniture:
-    width, height = _between(rng, 0.26, 0.34), _between(rng, 0.36, 0.55)
+    width, height = _between(rng, 0.2, 0.42), _between(rng, 0.22, 0.8)
     color = _choose(rng, ("gray", "black", "green", "blue", "red"))
     solids = [
         cylinder(0, 0, 0, width, height, paint(color), taper=1.25),
@@ -412,7 +421,7 @@ def build_trash_can(rng: Generator, style: Style) -> Furniture:
 
 
 def build_box(rng: Generator, style: Style) -> Furniture:
-    width, depth, height = _between(rng, 0.3, 0.5), _between(rng, 0.28, 0.4), _between(rng, 0.22, 0.4)
+    width, depth, height = _between(rng, 0.25, 0.9), _between(rng, 0.25, 0.6), _between(rng, 0.2, 0.6)
     card, tape = Material((0.72, 0.54, 0.34), (0.66, 0.48, 0.29), "fabric", period=0.6), Material((0.88, 0.80, 0.62))
     solids = [
         box(0, 0, 0, width, depth, height, card),
@@ -422,13 +431,13 @@ def build_box(rng: Generator, style: Style) -> Furniture:
 
 
 def build_ball(rng: Generator, style: Style) -> Furniture:
-    diameter, color = _between(rng, 0.22, 0.4), _choose(rng, ("red", "orange", "yellow", "green", "blue", "purple"))
+    diameter, color = _between(rng, 0.18, 0.75), _choose(rng, ("red", "orange", "yellow", "green", "blue", "purple"))
     skin = Material(COLORS[color], COLORS["white"], "stripes", period=1.5 * diameter)
     return assemble("ball", color, [ellipsoid(0, 0, 0, diameter, diameter, diameter, skin)])
 
 
 def build_vase(rng: Generator, style: Style) -> Furniture:
-    height, color = _between(rng, 0.2, 0.3), _choose(rng, ("white", "blue", "teal", "red", "yellow"))
+    height, color = _between(rng, 0.15, 0.42), _choose(rng, ("white", "blue", "teal", "red", "yellow"))
     glaze, stem = paint(color), Material((0.2, 0.42, 0.18))
     solids = [
         cylinder(0, 0, 0, 0.09, 0.02, glaze),
@@ -458,7 +467,7 @@ def build_microwave(rng: Generator, style: Style) -> Furniture:
 
 
 def build_rug(rng: Generator, style: Style) -> Furniture:
-    width, depth = _between(rng, 1.2, 2.0), _between(rng, 0.9, 1.4)
+    width, depth = _between(rng, 0.8, 3.0), _between(rng, 0.6, 2.0)
     color = _choose(rng, ("red", "teal", "blue", "gray", "orange", "purple", "green"))
     pile = Material(COLORS[color], tuple(0.6 + 0.35 * c for c in COLORS[color]), "rug", period=0.0)
     return assemble("rug", color, [box(0, 0, 0, width, depth, 0.012, pile)])

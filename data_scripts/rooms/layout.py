@@ -260,9 +260,9 @@ def _add_wall_objects(room: Room, rng: np.random.Generator) -> None:
             if category == "door":
                 size, bottom, color = np.array([DOOR_SIZE[0], 0.05, DOOR_SIZE[1]]), 0.0, door_color
             elif category == "window":
-                size, bottom, color = np.array([rng.uniform(0.9, 1.8), 0.05, rng.uniform(1.0, 1.3)]), 0.95, frame_color
+                size, bottom, color = np.array([rng.uniform(0.5, 2.4), 0.05, rng.uniform(0.5, 1.3)]), 0.95, frame_color
             else:
-                size, bottom = np.array([rng.uniform(0.4, 0.9), 0.04, rng.uniform(0.4, 0.7)]), rng.uniform(1.3, 1.45)
+                size, bottom = np.array([rng.uniform(0.3, 1.4), 0.04, rng.uniform(0.3, 0.8)]), rng.uniform(1.3, 1.45)
                 color = str(rng.choice(["black", "brown", "white"]))
             place = _place_on_wall(room, rng, size.round(2), round(bottom, 2))
             if place is not None and not any(place.expanded(0.12).overlaps(other.box) for other in room.wall_objects):

@@ -28,10 +28,10 @@ LETTERS = "ABCD"
 COUNTED = ("cabinet", "chair", "desk", "door", "lamp", "nightstand", "picture", "window")
 # Least and greatest count, in turn; nearly every room has a category with one object, few have one with three or more.
 COUNTS = ((1, 1), (2, 2), (3, 9), (3, 9), (3, 9))
-# Categories whose size varies by a quarter or more.
+# Categories whose largest size is twice the smallest or more.
 SIZED = (
-    *("ball", "box", "cabinet", "coffee table", "desk", "lamp", "picture", "plant", "rug", "sofa", "stool", "table"),
-    *("trash can", "tv", "window"),
+    *("ball", "bookshelf", "box", "cabinet", "coffee table", "desk", "lamp", "monitor", "picture", "plant"),
+    *("refrigerator", "rug", "sofa", "stool", "table", "trash can", "tv", "window"),
 )
 # Meters; intervals of the answer, in turn, so that near and far, small and large are about equally frequent.
 DISTANCES = ((0.6, 1.2), (1.2, 2.0), (2.0, 3.0), (3.0, np.inf))
