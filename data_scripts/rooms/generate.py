@@ -7,6 +7,7 @@ Each scene is a folder `room_<number>`:
     color/<frame>.jpg                    RGB
     depth/<frame>.png                    depth along the optical axis, 16 bit, millimeters
     pose/<frame>.txt                     camera-to-world 4x4, meters, OpenCV axes (x right, y down, z forward), z up
+    label-filt/<frame>.png               category of each pixel, 8 bit, see `data_scripts.rooms.labels`
     intrinsic/intrinsic_{color,depth}.txt   4x4, pixels; pixel centers lie at half-integer coordinates
     intrinsic/extrinsic_{color,depth}.txt   identity, as color and depth share one camera
     scene.json                           the objects in the room, and which of them each frame shows
@@ -45,7 +46,13 @@ JPEG_QUALITY = 92
 
 
 def render_rooms(
-    output: str | os.PathLike, num_scenes: int, num_views: int, size: tuple[int, int], seed: int = 0, workers: int = 1
+    output: str | os.PathLike,
+    num_scenes: int,
+    num_views: int,
+    size: tuple[int, int],
+    seed: int = 0,
+    workers: int = 1,
+    every: int = 1,
 ) -> list[Path]:
     """Render `num_scenes` rooms into `output`, and keep the scenes that it already holds.
 
@@ -54,8 +61,9 @@ def render_rooms(
         num_scenes (`int`): Number of rooms, at least 1.
         num_views (`int`): Views of each room, at least 1.
         size (`tuple[int, int]`): Width and height of the images in pixels.
-        seed (`int`): Scene `i` depends only on `(seed, i)`, `num_views` and `size`.
+        seed (`int`): Scene `i` depends only on `(seed, i)`, `num_views`, `size` and `every`.
         workers (`int`): Number of processes; 1 renders in the current process.
+        every (`int`): Take every n-th view of the walk; with 2, about 15 views go once around the room.
 
     Returns:
         `list[Path]`: The scenes' folders, in order.
@@ -63,7 +71,7 @@ def render_rooms(
     Raises:
         ValueError: If a number is out of range, or `output` holds rooms that were made with other options.
     """
-    for name, value in (("scenes", num_scenes), ("views", num_views), ("workers", workers)):
+    for name, value in (("scenes", num_scenes), ("views", num_views), ("workers", workers), ("every", every)):
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}; ask for more.")
     if min(size) < 16:
@@ -71,10 +79,11 @@ def render_rooms(
     if seed < 0:
         raise ValueError(f"`seed` must not be negative, got {seed}; choose another seed.")
     output = Path(output)
-    claim_folder(output / OPTIONS_FILE, json.dumps({"seed": seed, "views": num_views, "size": list(size)}))
+    made_with = {"seed": seed, "views": num_views, "size": list(size)} | ({"every": every} if every > 1 else {})
+    claim_folder(output / OPTIONS_FILE, json.dumps(made_with))
     scenes = [output / f"room_{index:06d}" for index in range(num_scenes)]
     missing = [index for index, scene in enumerate(scenes) if not scene.exists()]
-    render = partial(_write_scene, output=output, num_views=num_views, size=tuple(size), seed=seed)
+    render = partial(_write_scene, output=output, num_views=num_views, size=tuple(size), seed=seed, every=every)
     with tqdm(total=num_scenes, initial=num_scenes - len(missing), desc="Rendering rooms", unit="room") as progress:
         if len(missing) < num_scenes:
             progress.write(f"Keeping {num_scenes - len(missing)} of {num_scenes} rooms, which are already finished.")
@@ -84,7 +93,9 @@ def render_rooms(
     return scenes
 
 
-def _draw_scene(index: int, num_views: int, size: tuple[int, int], seed: int) -> tuple[RoomRenderer, np.ndarray]:
+def _draw_scene(
+    index: int, num_views: int, size: tuple[int, int], seed: int, every: int = 1
+) -> tuple[RoomRenderer, np.ndarray]:
     """Draw scene `index`: the renderer of its room, and its poses (see `draw_walk`)."""
     rng = np.random.default_rng([seed, index])
     # The kind is drawn once; otherwise kinds whose rooms often have no good walk would be rarer.
@@ -92,18 +103,18 @@ def _draw_scene(index: int, num_views: int, size: tuple[int, int], seed: int) ->
     poses = None
     while poses is None:
         room = draw_room(kind, rng)
-        poses = draw_walk(room, num_views, rng)
+        poses = draw_walk(room, (num_views - 1) * every + 1, rng)
     field_of_view = math.radians(rng.uniform(60, 70))
     focal_length = round(size[0] / 2 / math.tan(field_of_view / 2), 3)
-    return RoomRenderer(room, rng, size, focal_length), poses
+    return RoomRenderer(room, rng, size, focal_length), poses[::every]
 
 
-def _write_scene(index: int, output: Path, num_views: int, size: tuple[int, int], seed: int) -> None:
+def _write_scene(index: int, output: Path, num_views: int, size: tuple[int, int], seed: int, every: int) -> None:
     """Render scene `index`; its folder appears once it is complete."""
     name = f"room_{index:06d}"
-    renderer, poses = _draw_scene(index, num_views, size, seed)
+    renderer, poses = _draw_scene(index, num_views, size, seed, every)
     with replace_when_complete(output / name) as folder:
-        for part in ("color", "depth", "pose", "intrinsic"):
+        for part in ("color", "depth", "label-filt", "pose", "intrinsic"):
             (folder / part).mkdir(parents=True)
         intrinsics = np.eye(4)
         intrinsics[0, 0] = intrinsics[1, 1] = renderer.focal_length
@@ -119,10 +130,11 @@ def _write_scene(index: int, output: Path, num_views: int, size: tuple[int, int]
 
 def _write_frame(folder: Path, frame: int, renderer: RoomRenderer, pose: np.ndarray) -> dict:
     """Render one frame and return its entry in `scene.json`."""
-    color, depth, instances = renderer.render(pose)
+    color, depth, instances, labels = renderer.render(pose)
     Image.fromarray(color).save(folder / "color" / f"{frame}.jpg", quality=JPEG_QUALITY)
     millimeters = (depth * 1000 + 0.5).astype(np.uint16)
     Image.fromarray(millimeters).save(folder / "depth" / f"{frame}.png", compress_level=1)
+    Image.fromarray(labels).save(folder / "label-filt" / f"{frame}.png", compress_level=1)
     _write_matrix(folder / "pose" / f"{frame}.txt", pose)
     pixels = np.bincount(instances.ravel())
     visible = {str(instance): int(pixels[instance]) for instance in np.flatnonzero(pixels) if instance}
@@ -177,7 +189,10 @@ def main(arguments: list[str] | None = None) -> None:
         "--size", type=_parse_size, default=(224, 168), help="WIDTHxHEIGHT in pixels (default: 224x168)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the rooms (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th view of the walk (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--output", type=Path, required=True, help="folder of the scenes; a killed run resumes")
     options = parser.parse_args(arguments)
-    render_rooms(options.output, options.scenes, options.views, options.size, options.seed, options.workers)
+    render_rooms(
+        options.output, options.scenes, options.views, options.size, options.seed, options.workers, options.every
+    )

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .layout import Room
+from .labels import label_of
+from .layout import Piece, Room
 from .materials import COLORS, WOODS, Material, paint, wood
 from .ray_casting import BOX, CYLINDER, SolidTable, cast_rays
 from .solids import Solid, box
@@ -44,22 +45,27 @@ class RoomRenderer:
         width, height = size
         self.room, self.focal_length = room, focal_length
         solids = [(0, solid) for solid in _build_shell(room, rng)]
+        labels = [label_of("floor"), label_of("ceiling"), *[label_of("wall")] * (len(solids) - 2)]
         for item in (*room.pieces, *room.wall_objects):
+            category = item.furniture.category if isinstance(item, Piece) else item.category
+            labels += [label_of(category)] * len(item.solids)
             solids += [(item.instance_id, solid) for solid in item.solids]
+        self.labels = np.array(labels, np.uint8)
         self.table = SolidTable.build(solids)
         self.u = (np.arange(width) + 0.5 - width / 2) / focal_length
         self.v = (np.arange(height) + 0.5 - height / 2) / focal_length
         self.lighting = _draw_lighting(room, self.table, rng)
 
-    def render(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def render(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Render one view.
 
         Args:
             pose (`np.ndarray` of shape `(4, 4)`): Camera-to-world, OpenCV axes.
 
         Returns:
-            `(np.ndarray, np.ndarray, np.ndarray)`: Colors `(height, width, 3)` uint8, depth along the optical axis
-            `(height, width)` float32 in meters, instance ids `(height, width)`, 0 for walls, floor and ceiling.
+            `(np.ndarray, np.ndarray, np.ndarray, np.ndarray)`: Colors `(height, width, 3)` uint8, depth along the
+            optical axis `(height, width)` float32 in meters, instance ids `(height, width)`, 0 for walls, floor and
+            ceiling, and categories `(height, width)` uint8, see `LABELS`.
         """
         origin, basis = pose[:3, 3], pose[:3, :3]
         inverse, rows = cast_rays(self.table, origin, basis, self.u, self.v)
@@ -67,7 +73,7 @@ class RoomRenderer:
         colors = self._shade(rows.ravel(), inverse.ravel(), grid_u, grid_v, origin, basis).reshape(*rows.shape, 3)
         self._smooth_edges(colors, rows, inverse, origin, basis)
         image = (np.clip(colors, 0, 1) * 255 + 0.5).astype(np.uint8)
-        return image, 1 / inverse, self.table.instance[rows]
+        return image, 1 / inverse, self.table.instance[rows], self.labels[rows]
 
     def _smooth_edges(
         self, colors: np.ndarray, rows: np.ndarray, inverse: np.ndarray, origin: np.ndarray, basis: np.ndarray
@@ -200,7 +206,7 @@ class RoomRenderer:
 
 
 def _build_shell(room: Room, rng: np.random.Generator) -> list[Solid]:
-    """Floor, ceiling, walls, the notch of an L-shaped room, and skirting boards. The floor must be the first row."""
+    """Floor, ceiling, walls, the notch of an L-shaped room, and skirting boards, in this order."""
     width, depth, height = room.size
     floor, wall, skirting = _draw_finishes(room, rng)
     ceiling = Material((0.95, 0.94, 0.92), (0.86, 0.85, 0.83), "plaster", 2.0)

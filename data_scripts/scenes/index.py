@@ -54,9 +54,10 @@ MIN_FRAMES = 2
 MAX_NAMED = 5
 FRAME_FILES = {
     "scannet": SCANNET_FILES,
-    "rooms": SCANNET_FILES,
+    "rooms": SCANNET_FILES | {"labels": "label-filt/{stem}.png"},
     "scannetpp": {"transforms": "nerfstudio/transforms_undistorted.json"},
 }
+MAX_LABEL = 255
 # Rotations in text files are orthonormal up to rounding.
 RIGID_TOLERANCE = 1e-2
 
@@ -65,7 +66,7 @@ FEATURES = Features(
     # Relative to the directory, sorted by the numbers in their names.
     | {"frames": List(Value("string")), "num_frames": Value("int64")}
     # The entries of FRAME_FILES that the scene has.
-    | dict.fromkeys(("poses", "intrinsics", "depths", "transforms"), Value("string"))
+    | dict.fromkeys(("poses", "intrinsics", "depths", "labels", "transforms"), Value("string"))
     # Instead of `frames`: the video, and the timestamps of its frames and key frames.
     | {"video": Value("string"), "timestamps": List(Value("int64")), "key_frames": List(Value("int64"))}
 )
@@ -289,6 +290,25 @@ def read_depth(scene: Mapping[str, Any], frame: int) -> Tensor:
     if depth.ndim != 2:
         raise UnreadableFrame(f"{path}: a depth map has one channel, got shape {depth.shape}")
     return torch.from_numpy(depth.astype(np.float32)) / MILLIMETERS_PER_METER
+
+
+def read_labels(scene: Mapping[str, Any], frame: int) -> Tensor:
+    """Read the category of each pixel of a frame.
+
+    Returns:
+        `torch.Tensor`: Bytes of shape `(height, width)`; 0 means unknown.
+
+    Raises:
+        UnreadableFrame: If the file is missing or broken, or has several channels or values above 255.
+    """
+    path = _beside(scene, "labels", frame)
+    labels = np.array(open_image(path))
+    if labels.ndim != 2 or labels.max() > MAX_LABEL:
+        raise UnreadableFrame(
+            f"{path}: categories have one channel and lie in [0, {MAX_LABEL}], got shape {labels.shape} and "
+            f"{labels.max()}"
+        )
+    return torch.from_numpy(labels.astype(np.uint8))
 
 
 def _scene_folders(kind: str, root: Path) -> dict[str, Path]:

@@ -58,7 +58,7 @@ def fit_intrinsics(intrinsics: Tensor, size: FrameSize) -> Tensor:
 
 
 def fit_depth(depth: Tensor, size: FrameSize) -> Tensor:
-    """Depth of a view from a depth map `(height, width)` of the same picture at any resolution (nearest pixel)."""
+    """Depth or categories of a view from a map `(height, width)` of its picture at any resolution (nearest pixel)."""
     resized = F.interpolate(depth[None, None], size.resized, mode="nearest-exact")[0, 0]
     return center_crop(resized, size.cropped)
 

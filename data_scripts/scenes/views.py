@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..common.images import UnreadableFrame
-from .index import frame_path, read_camera, read_depth, read_images
+from .index import frame_path, read_camera, read_depth, read_images, read_labels
 from .sampling import partition_views, sample_frames, seeded_generator
 from .view_transforms import crop_to_common, fit_depth, fit_intrinsics, load_frame
 
@@ -120,6 +120,8 @@ class SceneViews(SceneFrames):
     - **extrinsics** (`torch.Tensor` of shape `(num_views, 4, 4)`) -- World-to-camera, OpenCV axes. With `cameras`.
     - **intrinsics** (`torch.Tensor` of shape `(num_views, 3, 3)`) -- In pixels of the views. With `cameras`.
     - **depth** (`torch.Tensor` of shape `(num_views, height, width)`) -- In meters, 0 where unknown. With `depth`.
+    - **labels** (`torch.Tensor` of bytes of shape `(num_views, height, width)`) -- Category of each pixel, 0 where
+      unknown. With `labels`.
     - **replaced_frames** and **dropped_scenes** (`list[str]`) -- See `SceneFrames`.
 
     Args:
@@ -130,6 +132,7 @@ class SceneViews(SceneFrames):
         seed (`int`, *optional*, defaults to 0): Seed of the draws.
         cameras (`bool`, *optional*, defaults to `False`): Whether to read cameras.
         depth (`bool`, *optional*, defaults to `False`): Whether to read depth.
+        labels (`bool`, *optional*, defaults to `False`): Whether to read categories; rooms have them.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class SceneViews(SceneFrames):
         seed: int = 0,
         cameras: bool = False,
         depth: bool = False,
+        labels: bool = False,
     ):
         if not 0 < context_ratio < 1:
             raise ValueError(
@@ -148,12 +152,13 @@ class SceneViews(SceneFrames):
             )
         if image_width < 14:
             raise ValueError(f"`image_width` must be at least 14, the width of a patch, got {image_width}; raise it.")
-        _check_files(scenes, cameras, depth)
+        _check_files(scenes, cameras, depth, labels)
         super().__init__(scenes, seed)
         self.image_width = image_width
         self.context_ratio = context_ratio
         self.cameras = cameras
         self.depth = depth
+        self.labels = labels
 
     def make_view(self, scene: dict[str, Any], frame: int, image: Image.Image | np.ndarray) -> dict[str, Any]:
         """Pixels of a frame, with the camera and the depth that follow them."""
@@ -168,6 +173,8 @@ class SceneViews(SceneFrames):
             view["intrinsics"] = fit_intrinsics(intrinsics, size).float()
         if self.depth:
             view["depth"] = fit_depth(read_depth(scene, frame), size)
+        if self.labels:
+            view["labels"] = fit_depth(read_labels(scene, frame), size)
         return view
 
     def arrange(self, views: list[dict[str, Any]], rng: random.Random) -> dict[str, Any]:
@@ -217,14 +224,15 @@ def _stack(tensors: dict[str, list[Tensor]]) -> dict[str, Tensor]:
         # From (row, column) of the crop to (x, y) of the principal point; all views of an item share the crop.
         shift = starts[:, [-1, -2]].to(stacked["intrinsics"].dtype)
         stacked["intrinsics"][..., :2, 2] -= shift.view(len(shift), *[1] * (stacked["intrinsics"].dim() - 3), 2)
-    if "depth" in tensors:
-        stacked["depth"] = crop_to_common(tensors["depth"])[0]
+    for name in ("depth", "labels"):
+        if name in tensors:
+            stacked[name] = crop_to_common(tensors[name])[0]
     return stacked
 
 
-def _check_files(scenes: Dataset, cameras: bool, depth: bool) -> None:
-    """Refuse scenes without the cameras or the depth that will be read."""
-    for scene in scenes.select_columns(["scene_id", "poses", "intrinsics", "transforms", "depths"]):
+def _check_files(scenes: Dataset, cameras: bool, depth: bool, labels: bool) -> None:
+    """Refuse scenes without the cameras, the depth or the categories that will be read."""
+    for scene in scenes.select_columns(["scene_id", "poses", "intrinsics", "transforms", "depths", "labels"]):
         if cameras and not (scene["transforms"] or (scene["poses"] and scene["intrinsics"])):
             files = (
                 "pose/*.txt and intrinsic/intrinsic_color.txt, or ScanNet++'s nerfstudio/transforms_undistorted.json"
@@ -232,3 +240,8 @@ def _check_files(scenes: Dataset, cameras: bool, depth: bool) -> None:
             raise ValueError(f"Scene {scene['scene_id']} has no {files}: exclude it, or set `cameras` to false.")
         if depth and not scene["depths"]:
             raise ValueError(f"Scene {scene['scene_id']} has no depth/*.png: exclude it, or set `depth` to false.")
+        if labels and not scene["labels"]:
+            raise ValueError(
+                f"Scene {scene['scene_id']} has no label-filt/*.png with categories: exclude it, or render rooms with "
+                "`spa3r rooms`."
+            )

@@ -1,6 +1,7 @@
 """Rooms on disk, checked by computations that share no code with the renderer."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from terminal import verb
 from spa3r.data_scripts.rooms.camera_walk import draw_walk
 from spa3r.data_scripts.rooms.generate import render_rooms
 from spa3r.data_scripts.rooms.ground_truth import read_description
+from spa3r.data_scripts.rooms.labels import LABELS, STRUCTURE
 from spa3r.data_scripts.rooms.layout import ROOM_KINDS, draw_room
 from spa3r.data_scripts.rooms.materials import Material
 from spa3r.data_scripts.rooms.ray_casting import SolidTable, cast_rays
@@ -121,6 +123,7 @@ def folder_bytes(folder):
 
 def test_scenes_have_the_files_of_scannets_export(rooms):
     expected = {f"color/{i}.jpg" for i in range(NUM_VIEWS)} | {f"depth/{i}.png" for i in range(NUM_VIEWS)}
+    expected |= {f"label-filt/{i}.png" for i in range(NUM_VIEWS)}
     expected |= {f"pose/{i}.txt" for i in range(NUM_VIEWS)} | {"scene.json"}
     expected |= {
         f"intrinsic/{kind}_{camera}.txt" for kind in ("intrinsic", "extrinsic") for camera in ("color", "depth")
@@ -169,6 +172,37 @@ def test_visible_pixels_are_those_whose_points_lie_in_the_objects_box(rooms):
                 inside = ((local > low - [0.008, 0.008, -0.002]) & (local < high + 0.004)).all(axis=1)
                 listed = frame["visible_pixels"].get(str(item["instance_id"]), 0)
                 assert abs(int(inside.sum()) - listed) <= 20 + 0.08 * listed
+
+
+def test_categories_of_pixels_count_the_visible_pixels_of_objects(rooms):
+    for scene in rooms:
+        description = read_description(scene)
+        categories = {
+            item["instance_id"]: item["category"] for item in description["furniture"] + description["wall_objects"]
+        }
+        for frame in description["frames"]:
+            expected = Counter()
+            for instance, pixels in frame["visible_pixels"].items():
+                expected[categories[int(instance)]] += pixels
+            labels = np.asarray(Image.open(scene / "label-filt" / f"{frame['frame']}.png"))
+            counted = Counter(LABELS[value - 1] for value in labels.ravel().tolist())
+            assert {name: n for name, n in counted.items() if name not in STRUCTURE} == expected
+
+
+def test_floor_and_ceiling_lie_at_their_heights(rooms):
+    for scene in rooms:
+        height = read_description(scene)["height"]
+        for frame in range(NUM_VIEWS):
+            z = world_points(*read_frame(scene, frame))[..., 2]
+            labels = np.asarray(Image.open(scene / "label-filt" / f"{frame}.png"))
+            np.testing.assert_allclose(z[labels == LABELS.index("floor") + 1], 0, atol=0.01)
+            np.testing.assert_allclose(z[labels == LABELS.index("ceiling") + 1], height, atol=0.01)
+
+
+def test_every_other_view_is_that_of_the_full_walk(rooms, tmp_path):
+    (sparse,) = render_rooms(tmp_path, 1, NUM_VIEWS // 2, SIZE, seed=5, every=2)
+    full = [np.loadtxt(rooms[0] / "pose" / f"{frame}.txt") for frame in range(0, NUM_VIEWS, 2)]
+    np.testing.assert_array_equal([np.loadtxt(sparse / "pose" / f"{i}.txt") for i in range(NUM_VIEWS // 2)], full)
 
 
 def test_most_views_show_several_pieces_of_furniture(tmp_path):
