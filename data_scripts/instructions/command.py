@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from ..common.command_line import OneLineHelp
+from ..common.exclusions import BENCHMARKS, fetch_benchmark_scenes, read_excluded, summarize_exclusion
 from ..instructions import llava_hound, spar, vlm3r, vsi590k
 from .convert import convert
-from .exclusions import BENCHMARKS, fetch_benchmark_scenes, read_excluded
 
 SETS = {"vsi590k": vsi590k, "spar": spar, "llava-hound": llava_hound, "vlm3r": vlm3r}
 
@@ -26,12 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _read_exclusions(options),
             options.workers,
             options.max_records,
+            exclude_may_match_nothing=options.exclude_may_match_nothing or not options.exclude,
         )
     except BrokenProcessPool as error:
         raise OSError(
             f"A worker process ended abruptly, perhaps because memory ran out with `--workers` {options.workers}; run "
             "the command again with fewer to resume."
         ) from error
+    if "num_scenes" in manifest:  # sets of older versions lack it
+        found = len(manifest["excluded_by_scene"]), manifest["num_scenes"]
+        listed = manifest["listed_scenes_found"], manifest["listed_scenes"]
+        print(f"{summarize_exclusion(*found, *listed)}.")
     print(
         f"{manifest['kept']} of {manifest['records']} records are in {options.output}; {manifest['excluded']} are "
         f"about excluded scenes, {manifest['rejected']} are rejected (see rejected.jsonl)."
@@ -48,10 +53,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--exclude",
         nargs="+",
         metavar="FILE",
-        help="scenes to leave out: lists with one id per line, or the benchmarks' own files "
+        help="scenes to leave out: lists of ids or paths, or the benchmarks' own files "
         f"(default: the test sets of {' and '.join(BENCHMARKS)}, downloaded from the Hub)",
     )
     exclusion.add_argument("--no-exclude", action="store_true", help="leave no scene out")
+    common.add_argument(
+        "--exclude-may-match-nothing", action="store_true", help="go on if --exclude leaves out no scene"
+    )
     common.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     common.add_argument("--max-records", type=int, help="read only this many records")
     parser = argparse.ArgumentParser(prog="spa3r convert-data", description=__doc__.partition(": ")[2])

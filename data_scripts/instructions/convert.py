@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from ..common.exclusions import count_found
 from ..common.files import (
     claim_folder,
     remove_unfinished,
@@ -124,6 +125,7 @@ def convert(
     excluded: Iterable[str],
     workers: int = 1,
     max_records: int | None = None,
+    exclude_may_match_nothing: bool = True,
 ) -> dict[str, Any]:
     """Convert an annotation file, or resume a conversion that was interrupted.
 
@@ -136,6 +138,7 @@ def convert(
         excluded (`Iterable[str]`): Scenes to leave out. A ScanNet scan excludes every scan of its room.
         workers (`int`, *optional*, defaults to 1): Number of processes; 1 converts in this one.
         max_records (`int`, *optional*): Read only this many records, from the beginning.
+        exclude_may_match_nothing (`bool`, *optional*, defaults to `True`): Whether `excluded` may leave out no record.
 
     Returns:
         `dict[str, Any]`: The manifest.
@@ -143,7 +146,8 @@ def convert(
     Raises:
         FileNotFoundError: If the input or the media folder does not exist.
         ValueError: If a number is out of range, `output` holds other files or was made with other options or from
-            another input, another process is writing to it, or no record can be used.
+            another input, another process is writing to it, no record can be used, or none is about an excluded scene
+            and `exclude_may_match_nothing` is false.
     """
     _check_arguments(input_file, media_root, workers, max_records)
     clear_caches()
@@ -167,7 +171,8 @@ def convert(
         with FileLock(output / UNFINISHED / "lock", timeout=0):
             if (output / "data").exists():
                 return _read_finished(output, options)
-            return _convert(read_record, output, options, input_file, excluded, workers)
+            num_blocks = _convert(read_record, output, options, input_file, excluded, workers)
+            return _finish(output, options, input_file, num_blocks, excluded, exclude_may_match_nothing)
     except Timeout:
         raise ValueError(
             f"Another process is converting to `{output}`: wait until it has ended, or choose another output folder."
@@ -220,7 +225,8 @@ def _convert(
     input_file: str | os.PathLike,
     excluded: frozenset[str],
     workers: int,
-) -> dict[str, Any]:
+) -> int:
+    """Convert all blocks, and return their number."""
     unfinished = output / UNFINISHED
     claim_folder(unfinished / "options.json", json.dumps(options))
     scratch = unfinished / "scratch"
@@ -230,16 +236,46 @@ def _convert(
         remove_unfinished(folder)
     folders = MediaFolders(options["media_root"], str(output), str(scratch))
     job = Job(read_record, options["source"], folders, excluded)
-    num_blocks = _convert_blocks(job, input_file, workers, options["max_records"])
+    return _convert_blocks(job, input_file, workers, options["max_records"])
+
+
+def _finish(
+    output: Path,
+    options: Mapping[str, Any],
+    input_file: str | os.PathLike,
+    num_blocks: int,
+    excluded: frozenset[str],
+    exclude_may_match_nothing: bool,
+) -> dict[str, Any]:
+    """Make the blocks an instruction set, and return its manifest."""
+    unfinished = output / UNFINISHED
     manifest = _merge_blocks(unfinished, num_blocks, output)
     if not manifest["kept"]:
         raise ValueError(_describe_empty_set(input_file, manifest, output))
-    manifest = {"options": options, "input": os.path.basename(input_file), "listed_scenes": len(excluded)} | manifest
+    if excluded and not manifest["excluded"] and not exclude_may_match_nothing:
+        raise ValueError(
+            f"`--exclude` does nothing: none of the {manifest['records']} records of `{input_file}` is about one of "
+            f"the {len(excluded)} listed scenes, such as {min(excluded)!r}. Correct the list and delete `{output}`; "
+            "or run the command again with `--exclude-may-match-nothing`."
+        )
+    scenes = {
+        "num_scenes": _count_scenes(unfinished / "data") + len(manifest["excluded_by_scene"]),
+        "listed_scenes": len(excluded),
+        "listed_scenes_found": count_found(manifest["excluded_by_scene"], excluded),
+    }
+    manifest = {"options": options, "input": os.path.basename(input_file)} | scenes | manifest
     write_json(output / "manifest.json", manifest, sort_keys=False)
     write_text(output / "README.md", CARD)
     os.replace(unfinished / "data", output / "data")
     shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
+
+
+def _count_scenes(folder: Path) -> int:
+    scenes: set[str] = set()
+    for file in folder.glob("*.parquet"):
+        scenes.update(pq.read_table(file, columns=["scene_id"])["scene_id"].to_pylist())
+    return len(scenes)
 
 
 def _describe_empty_set(input_file: str | os.PathLike, manifest: Mapping[str, Any], output: Path) -> str:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from datasets import Features, Image, List, Value
 
+from ..common.exclusions import find_excluded, find_scene
 from ..common.records import BadRecord, check_text
 from ..common.videos import spread_evenly
-from .exclusions import find_excluded, find_scene
 from .media import MAX_VIDEO_FRAMES, MediaFolders, mark_images, require_image, video_frames
 
 FEATURES = Features(

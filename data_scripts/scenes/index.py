@@ -25,6 +25,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from PIL import Image
 from torch import Tensor
 
+from ..common.exclusions import count_found, find_excluded, read_excluded, summarize_exclusion
 from ..common.files import natural_key
 from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image
 from ..common.scene_ids import SCANNET_SCAN
@@ -84,8 +85,9 @@ def load_scenes(
         kind (`str`): Layout: `scannet`, `scannetpp`, `rooms`, `folders` or `videos`.
         root (`str` or `os.PathLike`): The folder.
         exclude (`str`, `os.PathLike` or `Iterable[str]`, *optional*):
-            Scenes to leave out, such as those of a benchmark: a text file with one scene id per line, or the ids. A
-            scan of ScanNet excludes all scans of its room: scene0011_00 excludes scene0011_01 too.
+            Scenes to leave out, such as those of a benchmark: a file as for `read_excluded`, or ids, which match as
+            in `find_excluded`. A scan of ScanNet excludes all scans of its room: scene0011_00 excludes scene0011_01
+            too.
         interval (`Sequence[int]`, *optional*):
             Smallest and largest step between drawn frames. Defaults to the official [2, 6] for ScanNet and [20, 60]
             for ScanNet++.
@@ -104,10 +106,11 @@ def load_scenes(
     if not (len(interval) == 2 and 1 <= interval[0] <= interval[1]):
         raise ValueError(f"`interval` must read [low, high] with 1 <= low <= high, got {interval}.")
     root = Path(root).expanduser().absolute()
-    if not root.is_dir():
-        raise FileNotFoundError(f"There is no folder `{root}` to read {kind} scenes from; check the path.")
+    listed = _read_listed(exclude)
     folders = _scene_folders(kind, root)
-    excluded = _excluded_scenes(folders, kind, _read_ids(exclude), root)
+    excluded = _find_listed(folders, listed)
+    if excluded:
+        logger.warning(f"In {root} {_summarize([folders], [excluded], listed)}.")
     kept = {scene_id: folder for scene_id, folder in folders.items() if scene_id not in excluded}
     scenes = _index_videos(kept) if kind == "videos" and kept else _index_folders(kept, kind)
     scenes = scenes.add_column("interval", [interval] * len(scenes), feature=List(Value("int64"), length=2))
@@ -127,20 +130,45 @@ def load_scenes(
     return scenes.select(filled)
 
 
-def load_scene_sources(sources: Sequence[str], exclude: str | os.PathLike | Iterable[str] | None = None) -> Dataset:
-    """Index several folders as one data set.
+def load_scene_sources(
+    sources: Sequence[str],
+    exclude: str | os.PathLike | Iterable[str] | None = None,
+    exclude_may_match_nothing: bool = False,
+) -> Dataset:
+    """Index several folders as one data set, and log how many scenes are left out.
 
     Args:
         sources (`Sequence[str]`):
             `KIND:FOLDER` each, or `KIND:FOLDER@LOW-HIGH` with a frame interval other than the kind's default; see
             `load_scenes`.
         exclude (`str`, `os.PathLike` or `Iterable[str]`, *optional*): Scenes to leave out of all folders.
+        exclude_may_match_nothing (`bool`, *optional*, defaults to `False`):
+            Whether `exclude` may leave out no scene, as where the folders hold training scenes alone.
 
     Returns:
         `datasets.Dataset`: As from `load_scenes`.
+
+    Raises:
+        ValueError: If a source is malformed, or `exclude` leaves out no scene and need not be so.
     """
-    excluded = _read_ids(exclude)
-    return concatenate_datasets([load_scenes(**_parse_source(source), exclude=excluded) for source in sources])
+    listed, parsed = _read_listed(exclude), [_parse_source(source) for source in sources]
+    if listed:
+        folders = [_scene_folders(source["kind"], Path(source["root"]).expanduser().absolute()) for source in parsed]
+        excluded = [_find_listed(each, listed) for each in folders]
+        summary = _summarize(folders, excluded, listed)
+        if not any(excluded) and not exclude_may_match_nothing:
+            raise ValueError(
+                f"`exclude` does nothing: {summary}, such as {min(listed)!r}. Check the list and the folders, or set "
+                "`exclude_may_match_nothing` to true if they hold none of these scenes."
+            )
+        logger.warning(f"{summary}.")
+    return concatenate_datasets([load_scenes(**source, exclude=listed) for source in parsed])
+
+
+def _summarize(folders: Sequence[Mapping[str, Path]], excluded: Sequence[Mapping[str, str]], listed: frozenset[str]):
+    """How many scenes of several sources a list leaves out."""
+    found = [scene for each in excluded for scene in each.values()]
+    return summarize_exclusion(len(found), sum(map(len, folders)), count_found(found, listed), len(listed))
 
 
 def _parse_source(source: str) -> dict[str, Any]:
@@ -313,11 +341,14 @@ def read_labels(scene: Mapping[str, Any], frame: int) -> Tensor:
 
 def _scene_folders(kind: str, root: Path) -> dict[str, Path]:
     """Folders, or video files, by scene id."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"There is no folder `{root}` to read {kind} scenes from; check the path.")
     if kind == "scannetpp":
         split = root / "splits" / f"{SCANNETPP_SPLIT}.txt"
         if not split.is_file():
             raise FileNotFoundError(f"`{split}`, which lists the scenes of ScanNet++, is missing; download it.")
-        return {scene: root / "data" / scene / "dslr" for scene in sorted(_read_ids(split), key=natural_key)}
+        scenes = {line.strip() for line in split.read_text(encoding="utf-8-sig").splitlines()} - {""}
+        return {scene: root / "data" / scene / "dslr" for scene in sorted(scenes, key=natural_key)}
     entries = [root / name for name in sorted(_visible(root), key=natural_key)]
     if kind == "videos":
         videos = [entry for entry in entries if entry.suffix.lower() in VIDEO_SUFFIXES]
@@ -329,15 +360,16 @@ def _scene_folders(kind: str, root: Path) -> dict[str, Path]:
     return {entry.name: entry for entry in entries if entry.is_dir() and entry.name.startswith(prefix)}
 
 
-def _excluded_scenes(folders: Mapping[str, Path], kind: str, listed: set[str], root: Path) -> set[str]:
-    """Ids of the listed scenes and, in ScanNet, of all scans of their rooms; warns how many are excluded."""
-    rooms = {_room(scene_id, kind) for scene_id in listed}
-    excluded = {scene_id for scene_id in folders if _room(scene_id, kind) in rooms}
-    if excluded:
-        further = len(excluded - listed)
-        scans = f", {further} of them as further scans of a listed scene's room" if further else ""
-        logger.warning(f"{len(excluded)} of {len(folders)} scenes in {root} are excluded{scans}.")
-    return excluded
+def _find_listed(folders: Mapping[str, Path], listed: frozenset[str]) -> dict[str, str]:
+    """The scenes to leave out, each with the id as its name or path has it."""
+    paths = [scene for scene in listed if "/" in scene]
+    found = {}
+    for scene_id, folder in folders.items():
+        place = str(folder if folder.is_dir() else folder.with_suffix(""))
+        listed_path = next((path for path in paths if f"/{place}".endswith(f"/{path.removeprefix('/')}")), None)
+        if match := find_excluded([scene_id], listed) or listed_path:
+            found[scene_id] = match
+    return found
 
 
 def _room(scene_id: str, kind: str) -> str:
@@ -397,13 +429,11 @@ def _video_rows(files: Sequence[tuple[str, str, int, int]]) -> Iterator[dict[str
         yield {name: row.get(name) for name in FEATURES}
 
 
-def _read_ids(ids: str | os.PathLike | Iterable[str] | None) -> set[str]:
-    """Scene ids, as given or from a text file with one per line."""
-    if isinstance(ids, (str, os.PathLike)):
-        if not os.path.isfile(ids):
-            raise FileNotFoundError(f"There is no file `{ids}` to read scene ids from; check the path.")
-        ids = Path(ids).read_text(encoding="utf-8").splitlines()
-    return {scene_id.strip() for scene_id in ids or () if scene_id.strip()}
+def _read_listed(scenes: str | os.PathLike | Iterable[str] | None) -> frozenset[str]:
+    """Scene ids, as given or from a file."""
+    if isinstance(scenes, (str, os.PathLike)):
+        return read_excluded([scenes])
+    return frozenset(scene.strip() for scene in scenes or ()) - {""}
 
 
 def _beside(scene: Mapping[str, Any], kind: str, frame: int) -> str:

@@ -17,6 +17,7 @@ VERBS = {
     "benchmark": ("trainers.benchmark.benchmark", "score a model on a benchmark, or compare two runs"),
     "convert": ("modeling_spa3r.checkpoints.command", "import published checkpoints, or assemble a Spa3-VLM"),
     "convert-data": ("data_scripts.instructions.command", "make an instruction set from a published data set"),
+    "benchmark-scenes": ("data_scripts.scenes.benchmark_scenes", "list the scenes that pre-training must leave out"),
     "rooms": ("data_scripts.rooms.generate", "render furnished rooms with cameras, depth and objects"),
     "room-questions": ("data_scripts.rooms.write_questions", "write questions about rendered rooms"),
 }

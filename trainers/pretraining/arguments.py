@@ -32,7 +32,10 @@ class DataArguments:
         # The kinds are those of `data_scripts.scenes.index`.
         metadata={"help": "KIND:FOLDER[@LOW-HIGH], an interval of frames"},
     )
-    exclude: str | None = field(default=None, metadata={"help": "file of scene ids to leave out, one a line"})
+    exclude: list[str] | None = field(
+        default=None, metadata={"help": "files of scenes to leave out: lists, or benchmarks' own files"}
+    )
+    exclude_may_match_nothing: bool = field(default=False, metadata={"help": "go on if `exclude` leaves out no scene"})
     held_out_scenes: int = field(default=8, metadata={"help": "scenes kept for evaluation"})
     image_width: int = field(default=518, metadata={"help": "width in pixels that images are resized to"})
     context_ratio: float = field(default=0.5, metadata={"help": "share of encoded views, 1 - the paper's mask ratio"})

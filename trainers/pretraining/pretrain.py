@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, set_seed
 from transformers.utils import logging
 
 from ...configuration import Spa3RConfig, VGGTConfig, load_preset
+from ...data_scripts.common.exclusions import read_excluded
 from ...data_scripts.common.files import write_text
 from ...data_scripts.scenes.index import load_scene_sources, split_scenes
 from ...data_scripts.scenes.views import SceneViews
@@ -115,7 +116,8 @@ def build_views(args: DataArguments, training_args: Spa3RTrainingArguments) -> t
     """Views of the scenes to train on, and of the held-out ones."""
     if not args.scenes:
         raise ValueError("`scenes` is empty: give `--scenes KIND:FOLDER`, such as rooms:data/rooms.")
-    scenes = load_scene_sources(args.scenes, exclude=args.exclude)
+    excluded = read_excluded(args.exclude) if args.exclude else None
+    scenes = load_scene_sources(args.scenes, excluded, args.exclude_may_match_nothing)
     train_scenes, held_out = split_scenes(scenes, args.held_out_scenes, seed=training_args.seed)
     options = {
         "image_width": args.image_width,

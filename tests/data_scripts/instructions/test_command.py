@@ -50,9 +50,20 @@ def test_nothing_is_converted_if_the_scenes_of_the_benchmarks_cannot_be_fetched(
 def test_lists_of_scenes_replace_those_of_the_benchmarks(arguments, tmp_path, capsys):
     for name, text in (("a.txt", "scene0011_00\n\n 41069025 \n"), ("b.txt", "scene0012_00")):
         (tmp_path / name).write_text(text)
+    write_lines(tmp_path / "records.jsonl", [question(), question(video="scannet/scene0011_01.mp4")])
     main([*arguments, "--exclude", str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])
     assert manifest(tmp_path)["listed_scenes"] == 3
-    assert "1 of 1" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "1 of 2 scenes are left out (1 of the 3 listed were found)" in output and "1 of 2 records" in output
+
+
+def test_a_list_that_leaves_out_no_record_is_refused_unless_it_may(arguments, tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("scene0011_00\n")
+    arguments += ["--exclude", str(tmp_path / "list.txt")]
+    with pytest.raises(SystemExit, match="`--exclude` .*'scene0011_00'.*`--exclude-may-match-nothing`"):
+        main(arguments)
+    main([*arguments, "--exclude-may-match-nothing"])
+    assert "0 of 1 scenes are left out (0 of the 1 listed were found)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", ["--input", "--media-root", "--output", "--workers", "--max-records"])

@@ -84,12 +84,15 @@ def test_folders_of_images_are_scenes(tmp_path):
 
 # Kind, scenes, excluded scenes, scenes that are left, and what is counted.
 EXCLUDED = {
-    "listed scenes": ("rooms", ["1", "2", "3"], ["1", " 3 ", "", "another"], ["2"], "2 of 3"),
+    "listed scenes": ("rooms", ["1", "2", "3"], ["1", " 3 ", "", "another"], ["2"], "2 of 3 .*2 of the 3 "),
     "all scans of a ScanNet room": (
         *("scannet", ["scene0011_00", "scene0011_01", "scene0012_00", "scene0110_01"]),
-        *(["scene0011_00", "scene0700_00"], ["scene0012_00", "scene0110_01"], "2 of 4 .*, 1 of them"),
+        *(["scene0011_00", "scene0700_00"], ["scene0012_00", "scene0110_01"], "2 of 4 .*1 of the 2 "),
     ),
-    "whole ids elsewhere": ("rooms", ["scene0011_00", "scene0011_01"], ["scene0011_00"], ["scene0011_01"], "1 of 2"),
+    "scans under other names": (
+        *("rooms", ["scannet_scene0011_01_rgb", "x_b1", "09c1414f1b_dslr"]),
+        *(["scene0011_00", "b1", "09c1414f1b"], ["x_b1"], "2 of 3 .*2 of the 3 "),
+    ),
 }
 
 
@@ -104,6 +107,43 @@ def test_excluded_scenes_are_left_out_and_counted(tmp_path, caplog, kind, scene_
     with caplog.at_level(logging.WARNING):
         assert load_scenes(kind, tmp_path, exclude=exclude)["scene_id"][:] == left
     assert re.search(counted, caplog.text)
+
+
+@pytest.mark.parametrize("entry", ["living room", "{root}/living room", "{root}/living room/1.jpg", "./living room/"])
+def test_a_list_names_scenes_by_their_paths_too(tmp_path, entry):
+    for name in ("living room", "kitchen"):
+        write_images(tmp_path / "photos" / name, TWO)
+    (tmp_path / "list.txt").write_text(entry.format(root=tmp_path / "photos"))
+    assert load_scenes("folders", tmp_path / "photos", exclude=tmp_path / "list.txt")["scene_id"][:] == ["kitchen"]
+
+
+def test_a_videos_path_excludes_it(tmp_path):
+    for name in ("walk.mp4", "scene0011_01.mp4", "hall.mp4"):
+        write_video(tmp_path / "videos" / name, num_frames=3)
+    (tmp_path / "list.csv").write_text("videos/walk.mp4, scannet/scene0011_00.mp4")
+    assert load_scenes("videos", tmp_path / "videos", exclude=tmp_path / "list.csv")["scene_id"][:] == ["hall"]
+
+
+def test_a_benchmarks_own_file_leaves_its_scenes_out_of_all_sources(tmp_path, caplog):
+    for name in ("scene0000_00", "scene0011_01"):
+        write_scene(tmp_path / "scannet", name)
+    write_images(tmp_path / "photos/garden", TWO)
+    rows = [{"scene_name": scene, "question": "How many?"} for scene in ("scene0011_00", "41069025")]
+    (tmp_path / "test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    sources = [f"scannet:{tmp_path}/scannet", f"folders:{tmp_path}/photos"]
+    with caplog.at_level(logging.WARNING):
+        scenes = load_scene_sources(sources, tmp_path / "test.jsonl")
+    assert scenes["scene_id"][:] == ["scene0000_00", "garden"]
+    assert "1 of 3 scenes are left out (1 of the 2 listed were found)" in caplog.text
+
+
+def test_a_list_that_leaves_out_nothing_is_refused_unless_it_may(tmp_path, caplog):
+    write_images(tmp_path / "photos/garden", TWO)
+    with pytest.raises(ValueError, match="`exclude`.* 0 of 1 .*'scene0011_00'.*`exclude_may_match_nothing`"):
+        load_scene_sources([f"folders:{tmp_path}/photos"], ["scene0011_00"])
+    with caplog.at_level(logging.WARNING):
+        load_scene_sources([f"folders:{tmp_path}/photos"], ["scene0011_00"], exclude_may_match_nothing=True)
+    assert "0 of 1 scenes are left out (0 of the 1 listed were found)" in caplog.text
 
 
 def test_scenes_of_fewer_than_two_frames_are_dropped_and_named(tmp_path, caplog):

@@ -329,6 +329,7 @@ def test_named_teachers_need_no_permission_to_be_untrained(start, tmp_path):
         ({"start_from": "./no/start"}, "./no/start"),
         ({"scenes": []}, "`scenes`"),
         ({"scenes": ["data/scannet"]}, "`data/scannet`"),
+        ({"exclude": "no/list.txt"}, "`no/list.txt`"),
         ({"held_out_scenes": 0, "eval_strategy": "epoch"}, "`held_out_scenes`"),
         ({"context_ratio": 1.0}, "context_ratio"),
         ({"min_views": 1}, "`min_views`"),

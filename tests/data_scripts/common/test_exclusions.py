@@ -11,13 +11,13 @@ import pytest
 from hub_server import Hub
 from instruction_records import write_lines
 
-from spa3r.data_scripts.instructions.exclusions import BENCHMARKS, find_excluded, find_scene, read_excluded
+from spa3r.data_scripts.common.exclusions import BENCHMARKS, count_found, find_excluded, find_scene, read_excluded
 
 SCENES = ["scene0011_00", "09c1414f1b", "41069025"]
 ROWS = [
     {"id": index, "scene_name": scene, "question": "How many?"} for index, scene in enumerate([*SCENES, SCENES[0]])
 ]
-FETCH = "from spa3r.data_scripts.instructions.exclusions import *; print(*sorted(fetch_benchmark_scenes()))"
+FETCH = "from spa3r.data_scripts.common.exclusions import *; print(*sorted(fetch_benchmark_scenes()))"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,55 @@ def test_scenes_are_read_from_lists_and_from_a_benchmarks_files(tmp_path):
     assert [read_excluded([file]) for file in files] == [set(SCENES)] * len(files)
 
 
+LIST = "scene0011_00,09c1414f1b,41069025"
+FORMS = {
+    "commas": LIST,
+    "commas on lines": "scene0011_00, 09c1414f1b\n41069025,\n",
+    "quotes": '"scene0011_00"\n\'09c1414f1b\'\n"41069025"\n',
+    "quotes and commas": '"scene0011_00", "09c1414f1b","41069025"',
+    "comments": "# VSI-Bench\nscene0011_00\n09c1414f1b\n# the rest\n41069025\n",
+    "paths": "data/scannet/scene0011_00/\n./scannetpp/09c1414f1b.mp4\narkitscenes\\41069025\\41069025_1.png\n",
+    "JSON list": json.dumps(SCENES, indent=1),
+    "CSV": "id,scene_name,question\n" + "".join(f'1,{scene},"How many, if any?"\n' for scene in SCENES),
+    "CSV after Excel": "\ufeffscene_name;id\r\n" + "".join(f"{scene};1\r\n" for scene in SCENES),
+    "tabs": "scene_id\tid\n" + "".join(f"{scene}\t1\n" for scene in SCENES),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("form", FORMS)
+def test_lists_are_read_in_the_forms_that_people_write(tmp_path, form, encoding):
+    if encoding != "utf-16" or "JSON" not in form:
+        (tmp_path / "list").write_bytes(FORMS[form].removeprefix("\ufeff").encode(encoding))
+        assert read_excluded([tmp_path / "list"]) == set(SCENES)
+
+
+@pytest.mark.parametrize(
+    ("entry", "scene"),
+    [
+        ("living room", "living room"),
+        ("walks/room_20240131.mp4", "walks/room_20240131"),
+        ("room_20240131", "room_20240131"),
+        ("hypersim/ai_001/00000012.jpg", "hypersim/ai_001"),
+        ("b1", "b1"),
+    ],
+)
+def test_other_entries_of_a_list_stay_whole(tmp_path, entry, scene):
+    (tmp_path / "list").write_text(entry)
+    assert read_excluded([tmp_path / "list"]) == {scene}
+
+
+def test_scannet_scenes_in_the_paths_of_a_parquet_file_are_listed(tmp_path):
+    rows = [{"image_path": ["scannetv2_val/scene0012_00/original_images/7.jpg"]}, {"image_path": ["val2017/1.jpg"]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "views.parquet")
+    assert read_excluded([tmp_path / "views.parquet"]) == {"scene0012_00"}
+
+
+def test_listed_scenes_count_as_found_by_any_scan_of_their_room():
+    listed = frozenset(["scene0011_00", "scene0011_01", "scene0012_00", "b1", "b2"])
+    assert count_found(["scene0011_02", "b1"], listed) == 3
+
+
 def test_scenes_of_several_files_are_put_together(tmp_path):
     assert read_excluded(write_lines(tmp_path / scene, [scene]) for scene in SCENES) == set(SCENES)
 
@@ -77,11 +126,11 @@ def test_scenes_of_several_files_are_put_together(tmp_path):
         (None, ""),
         (b"\n", ""),
         (b"\xff\xd8\xff", "UTF-8"),
-        (b"PAR1 and nothing else", "`scene_name`"),
+        (b"PAR1 and nothing else", "Parquet"),
         (b'{"scene": "scene0011_00"}', "`scene_name`"),
         (b'{"scene_name": "scene0011_00"}\n{', "Line 2"),
-        (b"scene0011_00.mp4\n", "'scene0011_00.mp4'"),
-        (b"scene0011_00, scene0012_00\n", "'scene0011_00, scene0012_00'"),
+        (b"id,scene,question\n1,scene0011_00,How many chairs?\n", "'How many chairs?'"),
+        (b'["scene0011_00", 7]', "JSON"),
     ],
 )
 def test_a_file_that_names_no_scenes_is_refused(tmp_path, content, named):
