@@ -48,6 +48,8 @@ SCANNET_FILES = {
     "intrinsics": "intrinsic/intrinsic_color.txt",
     "depths": "depth/{stem}.png",
 }
+# Cameras of ScanNet++'s undistorted images, and of the original ones.
+TRANSFORMS = ("nerfstudio/transforms_undistorted.json", "nerfstudio/transforms.json")
 UNDISTORTED_FOLDERS = ("undistorted_images", "resized_undistorted_images")
 SCANNETPP_SPLIT = "nvs_sem_train"
 MILLIMETERS_PER_METER = 1000
@@ -56,11 +58,14 @@ MAX_NAMED = 5
 FRAME_FILES = {
     "scannet": SCANNET_FILES,
     "rooms": SCANNET_FILES | {"labels": "label-filt/{stem}.png"},
-    "scannetpp": {"transforms": "nerfstudio/transforms_undistorted.json"},
+    "scannetpp": {"transforms": TRANSFORMS[0]},
 }
 MAX_LABEL = 255
 # Rotations in text files are orthonormal up to rounding.
 RIGID_TOLERANCE = 1e-2
+# Distance of a principal point from the image's center, as a share of the image's sides. Real cameras' is below 0.03;
+# intrinsics of half the size are off by 0.25, those of a 4:3 picture on its side by 0.17.
+CENTER_TOLERANCE = 0.1
 
 FEATURES = Features(
     dict.fromkeys(("scene_id", "source", "directory"), Value("string"))
@@ -272,12 +277,16 @@ def read_camera(scene: Mapping[str, Any], frame: int, size: tuple[int, int]) -> 
 
     Raises:
         UnreadableFrame: If there is no camera, its pose is not a rigid motion, its focal lengths are not positive and
-            finite, or its principal point lies outside the image.
+            finite, or it is one of another image size: its principal point is far from the image's center.
     """
     path = frame_path(scene, frame)
     if scene["transforms"]:
         file = os.path.join(scene["directory"], scene["transforms"])
-        intrinsics, poses = _read_transforms(file)
+        intrinsics, poses, named_size = _read_transforms(file)
+        if named_size not in (None, size):
+            raise UnreadableFrame(
+                f"{path}: {file} is for images of {named_size[1]} x {named_size[0]}, not {size[1]} x {size[0]}"
+            )
         if os.path.basename(path) not in poses:
             raise UnreadableFrame(f"{path}: has no camera in {file}")
         camera_to_world = poses[os.path.basename(path)]
@@ -296,7 +305,8 @@ def read_camera(scene: Mapping[str, Any], frame: int, size: tuple[int, int]) -> 
             f"{path}: its intrinsics in {file} are not finite with positive focal lengths, got {intrinsics.tolist()}"
         )
     height, width = size
-    if not (0 < intrinsics[0, 2] < width and 0 < intrinsics[1, 2] < height):
+    center = intrinsics[0, 2] / width, intrinsics[1, 2] / height
+    if max(abs(place - 0.5) for place in center) > CENTER_TOLERANCE:
         raise UnreadableFrame(
             f"{path}: its intrinsics, centered at ({intrinsics[0, 2]:g}, {intrinsics[1, 2]:g}), are those of another "
             f"image size than {width} x {height}"
@@ -311,12 +321,16 @@ def read_depth(scene: Mapping[str, Any], frame: int) -> Tensor:
         `torch.Tensor`: Meters in float32, of shape `(height, width)`; 0 means unknown. Files hold 16-bit millimeters.
 
     Raises:
-        UnreadableFrame: If the map is missing, broken or has several channels.
+        UnreadableFrame: If the map is missing or broken, or does not have one channel of 16 bits.
     """
     path = _beside(scene, "depths", frame)
-    depth = np.array(open_image(path))
-    if depth.ndim != 2:
-        raise UnreadableFrame(f"{path}: a depth map has one channel, got shape {depth.shape}")
+    image = open_image(path)
+    # Pillow calls some 16-bit files `I`.
+    if not (image.mode == "I" or image.mode.startswith("I;16")):
+        raise UnreadableFrame(
+            f"{path}: a depth map has one channel of 16 bits, in millimeters, but this file has mode `{image.mode}`"
+        )
+    depth = np.array(image)
     return torch.from_numpy(depth.astype(np.float32)) / MILLIMETERS_PER_METER
 
 
@@ -394,7 +408,9 @@ def _image_row(scene_id: str, directory: Path, kind: str) -> dict[str, Any]:
     if kind == "scannetpp" and not (directory / image_folder).is_dir():
         image_folder = UNDISTORTED_FOLDERS[1]
     names = _visible(directory / image_folder)
-    frames = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+    frames = {name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES}
+    if kind == "scannetpp":
+        frames -= _bad_frames(directory)
     files = FRAME_FILES.get(kind, {})
     # Whether a scene has files per frame shows in their folder.
     places = {name: directory / (os.path.dirname(file) if "{" in file else file) for name, file in files.items()}
@@ -452,9 +468,28 @@ def _read_matrix(path: str) -> np.ndarray:
     return matrix
 
 
+def _bad_frames(directory: Path) -> set[str]:
+    """Names of the images that ScanNet++ marks as bad, such as blurred ones."""
+    file = next((file for name in TRANSFORMS if (file := directory / name).is_file()), None)
+    if file is None:
+        return set()
+    try:
+        transforms = json.loads(file.read_text(encoding="utf-8"))
+        frames = transforms["frames"] + transforms.get("test_frames", [])
+        return {os.path.basename(frame["file_path"]) for frame in frames if frame.get("is_bad")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"`{file}`, which says which images of its scene are bad, cannot be read ({error!r}): download it again."
+        ) from error
+
+
 @functools.lru_cache(maxsize=8)
-def _read_transforms(path: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Intrinsics and camera-to-world by image name, from nerfstudio's JSON (OpenGL's axes: y up, z backward)."""
+def _read_transforms(path: str) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[int, int] | None]:
+    """Read the cameras of a scene from nerfstudio's JSON (OpenGL's axes: y up, z backward).
+
+    Returns:
+        `tuple`: Intrinsics, camera-to-world by image name, and height and width of the images if the file says them.
+    """
     try:
         transforms = json.loads(Path(path).read_text(encoding="utf-8"))
         focal_x, focal_y, center_x, center_y = (float(transforms[name]) for name in ("fl_x", "fl_y", "cx", "cy"))
@@ -464,7 +499,8 @@ def _read_transforms(path: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
             os.path.basename(frame["file_path"]): np.array(frame["transform_matrix"]) @ opencv_from_opengl
             for frame in frames
         }
+        named_size = (int(transforms["h"]), int(transforms["w"])) if {"h", "w"} <= transforms.keys() else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnreadableFrame(f"{path}: {error!r}") from error
     intrinsics = np.array([[focal_x, 0, center_x], [0, focal_y, center_y], [0, 0, 1]])
-    return intrinsics, poses
+    return intrinsics, poses, named_size

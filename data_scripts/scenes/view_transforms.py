@@ -17,6 +17,9 @@ from torch import Tensor
 from ..common.images import open_image, turn_upright
 from ..common.view_pixels import center_crop, crop_start, make_view
 
+# Maps of lower resolution are rounded to whole pixels: ScanNet's are 640 x 480 for images of 1296 x 968.
+ASPECT_TOLERANCE = 0.03
+
 
 class FrameSize(NamedTuple):
     """The sizes of a frame on its way from disk to the model, each `(height, width)`."""
@@ -27,15 +30,18 @@ class FrameSize(NamedTuple):
 
 
 def load_frame(
-    image: str | os.PathLike | Image.Image | np.ndarray, width: int = 518, patch_size: int = 14
+    image: str | os.PathLike | Image.Image | np.ndarray, width: int = 518, patch_size: int = 14, upright: bool = True
 ) -> tuple[Tensor, FrameSize]:
     """Make a view of an image: RGB, resized to `width` (bilinear, antialiased), center-cropped to whole patches.
 
     Args:
         image (`str`, `os.PathLike`, `PIL.Image.Image` or `np.ndarray`):
-            A file, an image, or RGB bytes of shape `(height, width, 3)`. Photos are turned upright.
+            A file, an image, or RGB bytes of shape `(height, width, 3)`.
         width (`int`, *optional*, defaults to 518): Width to resize to.
         patch_size (`int`, *optional*, defaults to 14): Both sides of the view are multiples of it.
+        upright (`bool`, *optional*, defaults to `True`):
+            Whether to turn photos upright. Cameras and depth describe the stored pixels: with them, leave photos as
+            they are.
 
     Returns:
         `tuple[torch.Tensor, FrameSize]`: Bytes of shape `(3, height, width)`, and the sizes for `fit_intrinsics` and
@@ -44,7 +50,7 @@ def load_frame(
     if isinstance(image, (str, os.PathLike)):
         image = open_image(image)
     if isinstance(image, Image.Image):
-        image = np.array(turn_upright(image).convert("RGB"))
+        image = np.array((turn_upright(image) if upright else image).convert("RGB"))
     pixels, resized, cropped = make_view(image, width, patch_size)
     return pixels, FrameSize(image.shape[:2], resized, cropped)
 
@@ -58,7 +64,17 @@ def fit_intrinsics(intrinsics: Tensor, size: FrameSize) -> Tensor:
 
 
 def fit_depth(depth: Tensor, size: FrameSize) -> Tensor:
-    """Depth or categories of a view from a map `(height, width)` of its picture at any resolution (nearest pixel)."""
+    """Depth or categories of a view from a map `(height, width)` of its picture at any resolution (nearest pixel).
+
+    Raises:
+        ValueError: If the map has another aspect ratio than the picture.
+    """
+    (height, width), (map_height, map_width) = size.original, depth.shape
+    if abs(map_width * height - width * map_height) > ASPECT_TOLERANCE * width * map_height:
+        raise ValueError(
+            f"its depth or categories are {map_width} x {map_height}, another aspect ratio than the image's "
+            f"{width} x {height}; write them for the same picture"
+        )
     resized = F.interpolate(depth[None, None], size.resized, mode="nearest-exact")[0, 0]
     return center_crop(resized, size.cropped)
 

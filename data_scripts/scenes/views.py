@@ -163,9 +163,15 @@ class SceneViews(SceneFrames):
     def make_view(self, scene: dict[str, Any], frame: int, image: Image.Image | np.ndarray) -> dict[str, Any]:
         """Pixels of a frame, with the camera and the depth that follow them."""
         try:
-            pixels, size = load_frame(image, self.image_width)
+            return self._make_view(scene, frame, image)
+        except UnreadableFrame:
+            raise
         except ValueError as error:
             raise UnreadableFrame(f"{frame_path(scene, frame)}: {error}") from error
+
+    def _make_view(self, scene: dict[str, Any], frame: int, image: Image.Image | np.ndarray) -> dict[str, Any]:
+        has_maps = self.cameras or self.depth or self.labels
+        pixels, size = load_frame(image, self.image_width, upright=not has_maps)
         view = {"frame_indices": frame, "pixel_values": pixels}
         if self.cameras:
             extrinsics, intrinsics = read_camera(scene, frame, size.original)

@@ -227,10 +227,11 @@ def test_depth_is_that_of_the_frame_in_meters(scannet):
     torch.testing.assert_close(read_depth(scene, 1), torch.tensor([[0, 1.5], [65.535, 0.001]]))
 
 
-def test_depth_of_several_channels_is_unreadable(scannet):
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA"])
+def test_depth_that_is_not_one_channel_of_16_bits_is_unreadable(scannet, mode):
     scene, folder = scannet
-    (folder / "color/1.png").replace(folder / "depth/1.png")
-    with pytest.raises(UnreadableFrame, match=r"1.png.*\(30, 40, 3\)"):
+    Image.new("L", (40, 30), 100).convert(mode).save(folder / "depth/1.png")
+    with pytest.raises(UnreadableFrame, match=rf"depth/1.png.*`{mode}`"):
         read_depth(scene, 1)
 
 
@@ -251,6 +252,9 @@ POSE, CENTER = "pose/1.txt", "intrinsic/intrinsic_color.txt"
         (CENTER, [[35, 0, 20], [0, np.inf, 15], [0, 0, 1]], f"{CENTER}.*finite"),
         (CENTER, [[35, 0, 20], [0, -36, 15], [0, 0, 1]], f"{CENTER}.*finite"),
         (CENTER, [[35, 0, 41], [0, 36, 15], [0, 0, 1]], "40 x 30"),
+        # Half the size, and a picture on its side.
+        (CENTER, [[18, 0, 10], [0, 18, 7.5], [0, 0, 1]], "40 x 30"),
+        (CENTER, [[36, 0, 15], [0, 35, 20], [0, 0, 1]], "40 x 30"),
     ],
 )
 def test_cameras_that_are_none_make_a_frame_unreadable(scannet, file, matrix, named):
@@ -271,6 +275,29 @@ def test_scannetpp_cameras_turn_from_opengl_to_opencv(tmp_path):
     assert intrinsics.tolist() == [[30, 0, 19], [0, 31, 14], [0, 0, 1]]
     with pytest.raises(UnreadableFrame, match="DSC00009.JPG: .*camera"):
         read_camera(scene, 0, SIZE)
+
+
+def test_scannetpp_cameras_of_another_image_size_make_a_frame_unreadable(tmp_path):
+    frames = [{"file_path": "DSC00009.JPG", "transform_matrix": np.eye(4).tolist()}]
+    scene = scannetpp_scene(tmp_path, frames=frames, w=80, h=60)
+    with pytest.raises(UnreadableFrame, match="DSC00009.JPG.* 80 x 60.* 40 x 30"):
+        read_camera(scene, 0, SIZE)
+
+
+@pytest.mark.parametrize("file", ["transforms_undistorted.json", "transforms.json"])
+def test_images_that_scannetpp_marks_as_bad_are_left_out(tmp_path, file):
+    write_scannetpp(tmp_path, ["0a7cc12c0e"])
+    write_images(tmp_path / "more", ["DSC00011.JPG", "DSC00012.JPG"])
+    for image in (tmp_path / "more").iterdir():
+        image.rename(tmp_path / "data/0a7cc12c0e/dslr/undistorted_images" / image.name)
+    marks = {
+        "frames": [{"file_path": "DSC00009.JPG", "is_bad": True}, {"file_path": "DSC00010.JPG", "is_bad": False}],
+        "test_frames": [{"file_path": "DSC00011.JPG", "is_bad": True}, {"file_path": "DSC00012.JPG"}],
+    }
+    (tmp_path / "data/0a7cc12c0e/dslr/nerfstudio").mkdir()
+    (tmp_path / "data/0a7cc12c0e/dslr/nerfstudio" / file).write_text(json.dumps(marks))
+    names = load_scenes("scannetpp", tmp_path)[0]["frames"]
+    assert [name.rpartition("/")[2] for name in names] == ["DSC00010.JPG", "DSC00012.JPG"]
 
 
 def test_a_scannetpp_pose_that_is_no_matrix_makes_a_frame_unreadable(tmp_path):

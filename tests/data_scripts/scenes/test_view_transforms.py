@@ -57,6 +57,13 @@ def test_depth_at_another_resolution_lines_up_with_the_image():
     assert torch.equal(fit_depth(depth, size), pixels[0].float())
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (3, 3), (2, 4)])
+def test_depth_of_another_aspect_ratio_is_refused(shape):
+    size = load_frame(np.zeros((60, 80, 3), dtype=np.uint8), width=80)[1]
+    with pytest.raises(ValueError, match=f"{shape[1]} x {shape[0]}.*80 x 60"):
+        fit_depth(torch.zeros(shape), size)
+
+
 def test_crop_starts_tell_where_pixels_went():
     tensors = [torch.arange(54.0).reshape(6, 9), torch.arange(28.0).reshape(4, 7)]
     stack, starts = crop_to_common(tensors)

@@ -197,6 +197,30 @@ def test_intrinsics_and_depth_follow_the_crop_to_the_common_size(tmp_path):
     torch.testing.assert_close(items[0]["intrinsics"][:, 1, 2], torch.full((4,), 42 * 0.75 - 3))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_with_an_orientation_show_points_where_their_cameras_project_them(tmp_path, orientation):
+    # A white square on black, 2 m away, is where the camera sees it, whatever the photo says about its top.
+    write_scene(tmp_path, "room0", num_frames=2, size=SIZE)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    point, center = torch.tensor([0.4, -0.3, 2.0]), (50 * 0.2 + 30, 51 * -0.15 + 24)
+    rows, columns = np.mgrid[: SIZE[1], : SIZE[0]] + 0.5
+    square = (abs(columns - center[0]) <= 5) & (abs(rows - center[1]) <= 5)
+    depth = np.where(square, 2000, 5000).astype(np.uint16)
+    for frame in range(2):
+        np.savetxt(tmp_path / f"room0/pose/{frame}.txt", np.eye(4))
+        Image.fromarray(square.astype(np.uint8) * 255).save(tmp_path / f"room0/color/{frame}.png", exif=exif)
+        Image.fromarray(depth).save(tmp_path / f"room0/depth/{frame}.png")
+    item = views_of(tmp_path, cameras=True, depth=True)[0, 0, 2]
+    weight = item["pixel_values"][0, 0].double()
+    grid = [torch.arange(side) + 0.5 for side in weight.shape[::-1]]
+    seen = [(weight.sum(axis) * grid[axis]).sum() / weight.sum() for axis in range(2)]
+    projected = item["intrinsics"][0] @ (item["extrinsics"][0] @ torch.cat([point, torch.ones(1)]))[:3]
+    assert (projected[:2] / projected[2] - torch.stack(seen)).abs().max() < 0.75
+    near = item["depth"][0] < 3
+    assert (near == (item["pixel_values"][0, 0] > 127)).double().mean() > 0.97
+
+
 def test_views_of_a_room_agree_on_where_its_surfaces_are(tmp_path):
     render_rooms(tmp_path, num_scenes=1, num_views=4, size=(140, 112))
     item = SceneViews(load_scenes("rooms", tmp_path), image_width=84, cameras=True, depth=True)[0, 0, 4]
