@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-# A view clearly shows an object that covers at least this share of its pixels.
+# The default of `min_visible_share`.
 MIN_VISIBLE_SHARE = 0.005
 # Categories that a name may also refer to: next to an armchair, "the chair" is ambiguous.
 CONFUSABLE = {
@@ -42,6 +42,7 @@ class RoomObject:
     Args:
         instance_id (`int`): Its id in `scene.json`.
         category (`str`): Its name.
+        color (`str`): Name of its color, or of its wood.
         center (`np.ndarray` of shape `(3,)`): Center of its box.
         size (`np.ndarray` of shape `(3,)`): Full extents of its box, along the box's own axes.
         yaw (`float`): Rotation of its box about z, radians.
@@ -51,6 +52,7 @@ class RoomObject:
 
     instance_id: int
     category: str
+    color: str
     center: np.ndarray
     size: np.ndarray
     yaw: float
@@ -74,6 +76,14 @@ class RoomObject:
         bottom, top = self.center[2] - self.size[2] / 2, self.center[2] + self.size[2] / 2
         return np.array([[*corner, z] for corner in self._to_world(_UNIT_SQUARE) for z in (bottom, top)])
 
+    def distance_range(self, point: np.ndarray) -> tuple[float, float]:
+        """Distances in meters from a point `(3,)` to the nearest and to the farthest point of its box."""
+        offset = self.center - point
+        cos, sin = math.cos(self.yaw), math.sin(self.yaw)
+        local = np.array([cos * offset[0] + sin * offset[1], cos * offset[1] - sin * offset[0], offset[2]])
+        nearest = np.maximum(np.abs(local) - self.size / 2, 0.0)
+        return float(np.linalg.norm(nearest)), float(np.linalg.norm(np.abs(local) + self.size / 2))
+
     def _to_world(self, points: np.ndarray) -> np.ndarray:
         """Move points `(n, 2)` from the box, scaled to a unit square around the origin, to the world."""
         x, y = (points * self.size[:2]).T
@@ -90,12 +100,14 @@ class RoomGroundTruth:
         views (`Sequence[int]`): The given views, as positions in `description["frames"]`, in the order shown.
         poses (`np.ndarray` of shape `(num_views, 4, 4)`): Camera-to-world of the given views.
         intrinsics (`np.ndarray` of shape `(3, 3)`): In pixels.
+        min_visible_share (`float`): A view clearly shows an object that covers at least this share of its pixels.
     """
 
     description: dict
     views: Sequence[int]
     poses: np.ndarray
     intrinsics: np.ndarray
+    min_visible_share: float = MIN_VISIBLE_SHARE
 
     @cached_property
     def objects(self) -> list[RoomObject]:
@@ -105,6 +117,7 @@ class RoomGroundTruth:
             RoomObject(
                 instance_id=item["instance_id"],
                 category=item["category"],
+                color=item["color"],
                 center=np.array(item["center"]),
                 size=np.array(item["size"]),
                 yaw=item["yaw"],
@@ -123,7 +136,7 @@ class RoomGroundTruth:
     def min_visible_pixels(self) -> float:
         """Number of pixels from which a view clearly shows an object."""
         width, height = self.description["size"]
-        return MIN_VISIBLE_SHARE * width * height
+        return self.min_visible_share * width * height
 
     def is_visible(self, item: RoomObject) -> bool:
         """Whether at least one given view clearly shows the object."""
@@ -166,12 +179,33 @@ class RoomGroundTruth:
 
     def _inside_images(self, points: np.ndarray) -> np.ndarray:
         """Whether each point projects into each view's image, hidden or not: `(num_views, num_points)`."""
-        rotation, position = self.poses[:, :3, :3], self.poses[:, :3, 3]
-        camera = np.einsum("vji,vpj->vpi", rotation, points[None] - position[:, None])
-        depth = np.maximum(camera[..., 2:], _NEAR)
-        pixels = camera[..., :2] / depth * self.intrinsics[[0, 1], [0, 1]] + self.intrinsics[:2, 2]
+        camera = self.in_cameras(points)
+        pixels = self._project(camera)
         size = np.array(self.description["size"])
         return (camera[..., 2] > _NEAR) & (pixels >= 0).all(axis=-1) & (pixels <= size).all(axis=-1)
+
+    def in_cameras(self, points: np.ndarray) -> np.ndarray:
+        """Points `(num_points, 3)` of the world in each given view's camera frame: `(num_views, num_points, 3)`.
+
+        Axes are x right, y down, z forward; units are meters.
+        """
+        rotation, position = self.poses[:, :3, :3], self.poses[:, :3, 3]
+        return np.einsum("vji,vpj->vpi", rotation, points[None] - position[:, None])
+
+    def position_in_image(self, point: np.ndarray, view: int = 0) -> np.ndarray | None:
+        """Where a point `(3,)` lies in one of the given views: x and y as shares of the width and the height.
+
+        Returns:
+            `np.ndarray` of shape `(2,)`, *optional*: `None` if it lies outside the image.
+        """
+        if not self._inside_images(point[None])[view, 0]:
+            return None
+        return self._project(self.in_cameras(point[None]))[view, 0] / np.array(self.description["size"])
+
+    def _project(self, camera: np.ndarray) -> np.ndarray:
+        """Pixels of points `(..., 3)` in camera frames; those behind the camera come out anywhere."""
+        depth = np.maximum(camera[..., 2:], _NEAR)
+        return camera[..., :2] / depth * self.intrinsics[[0, 1], [0, 1]] + self.intrinsics[:2, 2]
 
 
 def read_description(room: str | os.PathLike) -> dict:
@@ -187,12 +221,15 @@ def read_description(room: str | os.PathLike) -> dict:
         raise ValueError(f"Cannot read `{path}` ({error}): render the rooms again with spa3r rooms.") from error
 
 
-def read_ground_truth(room: str | os.PathLike, description: dict, views: Sequence[int]) -> RoomGroundTruth:
+def read_ground_truth(
+    room: str | os.PathLike, description: dict, views: Sequence[int], min_visible_share: float = MIN_VISIBLE_SHARE
+) -> RoomGroundTruth:
     """Read the cameras of some views of a room (positions in `description["frames"]`)."""
     room = Path(room)
     frames = [description["frames"][view]["frame"] for view in views]
     poses = np.stack([np.loadtxt(room / "pose" / f"{frame}.txt") for frame in frames])
-    return RoomGroundTruth(description, views, poses, np.loadtxt(room / "intrinsic" / "intrinsic_color.txt")[:3, :3])
+    intrinsics = np.loadtxt(room / "intrinsic" / "intrinsic_color.txt")[:3, :3]
+    return RoomGroundTruth(description, views, poses, intrinsics, min_visible_share)
 
 
 def closest_distance(first: RoomObject, second: RoomObject) -> float:

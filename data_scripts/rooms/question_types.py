@@ -128,37 +128,51 @@ def ask_question(question_type: str, room: RoomGroundTruth, number: int, rng: Ge
 
 
 def _ask_counting(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
+    cases = counted(room, number)
+    if not cases:
+        return None
+    category, count = pick(cases, rng)
+    return Question(question_type, WORDS[question_type].format(category), str(count))
+
+
+def counted(room: RoomGroundTruth, number: int) -> list[tuple[str, int]]:
+    """Categories whose objects are all visible and whose count is the one to look for, with the count."""
     least, most = COUNTS[number % len(COUNTS)]
     cases = []
     for category in COUNTED:
         objects = room.of_category(category)
         if least <= len(objects) <= most and room.is_unambiguous(category) and all(map(room.is_visible, objects)):
             cases.append((category, len(objects)))
-    if not cases:
-        return None
-    category, count = _pick(cases, rng)
-    return Question(question_type, WORDS[question_type].format(category), str(count))
+    return cases
 
 
 def _ask_distance(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
-    pairs = itertools.combinations(_unique_objects_but_rugs(room), 2)
-    measured = [(pair, closest_distance(*pair)) for pair in pairs]
-    found = _pick_measured(measured, DISTANCES[number % len(DISTANCES)], rng)
+    found = pick_measured(measured_pairs(room), DISTANCES[number % len(DISTANCES)], rng)
     if found is None:
         return None
     pair, distance = found
-    names = [item.category for item in _shuffled(pair, rng)]
+    names = [item.category for item in shuffled(pair, rng)]
     return Question(question_type, WORDS[question_type].format(*names), f"{distance:.1f}")
 
 
+def measured_pairs(room: RoomGroundTruth) -> list[tuple[tuple[RoomObject, RoomObject], float]]:
+    """Pairs of objects, each with the distance between their closest points."""
+    pairs = itertools.combinations(unique_objects_but_rugs(room), 2)
+    return [(pair, closest_distance(*pair)) for pair in pairs]
+
+
 def _ask_size(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
-    objects = [item for item in room.unique_objects if item.category in SIZED and room.is_fully_visible(item)]
-    measured = [(item, item.size.max()) for item in objects]
-    found = _pick_measured(measured, LENGTHS[number % len(LENGTHS)], rng)
+    found = pick_measured(measured_sizes(room), LENGTHS[number % len(LENGTHS)], rng)
     if found is None:
         return None
     item, length = found
     return Question(question_type, WORDS[question_type].format(item.category), str(round(100 * length)))
+
+
+def measured_sizes(room: RoomGroundTruth) -> list[tuple[RoomObject, float]]:
+    """Objects that are fully visible, each with the length of its longest side."""
+    objects = [item for item in room.unique_objects if item.category in SIZED and room.is_fully_visible(item)]
+    return [(item, item.size.max()) for item in objects]
 
 
 def _ask_room_size(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
@@ -168,7 +182,18 @@ def _ask_room_size(question_type: str, room: RoomGroundTruth, number: int, rng: 
 
 
 def _ask_closest(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
-    objects = _unique_objects_but_rugs(room)
+    found = find_closest(room, rng)
+    if found is None:
+        return None
+    reference, answer, others = found
+    options, letter = _options(answer, others, number)
+    listed = ", ".join(option[3:] for option in options)
+    return Question(question_type, WORDS[question_type].format(listed, reference), letter, options)
+
+
+def find_closest(room: RoomGroundTruth, rng: Generator) -> tuple[str, str, list[str]] | None:
+    """A reference, an object near it, and three that are farther from it by the margin, by name."""
+    objects = unique_objects_but_rugs(room)
     for row in rng.permutation(len(objects)):
         reference = objects[row]
         by_distance = sorted((closest_distance(reference, item), item.category) for item in objects)
@@ -177,30 +202,26 @@ def _ask_closest(question_type: str, room: RoomGroundTruth, number: int, rng: Ge
         for choice in rng.permutation(len(others)):
             nearest, answer = others[choice]
             farther = [category for distance, category in others if distance >= nearest + DISTANCE_MARGIN]
-            if len(farther) < 3:
-                continue
-            options, letter = _options(answer, _shuffled(farther, rng)[:3], number)
-            listed = ", ".join(option[3:] for option in options)
-            text = WORDS[question_type].format(listed, reference.category)
-            return Question(question_type, text, letter, options)
+            if len(farther) >= 3:
+                return reference.category, answer, shuffled(farther, rng)[:3]
     return None
 
 
 def _ask_direction(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
     answers = list(DIRECTIONS[question_type])
     answer = answers[number % len(answers)]
-    cases = _direction_cases(room, DIRECTIONS[question_type][answer])
+    cases = direction_cases(room, DIRECTIONS[question_type][answer])
     if not cases:
         return None
-    names = [item.category for item in _pick(cases, rng)]
-    others = _shuffled([other for other in answers if other != answer], rng)
+    names = [item.category for item in pick(cases, rng)]
+    others = shuffled([other for other in answers if other != answer], rng)
     options, letter = _options(answer, others, number % len(answers) + number // len(answers))
     return Question(question_type, WORDS[question_type].format(*names), letter, options)
 
 
-def _direction_cases(room: RoomGroundTruth, interval: tuple[float, float]) -> list[tuple[RoomObject, ...]]:
+def direction_cases(room: RoomGroundTruth, interval: tuple[float, float]) -> list[tuple[RoomObject, ...]]:
     """Objects to stand by, face and locate, whose bearing lies in the interval from all points of the first one."""
-    objects = _unique_objects_but_rugs(room)
+    objects = unique_objects_but_rugs(room)
     if len(objects) < 3:
         return []
     positions = np.stack([item.sample_points for item in objects])  # (objects, 9, 2)
@@ -223,13 +244,13 @@ def _ask_route(question_type: str, room: RoomGroundTruth, number: int, rng: Gene
     cases = RouteFinder(room).find(turns)
     if not cases:
         return None
-    start, *stops = [item.category for item in _pick(cases, rng)]
+    start, *stops = [item.category for item in pick(cases, rng)]
     actions = [f"Go forward until the {stops[0]}"]
     for stop in stops[1:]:
         actions += ["[please fill in]", f"Go forward until the {stop}"]
     listed = " ".join(f"{i}. {action}" for i, action in enumerate(actions, start=1))
     text = WORDS[question_type].format(start, stops[0], stops[-1], listed)
-    others = _shuffled([", ".join(outcome) for outcome in outcomes if outcome != turns], rng)
+    others = shuffled([", ".join(outcome) for outcome in outcomes if outcome != turns], rng)
     options, letter = _options(", ".join(turns), others[:3], number % len(outcomes) + number // len(outcomes))
     return Question(question_type, text, letter, options)
 
@@ -237,19 +258,19 @@ def _ask_route(question_type: str, room: RoomGroundTruth, number: int, rng: Gene
 def _ask_appearance(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
     cases = [
         [category for category, _, _ in chosen]
-        for chosen in itertools.combinations(_appearances(room), 4)
+        for chosen in itertools.combinations(appearances(room), 4)
         if all(clear < following for (_, _, clear), (_, following, _) in itertools.pairwise(chosen))
     ]
     if not cases:
         return None
-    order = _pick(cases, rng)
+    order = pick(cases, rng)
     others = [", ".join(other) for other in itertools.permutations(order) if list(other) != order]
-    options, letter = _options(", ".join(order), _shuffled(others, rng)[:3], number)
-    text = WORDS[question_type].format(", ".join(_shuffled(order, rng)))
+    options, letter = _options(", ".join(order), shuffled(others, rng)[:3], number)
+    text = WORDS[question_type].format(", ".join(shuffled(order, rng)))
     return Question(question_type, text, letter, options)
 
 
-def _appearances(room: RoomGroundTruth) -> list[tuple[str, int, int]]:
+def appearances(room: RoomGroundTruth) -> list[tuple[str, int, int]]:
     """Unambiguous categories, each with the first view that shows it at all and the first that shows it clearly."""
     found = []
     for category in sorted({item.category for item in room.objects if room.is_visible(item)}):
@@ -273,7 +294,7 @@ QUESTION_TYPES = {
 }
 
 
-def _unique_objects_but_rugs(room: RoomGroundTruth) -> list[RoomObject]:
+def unique_objects_but_rugs(room: RoomGroundTruth) -> list[RoomObject]:
     return [item for item in room.unique_objects if item.category != "rug"]
 
 
@@ -284,15 +305,15 @@ def _options(answer: str, others: Sequence[str], number: int) -> tuple[list[str]
     return [f"{letter}. {content}" for letter, content in zip(LETTERS, contents, strict=False)], LETTERS[place]
 
 
-def _pick(cases: Sequence, rng: Generator):
+def pick(cases: Sequence, rng: Generator):
     return cases[int(rng.integers(len(cases)))]
 
 
-def _pick_measured(cases: Sequence[tuple], interval: tuple[float, float], rng: Generator) -> tuple | None:
+def pick_measured(cases: Sequence[tuple], interval: tuple[float, float], rng: Generator) -> tuple | None:
     """Pick a case whose last entry lies in the interval, if there is one."""
     kept = [case for case in cases if interval[0] <= case[-1] < interval[1]]
-    return _pick(kept, rng) if kept else None
+    return pick(kept, rng) if kept else None
 
 
-def _shuffled(values: Sequence, rng: Generator) -> list:
+def shuffled(values: Sequence, rng: Generator) -> list:
     return [values[int(i)] for i in rng.permutation(len(values))]

@@ -9,12 +9,19 @@ import numpy as np
 from ..benchmarks.protocol import TOLERANCES
 from ..common.videos import spread_evenly
 from .question_types import Question
+from .training_questions import POSITION_FAMILIES, WORD_FAMILIES, read_position, write_position
 
 
 def mean_relative_accuracy(predictions: np.ndarray | float, truth: np.ndarray | float) -> np.ndarray:
     """Share of VSI-Bench's ten tolerances that the relative error meets; arguments broadcast, `truth` is positive."""
     error = np.abs(np.asarray(predictions, float) - truth) / truth
     return (np.asarray(error)[..., None] <= TOLERANCES).mean(axis=-1)
+
+
+def position_accuracy(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Share of VSI-Bench's ten tolerances that the error of a position meets, as a share of the true distance."""
+    error = np.linalg.norm(prediction - truth) / np.linalg.norm(truth)
+    return float((error <= TOLERANCES).mean())
 
 
 def frequency_baseline(train: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
@@ -25,7 +32,7 @@ def frequency_baseline(train: Sequence[Question], test: Sequence[Question]) -> d
         test (`Sequence[Question]`): Questions to score; types that `train` lacks are left out.
 
     Returns:
-        `dict[str, float]`: Accuracy of choices, mean relative accuracy of numbers, in [0, 1].
+        `dict[str, float]`: Accuracy of choices and words, mean relative accuracy of numbers and positions, in [0, 1].
     """
     counts = defaultdict(Counter)
     for question in train:
@@ -37,26 +44,27 @@ def frequency_baseline(train: Sequence[Question], test: Sequence[Question]) -> d
 def blind_bound(train: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
     """Score answers that know all texts of `train` but no image: a lower bound of what the texts give away.
 
-    The answer to a number question is the constant that scores best on the same question in `train`, or else on its
-    type. The answer to a choice question is the option that was right most often when it was offered, for the same
-    question if `train` has it.
+    The answer to a question without options is the one that scores best on the same question in `train`, or else on
+    its type: for a number the best constant, for a position the median, for words the most frequent ones. The answer
+    to a choice question is the option that was right most often when it was offered, for the same question if `train`
+    has it.
 
     Arguments and result are those of `frequency_baseline`.
     """
-    numbers, offered, right = defaultdict(list), Counter(), Counter()
+    answers, offered, right = defaultdict(list), Counter(), Counter()
     for question in train:
         for key in _keys(question):
             if question.options is None:
-                numbers[key].append(float(question.answer))
+                answers[key].append(question.answer)
             else:
                 offered.update((key, option[3:]) for option in question.options)
                 right.update((key, option[3:]) for option in question.options if option[0] == question.answer)
-    constants = {key: _best_constant(np.array(answers)) for key, answers in numbers.items()}
+    best = {key: _best_answer(key[0], given) for key, given in answers.items()}
 
     def answer(question: Question) -> str:
         narrow, broad = _keys(question)
         if question.options is None:
-            return str(constants.get(narrow, constants.get(broad)))
+            return best.get(narrow, best[broad])
         rates = []
         for option in question.options:
             content = option[3:]
@@ -73,6 +81,15 @@ def _keys(question: Question) -> tuple[tuple[str, str], tuple[str, str]]:
     return (question.question_type, asked), (question.question_type, "")
 
 
+def _best_answer(question_type: str, answers: Sequence[str]) -> str:
+    """The one answer that scores best on all questions with these answers."""
+    if question_type in WORD_FAMILIES:
+        return Counter(answers).most_common(1)[0][0]
+    if question_type in POSITION_FAMILIES:
+        return write_position(np.median([read_position(answer) for answer in answers], axis=0))
+    return str(_best_constant(np.array(answers, float)))
+
+
 def _best_constant(answers: np.ndarray) -> float:
     candidates = np.unique(answers)
     # If there are many answers, 200 candidates suffice.
@@ -84,11 +101,14 @@ def _best_constant(answers: np.ndarray) -> float:
 def _score(test: Sequence[Question], known: Iterable[str], answer: Callable[[Question], str]) -> dict[str, float]:
     scores = defaultdict(list)
     for question in test:
-        if question.question_type not in known:
-            continue
-        given = answer(question)
-        if question.options is None:
-            scores[question.question_type].append(float(mean_relative_accuracy(float(given), float(question.answer))))
-        else:
-            scores[question.question_type].append(float(given == question.answer))
+        if question.question_type in known:
+            scores[question.question_type].append(_score_answer(question, answer(question)))
     return {question_type: float(np.mean(values)) for question_type, values in scores.items()}
+
+
+def _score_answer(question: Question, given: str) -> float:
+    if question.question_type in POSITION_FAMILIES:
+        return position_accuracy(read_position(given), read_position(question.answer))
+    if question.options is not None or question.question_type in WORD_FAMILIES:
+        return float(given == question.answer)
+    return float(mean_relative_accuracy(float(given), float(question.answer)))

@@ -3,12 +3,14 @@
     spa3r room-questions --rooms runs/rooms --output runs/questions
     spa3r room-questions --rooms runs/test_rooms --output runs/benchmark \\
         --format benchmark --train runs/questions
+    spa3r room-questions --rooms runs/rooms --output runs/places --families benchmark 3d --turns 6
+    spa3r room-questions --rooms runs/rooms --output runs/images --families 2d --turns 4
 
 An instruction set is a folder with
 
     data/<shard>.parquet    a `datasets` data set in TRL's conversational vision format: `id`, `images` (paths of the
                             given views), `messages` (images, the official prompt, the answer), `scene_id`,
-                            `question_type`, `source`
+                            `question_type` (one for each turn, separated by commas), `source`
     rejected.jsonl          rooms without any question
     manifest.json           number of questions of each type; number left out because no answer was certain, or
                             because they repeated a question about the room; options of the rooms; scores of answers
@@ -16,9 +18,14 @@ An instruction set is a folder with
 
 A benchmark has `test.jsonl` instead of `data/`, in VSI-Bench's columns: `id`, `dataset`, `scene_name`,
 `question_type`, `question`, `ground_truth`, `options`. Its questions are about all views of a room. Those of an
-instruction set are about 4 to 8 evenly spaced views, as many as official training takes from that number of frames.
+instruction set are about evenly spaced views: 4 to 8, as many as official training takes from that number of frames,
+or as many as you say. With `--turns` a record holds several questions about the same views, one after another.
 
-The questions of a room depend only on the seeds and the room. A killed run resumes and gives the same bytes.
+Training may also use short questions with plain answers, which teach where things are: the families "3d", about all
+given views, and "2d", about a single image, another one for each record.
+
+The questions of a room depend only on the options and the room. A killed run resumes and gives the same bytes, for any
+number of workers.
 """
 
 import itertools
@@ -26,6 +33,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,15 +46,17 @@ from ..benchmarks.rooms import OPTIONS_FILE
 from ..benchmarks.vsi_bench import parse_prompt
 from ..common.command_line import verb_parser
 from ..common.files import claim_folder, natural_key, remove_unfinished, replace_when_complete, write_json, write_text
+from ..common.processes import call_in_processes
 from ..common.videos import spread_evenly
-from .ground_truth import read_description, read_ground_truth
-from .question_types import QUESTION_TYPES, Question, ask_question
+from .ground_truth import MIN_VISIBLE_SHARE, RoomGroundTruth, read_description, read_ground_truth
+from .question_options import FAMILIES, FORMATS, GROUPS, QuestionOptions
+from .question_types import Question
 from .text_baselines import blind_bound, frequency_baseline
+from .training_questions import TRAINING_FAMILIES, ShortQuestion
 
 SOURCE = "rooms"
 SETTINGS_FILE = "room_questions.json"
 ROOMS_PER_SHARD = 100
-FORMATS = ("train", "benchmark")
 # Number of questions, at most, from which answers without images are learned and on which they are scored.
 MAX_SCORED = 20_000
 FEATURES = Features(
@@ -66,23 +76,20 @@ FEATURES = Features(
 def write_questions(
     rooms: str | os.PathLike,
     output: str | os.PathLike,
-    seed: int = 0,
-    questions_per_room: int = 10,
-    format: str = "train",
+    options: QuestionOptions,
     train: str | os.PathLike | None = None,
+    workers: int = 1,
 ) -> dict:
     """Write questions about all rooms in a folder.
 
     Args:
         rooms (`str` or `os.PathLike`): Folder written by `spa3r rooms`.
         output (`str` or `os.PathLike`): Folder to write; a killed run resumes.
-        seed (`int`): Seed of the questions.
-        questions_per_room (`int`):
-            Number of questions about a room, at most; the types take turns. A room without a certain case gets fewer.
-        format (`str`): `"train"` or `"benchmark"`.
+        options (`QuestionOptions`): What is asked.
         train (`str` or `os.PathLike`, *optional*):
             Instruction set from which a benchmark's answers without images are learned. By default they are learned
             from the first half of the questions and scored on the second.
+        workers (`int`): Number of processes; 1 asks in the current process.
 
     Returns:
         `dict`: The manifest.
@@ -91,28 +98,32 @@ def write_questions(
         ValueError: If an argument is out of range, there are no rooms, `output` holds other questions, or the rooms
             of `train` were made with the same seed as these.
     """
-    _check_arguments(seed, questions_per_room, format, train)
+    if train is not None and options.format == "train":
+        raise ValueError(f"`train` is only for a benchmark, got `{train}`; omit it, or set `format` to benchmark.")
+    if workers < 1:
+        raise ValueError(f"`workers` must be at least 1, got {workers}; ask for more.")
     rooms, output = Path(rooms).absolute(), Path(output)
     folders, room_options = _find_rooms(rooms)
+    if (options.num_views or 1) > room_options["views"]:
+        raise ValueError(
+            f"`views_per_question` must be at most the {room_options['views']} views of a room, got "
+            f"{options.num_views}; ask for fewer, or render the rooms with more."
+        )
     learned = None if train is None else _read_train(Path(train), room_options["seed"])
-    options = {
-        "format": format,
-        "seed": seed,
-        "questions_per_room": questions_per_room,
-        "num_rooms": len(folders),
-        "rooms": room_options,
-    }
-    claim_folder(output / SETTINGS_FILE, json.dumps(options) + "\n")
-    write = _write_shards if format == "train" else _write_benchmark
-    write(folders, output, seed, questions_per_room)
-    manifest = options | {"source": SOURCE} | _summarize(folders, output, options, learned)
+    made_with = options.as_json() | {"num_rooms": len(folders), "rooms": room_options}
+    claim_folder(output / SETTINGS_FILE, json.dumps(made_with) + "\n")
+    write = _write_shards if options.format == "train" else _write_benchmark
+    write(folders, output, options, workers)
+    manifest = made_with | {"source": SOURCE} | _summarize(folders, output, options, learned)
     write_json(output / "manifest.json", manifest, indent=1, sort_keys=False)
     return manifest
 
 
-def _summarize(folders: Sequence[Path], output: Path, options: dict, learned: list[Question] | None) -> dict:
+def _summarize(
+    folders: Sequence[Path], output: Path, options: QuestionOptions, learned: list[Question] | None
+) -> dict:
     """Count and score the written questions, and list the rooms without any."""
-    read = _read_shards if options["format"] == "train" else _read_benchmark
+    read = _read_shards if options.format == "train" else _read_benchmark
     asked, rejected, sample = Counter(), {folder.name: None for folder in folders}, []
     for scene_name, question in read(output):
         asked[question.question_type] += 1
@@ -125,12 +136,12 @@ def _summarize(folders: Sequence[Path], output: Path, options: dict, learned: li
     half = len(sample) // 2
     scored = (sample[:half], sample[half:]) if learned is None else (learned, sample)
     frequency, blind = frequency_baseline(*scored), blind_bound(*scored)
-    numbers = range(len(folders) * options["questions_per_room"])
-    wanted = Counter(_question_type(number)[0] for number in numbers)
+    numbers = range(len(folders) * options.questions_per_room)
+    wanted = Counter(_family(number, options.names)[0] for number in numbers)
     return {
         "num_questions": asked.total(),
-        "questions": {name: asked[name] for name in QUESTION_TYPES},
-        "without_case": {name: wanted[name] - asked[name] for name in QUESTION_TYPES},
+        "questions": {name: asked[name] for name in options.names},
+        "without_case": {name: wanted[name] - asked[name] for name in options.names},
         "frequency_baseline": {name: round(score, 4) for name, score in frequency.items()},
         "blind_bound": {name: round(score, 4) for name, score in blind.items()},
     }
@@ -145,36 +156,25 @@ def training_views(num_frames: int) -> list[int]:
 
 
 def ask_room(
-    folder: Path, description: dict, views: Sequence[int], seed: int, questions_per_room: int
-) -> Iterator[tuple[int, Question]]:
-    """Numbers and questions about some views of a room."""
-    room = read_ground_truth(folder, description, views)
-    first = description["index"] * questions_per_room
-    asked = set()
-    for number in range(first, first + questions_per_room):
-        rng = np.random.default_rng([seed, description["seed"], number])
-        question_type, turn = _question_type(number)
-        question = ask_question(question_type, room, turn, rng)
-        if question is not None and question.question not in asked:
-            asked.add(question.question)
-            yield number, question
+    room: RoomGroundTruth, numbers: Sequence[int], seed: int, families: Sequence[str]
+) -> list[tuple[int, Question]]:
+    """Ask the questions with some numbers, counted over all rooms, about the given views of a room.
+
+    Questions without a certain answer, and those that repeat a text, are left out.
+    """
+    asked = {}
+    for number in numbers:
+        rng = np.random.default_rng([seed, room.description["seed"], number])
+        family, turn = _family(number, families)
+        question = FAMILIES[family](family, room, turn, rng)
+        if question is not None:
+            asked.setdefault(question.question, (number, question))
+    return list(asked.values())
 
 
-def _question_type(number: int) -> tuple[str, int]:
-    """The type of a question by its number over all rooms, and its number among the questions of that type."""
-    names = list(QUESTION_TYPES)
-    return names[number % len(names)], number // len(names)
-
-
-def _check_arguments(seed: int, questions_per_room: int, format: str, train: str | os.PathLike | None) -> None:
-    if questions_per_room < 1:
-        raise ValueError(f"`questions_per_room` must be at least 1, got {questions_per_room}; ask for more.")
-    if seed < 0:
-        raise ValueError(f"`seed` must not be negative, got {seed}; choose another seed.")
-    if format not in FORMATS:
-        raise ValueError(f"`format` must be one of {', '.join(FORMATS)}, got `{format}`; choose one of these.")
-    if train is not None and format == "train":
-        raise ValueError(f"`train` is only for a benchmark, got `{train}`; omit it, or set `format` to benchmark.")
+def _family(number: int, families: Sequence[str]) -> tuple[str, int]:
+    """The family of a question by its number over all rooms, and its number among the questions of that family."""
+    return families[number % len(families)], number // len(families)
 
 
 def _find_rooms(rooms: Path) -> tuple[list[Path], dict]:
@@ -193,78 +193,124 @@ def _find_rooms(rooms: Path) -> tuple[list[Path], dict]:
     return folders, options
 
 
-def _write_shards(folders: Sequence[Path], output: Path, seed: int, questions_per_room: int) -> None:
+def _write_shards(folders: Sequence[Path], output: Path, options: QuestionOptions, workers: int) -> None:
     (output / "data").mkdir(exist_ok=True)
     remove_unfinished(output / "data")
-    with tqdm(total=len(folders), desc="Asking about rooms", unit="room") as progress:
-        for start in range(0, len(folders), ROOMS_PER_SHARD):
-            shard = output / "data" / f"{start // ROOMS_PER_SHARD:05d}.parquet"
-            part = folders[start : start + ROOMS_PER_SHARD]
-            if shard.exists():
-                progress.update(len(part))
-                continue
-            records = []
-            for folder in part:
-                records += _train_records(folder, seed, questions_per_room)
-                progress.update()
-            table = pa.Table.from_pylist(records, schema=FEATURES.arrow_schema)
-            with replace_when_complete(shard) as temporary:
-                pq.write_table(table, temporary)
+    parts = [folders[start : start + ROOMS_PER_SHARD] for start in range(0, len(folders), ROOMS_PER_SHARD)]
+    shards = [(output / "data" / f"{index:05d}.parquet", part) for index, part in enumerate(parts)]
+    missing = [(shard, part) for shard, part in shards if not shard.exists()]
+    num_done = sum(len(part) for shard, part in shards if shard.exists())
+    with tqdm(total=len(folders), initial=num_done, desc="Asking about rooms", unit="room") as progress:
+        write = partial(_write_shard, options=options)
+        for num_rooms in call_in_processes(write, missing, max(min(workers, len(missing)), 1)):
+            progress.update(num_rooms)
 
 
-def _train_records(folder: Path, seed: int, questions_per_room: int) -> list[dict]:
+def _write_shard(shard: Path, folders: Sequence[Path], options: QuestionOptions) -> int:
+    """Write the records of some rooms, and return the number of rooms."""
+    records = [record for folder in folders for record in _train_records(folder, options)]
+    table = pa.Table.from_pylist(records, schema=FEATURES.arrow_schema)
+    with replace_when_complete(shard) as temporary:
+        pq.write_table(table, temporary)
+    return len(folders)
+
+
+def _train_records(folder: Path, options: QuestionOptions) -> list[dict]:
     description = read_description(folder)
-    views = training_views(len(description["frames"]))
-    paths = [folder / "color" / f"{description['frames'][view]['frame']}.jpg" for view in views]
     # Rooms of different seeds have the same names but are different scenes.
     scene_id = f"{folder.name}_seed{description['seed']}"
     records = []
-    for number, question in ask_room(folder, description, views, seed, questions_per_room):
-        content = [{"type": "image", "text": None}] * len(paths) + [{"type": "text", "text": question.prompt}]
-        records.append(
-            {
-                "id": f"{scene_id}_{number % questions_per_room}",
-                "images": [{"bytes": None, "path": str(path)} for path in paths],
-                "messages": [
-                    {"role": "user", "content": content},
-                    {"role": "assistant", "content": [{"type": "text", "text": question.answer}]},
-                ],
-                "scene_id": scene_id,
-                "question_type": question.question_type,
-                "source": SOURCE,
-            }
-        )
+    for views, numbers in _group(description, options):
+        paths = [folder / "color" / f"{description['frames'][view]['frame']}.jpg" for view in views]
+        room = read_ground_truth(folder, description, views, options.min_visible_share)
+        asked = ask_room(room, numbers, options.seed, options.names)
+        for start in range(0, len(asked), options.turns):
+            turns = asked[start : start + options.turns]
+            records.append(
+                {
+                    "id": f"{scene_id}_{turns[0][0] % options.questions_per_room}",
+                    "images": [{"bytes": None, "path": str(path)} for path in paths],
+                    "messages": _messages([question for _, question in turns], len(paths)),
+                    "scene_id": scene_id,
+                    "question_type": ",".join(question.question_type for _, question in turns),
+                    "source": SOURCE,
+                }
+            )
     return records
 
 
-def _write_benchmark(folders: Sequence[Path], output: Path, seed: int, questions_per_room: int) -> None:
+def _group(description: dict, options: QuestionOptions) -> list[tuple[list[int], range]]:
+    """The views of a room that are shown together, each with the numbers of the questions about them."""
+    first, num_frames = description["index"] * options.questions_per_room, len(description["frames"])
+    numbers = range(first, first + options.questions_per_room)
+    if options.num_views != 1:
+        views = (
+            training_views(num_frames) if options.num_views is None else spread_evenly(num_frames, options.num_views)
+        )
+        return [(views, numbers)]
+    order = np.random.default_rng([options.seed, description["seed"], description["index"]]).permutation(num_frames)
+    starts = range(0, len(numbers), options.turns)
+    return [([int(order[i % num_frames])], numbers[start : start + options.turns]) for i, start in enumerate(starts)]
+
+
+def _messages(questions: Sequence[Question], num_images: int) -> list[dict]:
+    """Questions and answers in turn; the images stand before the first question."""
+    messages = []
+    for index, question in enumerate(questions):
+        images = [{"type": "image", "text": None}] * num_images if index == 0 else []
+        messages.append({"role": "user", "content": [*images, {"type": "text", "text": question.prompt}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
+    return messages
+
+
+def _write_benchmark(folders: Sequence[Path], output: Path, options: QuestionOptions, workers: int) -> None:
     if (output / "test.jsonl").exists():
         return
-    with replace_when_complete(output / "test.jsonl") as temporary, temporary.open("w") as file:
-        for folder in tqdm(folders, desc="Asking about rooms", unit="room"):
-            description = read_description(folder)
-            views = range(len(description["frames"]))
-            for number, question in ask_room(folder, description, views, seed, questions_per_room):
-                record = {
-                    "id": number,
-                    "dataset": SOURCE,
-                    "scene_name": folder.name,
-                    "question_type": question.question_type,
-                    "question": question.question,
-                    "ground_truth": question.answer,
-                    "options": question.options,
-                }
-                file.write(json.dumps(record) + "\n")
+    lines = {}
+    with tqdm(total=len(folders), desc="Asking about rooms", unit="room") as progress:
+        for folder, text in call_in_processes(
+            partial(_benchmark_lines, options=options), ((folder,) for folder in folders), min(workers, len(folders))
+        ):
+            lines[folder] = text
+            progress.update()
+    write_text(output / "test.jsonl", "".join(lines[folder] for folder in folders))
+
+
+def _benchmark_lines(folder: Path, options: QuestionOptions) -> tuple[Path, str]:
+    """A room's folder, and its lines of the benchmark."""
+    description = read_description(folder)
+    room = read_ground_truth(folder, description, range(len(description["frames"])), options.min_visible_share)
+    first = description["index"] * options.questions_per_room
+    numbers = range(first, first + options.questions_per_room)
+    lines = []
+    for number, question in ask_room(room, numbers, options.seed, options.names):
+        record = {
+            "id": number,
+            "dataset": SOURCE,
+            "scene_name": folder.name,
+            "question_type": question.question_type,
+            "question": question.question,
+            "ground_truth": question.answer,
+            "options": question.options,
+        }
+        lines.append(json.dumps(record) + "\n")
+    return folder, "".join(lines)
 
 
 def _read_shards(folder: Path) -> Iterator[tuple[str, Question]]:
     """Scene names and questions of an instruction set, shard by shard."""
     for shard in sorted((folder / "data").glob("*.parquet")):
         for row in pq.read_table(shard, columns=["messages", "scene_id", "question_type"]).to_pylist():
-            asked, answered = row["messages"]
-            question, options = parse_prompt(asked["content"][-1]["text"])
-            answer = answered["content"][0]["text"]
-            yield row["scene_id"].rpartition("_seed")[0], Question(row["question_type"], question, answer, options)
+            texts = [message["content"][-1]["text"] for message in row["messages"]]
+            for family, prompt, answer in zip(row["question_type"].split(","), texts[::2], texts[1::2], strict=True):
+                yield row["scene_id"].rpartition("_seed")[0], _read_question(family, prompt, answer)
+
+
+def _read_question(family: str, prompt: str, answer: str) -> Question:
+    if family in TRAINING_FAMILIES:
+        return ShortQuestion(family, prompt, answer)
+    question, options = parse_prompt(prompt)
+    return Question(family, question, answer, options)
 
 
 def _read_benchmark(folder: Path) -> Iterator[tuple[str, Question]]:
@@ -296,7 +342,7 @@ def _read_train(folder: Path, test_seed: int) -> list[Question]:
 def format_table(manifest: dict) -> str:
     """A table of the number of questions and the scores of answers without images, by type."""
     lines = [f"{'type':30}{'questions':>10}{'no case':>9}{'frequency':>11}{'blind':>8}"]
-    for name in QUESTION_TYPES:
+    for name in manifest["questions"]:
         scores = [manifest[key].get(name) for key in ("frequency_baseline", "blind_bound")]
         frequency, blind = ("-" if score is None else f"{100 * score:.1f}" for score in scores)
         lines.append(
@@ -314,5 +360,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--questions-per-room", type=int, default=10, help="at most (default: %(default)s)")
     parser.add_argument("--format", choices=FORMATS, default="train", help="what to write (default: %(default)s)")
     parser.add_argument("--train", type=Path, help="instruction set to learn a benchmark's blind answers from")
-    options = parser.parse_args(arguments)
-    print(format_table(write_questions(**vars(options))))
+    parser.add_argument(
+        "--families", nargs="+", default=["benchmark"], help=f"what to ask: {', '.join(GROUPS)}, or names of families"
+    )
+    parser.add_argument(
+        "--views-per-question", type=int, help="views that a training question shows (default: 4 to 8)"
+    )
+    parser.add_argument("--turns", type=int, default=1, help="questions in a record, at most (default: %(default)s)")
+    parser.add_argument(
+        "--min-visible-share",
+        type=float,
+        default=MIN_VISIBLE_SHARE,
+        help="share of the image from which an object is clearly visible (default: %(default)s)",
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    given = vars(parser.parse_args(arguments))
+    rooms, output, train, workers = (given.pop(name) for name in ("rooms", "output", "train", "workers"))
+    options = QuestionOptions(**given | {"families": tuple(given["families"])})
+    print(format_table(write_questions(rooms, output, options, train, workers)))

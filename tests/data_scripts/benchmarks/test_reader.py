@@ -19,6 +19,7 @@ from tiny_videos import numbers_of, write_video
 from spa3r.data_scripts.benchmarks.images import BATCH_ROWS, EmbeddedImages
 from spa3r.data_scripts.benchmarks.reader import read_benchmark
 from spa3r.data_scripts.benchmarks.rooms import read_baselines
+from spa3r.data_scripts.rooms.question_options import QuestionOptions
 from spa3r.data_scripts.rooms.write_questions import write_questions
 
 VIEWSPATIAL_FOLDER = "ViewSpatial-Bench/scannetv2_val/scene0011_00/original_images"
@@ -368,7 +369,7 @@ def test_the_mirror_of_viewspatial_bench_is_read_with_its_images(tmp_path):
 @pytest.fixture(scope="module")
 def room_questions(rooms, tmp_path_factory):
     folder = tmp_path_factory.mktemp("room_questions")
-    write_questions(rooms, folder, format="benchmark", questions_per_room=4)
+    write_questions(rooms, folder, QuestionOptions("benchmark"))
     return folder
 
 

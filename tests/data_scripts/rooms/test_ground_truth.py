@@ -20,13 +20,21 @@ L_SHAPE = ((0, 0), (4, 0), (4, 2), (2, 2), (2, 4), (0, 4))
 
 
 def make_object(category="box", center=(0.0, 0.0, 0.5), size=(1.0, 1.0, 1.0), yaw=0.0, pixels=(100,), instance_id=1):
-    return RoomObject(instance_id, category, np.array(center), np.array(size), yaw, 0, np.array(pixels))
+    return RoomObject(instance_id, category, "red", np.array(center), np.array(size), yaw, 0, np.array(pixels))
 
 
 def ground_truth(furniture, pixels, size=(100, 100), outline=SQUARE, poses=None):
     """A room whose views show the given numbers of pixels, by instance id."""
     furniture = [
-        {"instance_id": i, "category": c, "center": [1, 1, 0.5], "size": [1, 1, 1], "yaw": 0.0, "stands_on": 0}
+        {
+            "instance_id": i,
+            "category": c,
+            "color": "red",
+            "center": [1, 1, 0.5],
+            "size": [1, 1, 1],
+            "yaw": 0.0,
+            "stands_on": 0,
+        }
         for i, c in enumerate(furniture, start=1)
     ]
     frames = [{"frame": i, "visible_pixels": {str(k): v for k, v in shown.items()}} for i, shown in enumerate(pixels)]

@@ -10,7 +10,7 @@ import pytest
 
 from spa3r.data_scripts.rooms.camera_walk import draw_walk
 from spa3r.data_scripts.rooms.generate import render_rooms
-from spa3r.data_scripts.rooms.ground_truth import RoomGroundTruth, read_description
+from spa3r.data_scripts.rooms.ground_truth import RoomGroundTruth, read_description, read_ground_truth
 from spa3r.data_scripts.rooms.layout import ROOM_KINDS, draw_room
 from spa3r.data_scripts.rooms.question_types import QUESTION_TYPES, Question, ask_question
 from spa3r.data_scripts.rooms.write_questions import ask_room
@@ -30,19 +30,28 @@ def asked(tmp_path_factory):
     found = {name: [] for name in QUESTION_TYPES}
     for scene in render_rooms(tmp_path_factory.mktemp("rooms"), 10, NUM_VIEWS, SIZE, seed=3, workers=1):
         description = read_description(scene)
-        for _, question in ask_room(scene, description, VIEWS, seed=0, questions_per_room=60):
+        numbers = range(60 * description["index"], 60 * description["index"] + 60)
+        for _, question in ask_room(read_ground_truth(scene, description, VIEWS), numbers, 0, tuple(QUESTION_TYPES)):
             found[question.question_type].append((description, question))
     return found
 
 
 def described(room, rng):
     """The scene.json of a room whose views show one object after another."""
-    furniture = [(p.furniture.category, p.box, p.stands_on, p.instance_id) for p in room.pieces] + [
-        (w.category, w.box, -1, w.instance_id) for w in room.wall_objects
-    ]
+    furniture = [
+        (p.furniture.category, p.furniture.color_name, p.box, p.stands_on, p.instance_id) for p in room.pieces
+    ] + [(w.category, w.color_name, w.box, -1, w.instance_id) for w in room.wall_objects]
     items = [
-        {"instance_id": i, "category": c, "center": b.center, "size": b.size, "yaw": b.yaw, "stands_on": s}
-        for c, b, s, i in furniture
+        {
+            "instance_id": i,
+            "category": c,
+            "color": color,
+            "center": b.center,
+            "size": b.size,
+            "yaw": b.yaw,
+            "stands_on": s,
+        }
+        for c, color, b, s, i in furniture
     ]
     first = {item["instance_id"]: int(rng.integers(6)) for item in items}
     frames = [{"frame": f, "visible_pixels": {str(i): 999 for i, s in first.items() if f >= s}} for f in range(12)]

@@ -12,6 +12,7 @@ from terminal import verb
 from spa3r.data_scripts.benchmarks.vsi_bench import parse_prompt
 from spa3r.data_scripts.rooms import write_questions as room_questions
 from spa3r.data_scripts.rooms.generate import render_rooms
+from spa3r.data_scripts.rooms.question_options import QuestionOptions
 from spa3r.data_scripts.rooms.question_types import QUESTION_TYPES
 from spa3r.data_scripts.rooms.write_questions import training_views, write_questions
 
@@ -29,14 +30,14 @@ def other_rooms(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def instruction_set(rooms, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("instruction_set")
-    write_questions(rooms, folder, questions_per_room=40)
+    write_questions(rooms, folder, QuestionOptions(questions_per_room=40))
     return folder
 
 
 @pytest.fixture(scope="module")
 def benchmark(other_rooms, instruction_set, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("benchmark")
-    write_questions(other_rooms, folder, 0, 60, "benchmark", instruction_set)
+    write_questions(other_rooms, folder, QuestionOptions("benchmark", questions_per_room=60), instruction_set)
     return folder
 
 
@@ -131,7 +132,9 @@ def test_rooms_without_questions_are_listed(rooms, tmp_path):
     for frame in description["frames"]:
         frame["visible_pixels"] = {}
     scene.write_text(json.dumps(description))
-    write_questions(tmp_path / "rooms", tmp_path / "questions", questions_per_room=3)  # the fourth asks for room size
+    write_questions(
+        tmp_path / "rooms", tmp_path / "questions", QuestionOptions(questions_per_room=3)
+    )  # the fourth asks for room size
     rejected = read_lines(tmp_path / "questions" / "rejected.jsonl")
     assert "room_000002" in [room["scene_name"] for room in rejected if room["reason"]]
 
@@ -139,7 +142,7 @@ def test_rooms_without_questions_are_listed(rooms, tmp_path):
 @pytest.mark.parametrize("format", ["train", "benchmark"])
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(rooms, tmp_path, format):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        write_questions(rooms, tmp_path / name, seed, format=format)
+        write_questions(rooms, tmp_path / name, QuestionOptions(format, seed))
     first, again, other = (folder_bytes(tmp_path / name) for name in "abc")
     assert first == again
     data = "data/00000.parquet" if format == "train" else "test.jsonl"
@@ -153,25 +156,25 @@ class Killed(BaseException):
 @pytest.mark.parametrize("format, asked_again", [("train", 4), ("benchmark", 6)])  # the first shard of two is kept
 def test_a_killed_run_is_resumed_to_the_same_bytes(rooms, tmp_path, monkeypatch, format, asked_again):
     monkeypatch.setattr(room_questions, "ROOMS_PER_SHARD", 2)
-    write_questions(rooms, tmp_path / "whole", format=format)
-    ask, asked = room_questions.ask_room, []
+    write_questions(rooms, tmp_path / "whole", QuestionOptions(format))
+    read, asked = room_questions.read_ground_truth, []
 
     def ask_some(folder, *arguments):
         if folder.name == "room_000003":
             raise Killed
-        return ask(folder, *arguments)
+        return read(folder, *arguments)
 
     def ask_and_note(folder, *arguments):
         asked.append(folder.name)
-        return ask(folder, *arguments)
+        return read(folder, *arguments)
 
-    monkeypatch.setattr(room_questions, "ask_room", ask_some)
+    monkeypatch.setattr(room_questions, "read_ground_truth", ask_some)
     with pytest.raises(Killed):
-        write_questions(rooms, tmp_path / "resumed", format=format)
+        write_questions(rooms, tmp_path / "resumed", QuestionOptions(format))
     assert not (tmp_path / "resumed" / "manifest.json").exists()
     (tmp_path / "resumed" / ".test.jsonl.1.partial").touch()
-    monkeypatch.setattr(room_questions, "ask_room", ask_and_note)
-    write_questions(rooms, tmp_path / "resumed", format=format)
+    monkeypatch.setattr(room_questions, "read_ground_truth", ask_and_note)
+    write_questions(rooms, tmp_path / "resumed", QuestionOptions(format))
     assert folder_bytes(tmp_path / "resumed") == folder_bytes(tmp_path / "whole")
     assert len(asked) == asked_again
 
@@ -189,7 +192,7 @@ def test_a_benchmark_is_scored_by_answers_learned_from_the_training_set(instruct
 
 def test_a_folder_with_other_questions_is_refused(rooms, instruction_set):
     with pytest.raises(ValueError, match="`questions_per_room` was 40, is 3"):
-        write_questions(rooms, instruction_set, questions_per_room=3)
+        write_questions(rooms, instruction_set, QuestionOptions(questions_per_room=3))
 
 
 @pytest.mark.parametrize(
