@@ -1,6 +1,8 @@
 """Read image files: decoded, turned upright, with one error for files that are missing or broken."""
 
+import errno
 import os
+import stat
 from typing import BinaryIO
 
 import PIL.ExifTags
@@ -16,6 +18,15 @@ class UnreadableFrame(ValueError):
     """An image or a frame of a video that cannot be used; the message names it and says why."""
 
 
+def require_file(path: str | os.PathLike) -> None:
+    """Raise `OSError` unless a path leads to a regular file: reading a pipe or a device could last for ever."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise OSError("it is no regular file")
+
+
 def open_image(source: str | os.PathLike | BinaryIO, name: str | None = None) -> PIL.Image.Image:
     """Decode an image, in its own mode and as it is stored: see `turn_upright`.
 
@@ -27,6 +38,8 @@ def open_image(source: str | os.PathLike | BinaryIO, name: str | None = None) ->
         UnreadableFrame: If the file is missing, broken or no image.
     """
     try:
+        if isinstance(source, (str, os.PathLike)):
+            require_file(source)
         with PIL.Image.open(source) as image:
             image.load()
             return image

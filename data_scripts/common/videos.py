@@ -6,15 +6,26 @@ at the frames themselves before they choose among them.
 
 import bisect
 import os
+import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import PIL.Image
 
-from .images import UnreadableFrame, why_unreadable
+from .downloads import download, is_url, local_path
+from .images import UnreadableFrame, require_file, why_unreadable
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
+MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_SECONDS = 4 << 30, 1800
+# Containers that say how long they are, by FFmpeg's names; for others FFmpeg guesses.
+TIMED_CONTAINERS = {"mov", "matroska", "avi"}
+# By how much a whole video may be shorter than its container says, besides two frames: a share of its length.
+MISSING_SHARE = 0.01
+# FFmpeg's bits for streams of one picture: attached pictures, timed thumbnails and still images.
+STILL_DISPOSITIONS = 0x400 | 0x800 | 0x100000
 
 
 def spread_evenly(num_images: int, num_frames: int) -> list[int]:
@@ -34,7 +45,7 @@ def read_frames(source: str | os.PathLike, num_frames: int) -> list[PIL.Image.Im
     """Decode frames spread evenly over a whole video.
 
     Args:
-        source (`str` or `os.PathLike`): A video file, or the URL of one.
+        source (`str` or `os.PathLike`): A video file, or its `file://`, `http://` or `https://` address.
         num_frames (`int`): How many frames to read; all of them if the video has fewer.
 
     Returns:
@@ -44,18 +55,13 @@ def read_frames(source: str | os.PathLike, num_frames: int) -> list[PIL.Image.Im
         UnreadableFrame: If the video cannot be read to its end, or is incomplete.
         ImportError: If PyAV is not installed.
     """
-    with _open_video(source) as (container, stream):
+    with _local_copy(source) as path:
         # Each packet holds a frame, and can be counted without decoding it.
-        packets = [(packet.size, packet.is_corrupt) for packet in container.demux(stream)]
-        declared = stream.frames
-    total = sum(size > 0 for size, _ in packets)
-    # A truncated video whose index comes first would otherwise pass for a shorter one.
-    if total < declared and any(is_corrupt for _, is_corrupt in packets):
-        raise _unreadable(source, f"it ends within frame {total} of {declared}, as after an incomplete download")
-    frames, num_shown = _decode_frames(source, spread_evenly(total, num_frames))
-    if num_shown != total:
-        # Some packets are not shown: VP8 has hidden reference frames, and MP4 can skip the beginning.
-        frames, _ = _decode_frames(source, spread_evenly(num_shown, num_frames))
+        total = _count_packets(source, path)
+        frames, num_shown = _decode_frames(source, path, spread_evenly(total, num_frames))
+        if num_shown != total:
+            # Some packets are not shown: VP8 has hidden reference frames, and MP4 can skip the beginning.
+            frames, _ = _decode_frames(source, path, spread_evenly(num_shown, num_frames))
     if not frames:
         raise _unreadable(source, "no frame can be decoded")
     return frames
@@ -72,13 +78,17 @@ def index_video(path: str | os.PathLike) -> tuple[list[int], list[int]]:
         of the key frames.
 
     Raises:
-        UnreadableFrame: If no frame can be decoded, or the timestamps do not tell frames apart.
+        UnreadableFrame: If the video cannot be read to its end, is incomplete, or has no timestamps that tell its
+            frames apart.
         ImportError: If PyAV is not installed.
     """
     timestamps, key_frames = [], []
+    _count_packets(path, path)
     with _open_video(path) as (container, stream):
         stream.thread_type = "AUTO"
-        for frame in _decode_rest(container, stream):
+        for frame in container.decode(stream):
+            if frame.pts is None:
+                continue
             timestamps.append(frame.pts)
             if frame.key_frame:
                 key_frames.append(frame.pts)
@@ -148,26 +158,99 @@ def import_av():
 
 
 @contextmanager
-def _open_video(source: str | os.PathLike) -> Iterator[tuple]:
-    """The container of a video and its first video stream."""
+def _local_copy(source: str | os.PathLike) -> Iterator[str]:
+    """The path of a video, which is downloaded if it is given as an address on the web."""
+    if not is_url(os.fspath(source)):
+        yield local_path(source)
+        return
+    import_av()
+    with tempfile.NamedTemporaryFile(prefix="spa3r-") as file:
+        try:
+            download(os.fspath(source), file, MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_SECONDS)
+            file.flush()
+        except OSError as error:
+            raise _unreadable(source, f"{why_unreadable(error)}; check the address") from error
+        yield file.name
+
+
+@contextmanager
+def _open_video(path: str | os.PathLike, source: str | os.PathLike | None = None) -> Iterator[tuple[Any, Any]]:
+    """The container of a video and its moving stream; errors name `source`, by default the path."""
     av = import_av()
+    source = path if source is None else source
     try:
-        with av.open(os.fspath(source)) as container:
+        require_file(path)
+        # With a protocol, because FFmpeg takes what comes before a colon for one; titles may be in any encoding.
+        with av.open(f"file:{os.path.abspath(path)}", metadata_errors="replace") as container:
             if not container.streams.video:
                 raise _unreadable(source, "it has no video stream")
-            yield container, container.streams.video[0]
+            yield container, _moving_stream(container)
     except (av.FFmpegError, OSError) as error:
         raise _unreadable(source, why_unreadable(error)) from error
+
+
+def _moving_stream(container):
+    """FFmpeg's choice of a video stream, among those that are no cover or thumbnail."""
+    moving = [stream for stream in container.streams.video if not int(stream.disposition) & STILL_DISPOSITIONS]
+    moving = [stream for stream in moving if stream.frames != 1] or moving or list(container.streams.video)
+    best = container.streams.best("video")
+    return best if best in moving else moving[0]
+
+
+def _count_packets(source: str | os.PathLike, path: str | os.PathLike) -> int:
+    """Count the packets of a video, and refuse one that was cut short, as by an incomplete download.
+
+    A truncated file whose index comes first would otherwise pass for a shorter video.
+    """
+    num_packets, times, end, was_corrupt = 0, [], 0.0, {}
+    with _open_video(path, source) as (container, stream):
+        streams = [stream, *container.streams.audio]
+        for packet in container.demux(streams):
+            if not packet.size:
+                continue
+            was_corrupt[packet.stream.index] = packet.is_corrupt
+            num_packets += packet.stream.index == stream.index
+            if packet.pts is not None:
+                time = float(packet.pts * packet.time_base)
+                end = max(end, time + float((packet.duration or 0) * packet.time_base))
+                times += [time] if packet.stream.index == stream.index else []
+        if any(was_corrupt.values()):
+            of_all = f" of {stream.frames}" if stream.frames else ""
+            raise _unreadable(source, f"it ends within frame {num_packets}{of_all}, as after an incomplete download")
+        length, frame_time = _named_length(container, streams), 1 / float(stream.average_rate or 1)
+    # The last frame may last longer than its packet says.
+    pause = max([frame_time, *np.diff(sorted(times))])
+    if length is not None and length - end > 2 * pause + MISSING_SHARE * length:
+        raise _unreadable(source, f"it ends after {end:.1f} of {length:.1f} s, as after an incomplete download")
+    return num_packets
+
+
+def _named_length(container, streams) -> float | None:
+    """Seconds to the end of these streams, as the container says."""
+    if container.duration is None or TIMED_CONTAINERS.isdisjoint(container.format.name.split(",")):
+        return None
+    start = (container.start_time or 0) / 1e6
+    named = []
+    for stream in streams:
+        tag = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
+        if tag:  # in MKV and WebM
+            named.append(int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]))
+        elif stream.duration is not None:
+            named.append(float(stream.duration * stream.time_base) + start)
+    if len(named) == len(streams):
+        return max(named)
+    # Other streams, such as subtitles, may last longer.
+    return container.duration / 1e6 + start if len(container.streams) == len(streams) else None
 
 
 def _unreadable(source: str | os.PathLike, reason: str) -> UnreadableFrame:
     return UnreadableFrame(f"The video `{os.fspath(source)}` cannot be read: {reason}.")
 
 
-def _decode_frames(source: str | os.PathLike, indices: list[int]) -> tuple[list[PIL.Image.Image], int]:
+def _decode_frames(source: str | os.PathLike, path: str, indices: list[int]) -> tuple[list[PIL.Image.Image], int]:
     """The frames at these positions, and how many frames there are in all."""
     wanted, frames, num_shown = set(indices), [], 0
-    with _open_video(source) as (container, stream):
+    with _open_video(path, source) as (container, stream):
         stream.thread_type = "AUTO"
         for num_shown, frame in enumerate(container.decode(stream), start=1):
             if num_shown - 1 in wanted:

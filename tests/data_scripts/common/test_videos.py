@@ -1,16 +1,24 @@
 import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from recordings import CASES
 from tiny_videos import TURNED, numbers_of, write_video
 
+from spa3r.data_scripts.common import downloads, videos
 from spa3r.data_scripts.common.images import UnreadableFrame
 from spa3r.data_scripts.common.videos import frame_rate, index_video, read_frames, read_frames_at, spread_evenly
 
@@ -78,10 +86,10 @@ def test_frames_that_are_never_shown_are_not_counted(video, tmp_path):
 
 def test_a_whole_video_is_decoded_once(video, monkeypatch):
     opened, av_open = [], av.open
-    monkeypatch.setattr(av, "open", lambda name: opened.append(name) or av_open(name))
+    monkeypatch.setattr(av, "open", lambda *names, **options: opened.append(names) or av_open(*names, **options))
     read_frames(video, 4)
     # To count its frames, and to decode them.
-    assert opened == [str(video)] * 2
+    assert opened == [(f"file:{video}",)] * 2
 
 
 def test_a_turned_video_is_turned_upright(tmp_path):
@@ -92,13 +100,125 @@ def test_a_turned_video_is_turned_upright(tmp_path):
     assert pixels[:24].max() < 4 < pixels[40:].min()
 
 
-def test_a_video_is_read_from_its_url(video):
-    handler = partial(SimpleHTTPRequestHandler, directory=str(video.parent))
+@contextmanager
+def serve(handler) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        frames = read_frames(f"http://127.0.0.1:{server.server_port}/{video.name}", 3)
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_a_video_is_read_from_its_url(video):
+    with serve(partial(SimpleHTTPRequestHandler, directory=str(video.parent))) as url:
+        frames = read_frames(f"{url}/{video.name}", 3)
     assert numbers_of(frames) == [0, 9, 19]
+
+
+def test_a_video_is_read_from_its_file_address(video, tmp_path):
+    named = shutil.copy(video, tmp_path / "a walk, 100 %.mp4")
+    assert numbers_of(read_frames(Path(named).as_uri(), 3)) == [0, 9, 19]
+
+
+class StallingHandler(BaseHTTPRequestHandler):
+    """Sends the beginning of a video, and then nothing for as long as the test lasts."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"\0" * 1000)
+        self.wfile.flush()
+        self.server.stop.wait()
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def stalling_url():
+    with ThreadingHTTPServer(("127.0.0.1", 0), StallingHandler) as server:
+        server.stop, server.daemon_threads = threading.Event(), True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/room.mp4"
+        server.stop.set()
+        server.shutdown()
+
+
+def test_a_source_that_sends_nothing_is_given_up(stalling_url, monkeypatch):
+    monkeypatch.setattr(downloads, "STALL_TIMEOUT", 0.2)
+    with pytest.raises(UnreadableFrame, match=f"`{stalling_url}`.*nothing"):
+        read_frames(stalling_url, 3)
+
+
+def test_a_source_that_sends_nothing_ends_on_ctrl_c(stalling_url):
+    program = "from spa3r.data_scripts.common.videos import read_frames; print(flush=True); "
+    program += f"read_frames({stalling_url!r}, 3)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert b"KeyboardInterrupt" in process.communicate(timeout=25)[1]  # before the half minute of a stall
+
+
+@pytest.mark.parametrize("limit", ["MAX_DOWNLOAD_BYTES", "MAX_DOWNLOAD_SECONDS"])
+def test_a_download_beyond_a_limit_is_refused(video, monkeypatch, limit):
+    # A server that sends byte after byte never stalls.
+    monkeypatch.setattr(videos, limit, 1 if limit.endswith("BYTES") else 1e-9)
+    with serve(partial(SimpleHTTPRequestHandler, directory=str(video.parent))) as url:
+        with pytest.raises(UnreadableFrame, match=f"`{url}/room.mp4`"):
+            read_frames(f"{url}/{video.name}", 3)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for read in (index_video, frame_rate, lambda path: read_frames(path, 3)):
+        with pytest.raises(UnreadableFrame, match="pipe.mp4`.*regular"):
+            read(tmp_path / "pipe.mp4")
+
+
+@pytest.mark.parametrize("name", ["12:30:05.mp4", "file:room.mp4", "http:room.mp4", "%03d|concat:x.mp4"])
+def test_the_name_of_a_file_may_hold_colons(video, tmp_path, monkeypatch, name):
+    shutil.copy(video, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert numbers_of(read_frames(name, 3)) == [0, 9, 19]
+    assert len(index_video(name)[0]) == 20
+
+
+def test_a_title_that_is_not_utf_8_does_not_matter(tmp_path):
+    path = tmp_path / "room.mp4"
+    with av.open(str(path), "w") as target, av.open(str(write_video(tmp_path / "plain.mp4"))) as source:
+        target.metadata["title"] = "Kueche Zuerich"
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    assert b"Kueche" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"Kueche Zuerich", b"K\xfcche  Z\xfcrich "))
+    assert numbers_of(read_frames(path, 3)) == [0, 9, 19]
+    assert len(index_video(path)[0]) == 20
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+@pytest.mark.parametrize("is_default", [True, False])
+def test_the_moving_stream_is_read_and_no_cover_before_it(tmp_path, is_marked, is_default):
+    path = tmp_path / "room.mp4"
+    with av.open(str(write_video(tmp_path / "plain.mp4"))) as source, av.open(str(path), "w") as target:
+        cover = target.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 640, 480, "yuvj420p"
+        cover.disposition = Disposition.attached_pic if is_marked else Disposition.default
+        stream = target.add_stream_from_template(source.streams.video[0])
+        stream.disposition = Disposition.default if is_default else Disposition(0)
+        picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+        target.mux(cover.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        target.mux(cover.encode())
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    with av.open(str(path)) as container:
+        assert len(container.streams.video) == 2
+    timestamps, key_frames = index_video(path)
+    assert numbers_of(read_frames(path, 3)) == [0, 9, 19] and frame_rate(path) == 10
+    assert numbers_of(dict(read_frames_at(path, timestamps, key_frames)).values()) == list(range(20))
 
 
 def write_sound(path: Path):
@@ -130,11 +250,25 @@ def test_a_file_that_is_no_video_is_named_with_the_reason(name, read, tmp_path):
         read(tmp_path / name)
 
 
-def test_a_video_cut_behind_its_index_is_refused(tmp_path):
+@pytest.mark.parametrize("read", [partial(read_frames, num_frames=4), index_video])
+def test_a_video_cut_behind_its_index_is_refused(tmp_path, read):
     content = write_video(tmp_path / "whole.mp4", layout={"movflags": "faststart"}).read_bytes()
     (tmp_path / "half.mp4").write_bytes(content[: (content.index(b"mdat") + len(content)) // 2])
-    with pytest.raises(ValueError, match=r"half\.mp4`.* \d+ of 20"):
-        read_frames(tmp_path / "half.mp4", 4)
+    with pytest.raises(UnreadableFrame, match=r"half\.mp4`.* \d+ of 20"):
+        read(tmp_path / "half.mp4")
+
+
+@pytest.mark.parametrize("share", [0.6, 0.8])
+@pytest.mark.parametrize("suffix", ["mkv", "webm", "avi", "mov"])
+def test_a_video_of_any_format_that_was_cut_short_is_refused_by_every_reader(tmp_path, suffix, share):
+    codec = {"webm": "libvpx-vp9", "avi": "mpeg4"}.get(suffix, "libx264")
+    layout = {"movflags": "faststart"} if suffix == "mov" else None
+    path = write_video(tmp_path / f"cut.{suffix}", codec=codec, layout=layout, g="5")
+    assert len(read_frames(path, 99)) == len(index_video(path)[0]) == 20
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    for read in (lambda path: read_frames(path, 4), index_video):
+        with pytest.raises(UnreadableFrame, match=rf"cut\.{suffix}`"):
+            read(path)
 
 
 @pytest.mark.parametrize(
@@ -166,14 +300,6 @@ def test_single_frames_of_a_turned_video_are_turned_upright(tmp_path):
     timestamps, key_frames = index_video(path)
     ((_, image),) = read_frames_at(path, timestamps[3:4], key_frames)
     np.testing.assert_array_equal(image, np.rot90(stored[3], -1))
-
-
-def test_the_frames_of_a_truncated_video_that_decode_are_listed(tmp_path):
-    path = write_video(tmp_path / "room.mkv", g="6", bf="2")
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 4 // 5])
-    timestamps, key_frames = index_video(path)
-    assert 2 < len(timestamps) < 18
-    assert list(dict(read_frames_at(path, timestamps, key_frames))) == timestamps
 
 
 def test_the_frame_rate_is_the_streams(video):
