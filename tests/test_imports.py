@@ -25,6 +25,7 @@ ALLOWED = {
     "modeling_spa3r": ("configuration", COMMON),
     "trainers.runs": MODELS,
     "trainers.pretraining": (*MODELS, "trainers.runs"),
+    "trainers.alignment": (*MODELS, "trainers.runs"),
     "trainers.tuning": (*MODELS, "trainers.runs"),
     "trainers.benchmark": (*MODELS, "trainers.runs"),
     "trainers.integrations": (*MODELS, "trainers"),

@@ -69,14 +69,19 @@ def fit_depth(depth: Tensor, size: FrameSize) -> Tensor:
     Raises:
         ValueError: If the map has another aspect ratio than the picture.
     """
-    (height, width), (map_height, map_width) = size.original, depth.shape
+    check_same_picture(depth.shape, size.original)
+    resized = F.interpolate(depth[None, None], size.resized, mode="nearest-exact")[0, 0]
+    return center_crop(resized, size.cropped)
+
+
+def check_same_picture(map_size: Sequence[int], image_size: Sequence[int]):
+    """Refuse a map of depth or categories that has another aspect ratio than its image; sizes are (height, width)."""
+    (map_height, map_width), (height, width) = map_size, image_size
     if abs(map_width * height - width * map_height) > ASPECT_TOLERANCE * width * map_height:
         raise ValueError(
             f"its depth or categories are {map_width} x {map_height}, another aspect ratio than the image's "
             f"{width} x {height}; write them for the same picture"
         )
-    resized = F.interpolate(depth[None, None], size.resized, mode="nearest-exact")[0, 0]
-    return center_crop(resized, size.cropped)
 
 
 def crop_to_common(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

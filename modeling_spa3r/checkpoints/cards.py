@@ -126,9 +126,13 @@ def spa3_vlm_card(
 
 
 def tuned_card(
-    name: str, config: Spa3VLMConfig, training_data: Sequence[str], scores: Iterable[Score] = ()
+    name: str,
+    config: Spa3VLMConfig,
+    training_data: Sequence[str],
+    scores: Iterable[Score] = (),
+    trained: Sequence[str] = ("vlm", "fusion"),
 ) -> dict[str, Any]:
-    """Extend the card of the checkpoint that `config` was loaded from by an instruction tuning.
+    """Extend the card of the checkpoint that `config` was loaded from by a training.
 
     Where that checkpoint has no `card.json`, it is itself the origin of all weights.
 
@@ -137,11 +141,12 @@ def tuned_card(
         config (`Spa3VLMConfig`): Its configuration; `name_or_path` is the checkpoint that tuning started from.
         training_data (`list[str]`): As for `spa3_vlm_card`; follows that of the earlier checkpoint.
         scores (`list[Score]`, *optional*): As for `spa3_vlm_card`; replaces those of the earlier checkpoint.
+        trained (`list[str]`, *optional*): Parts that the training changed, by default those of instruction tuning.
     """
     start, parts = config.name_or_path or None, parts_of(config)
     earlier = _read_card(start) if start else {}
     origins = {part: earlier.get("origins", {}).get(part, start) for part in parts}
-    trained = [part for part in parts if part in ("vlm", "fusion", *earlier.get("trained", ()))]
+    trained = [part for part in parts if part in (*trained, *earlier.get("trained", ()))]
     data = [*earlier.get("training_data", ()), *training_data]
     return spa3_vlm_card(name, config, origins, trained, data, scores) | {"tuned_from": start}
 

@@ -12,6 +12,7 @@ VERBS = {
     "ask": ("trainers.integrations.ask", "ask about a scene: photos or a video in, answers out"),
     "pretrain": ("trainers.pretraining.pretrain", "pre-train Spa3R on scenes"),
     "inspect": ("trainers.pretraining.inspect", "show what a Spa3R checkpoint has learnt"),
+    "align": ("trainers.alignment.align", "align Spa3-VLM's adapter with points in space, before tuning"),
     "sft": ("trainers.tuning.sft", "instruction-tune Spa3-VLM"),
     "encode-scenes": ("trainers.tuning.scene_cache", "encode each scene of instruction sets once"),
     "benchmark": ("trainers.benchmark.benchmark", "score a model on a benchmark, or compare two runs"),

@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 from ...data_scripts.common.command_line import OneLineHelp
 
 RECIPES = Path(__file__).resolve().parents[2] / "configuration" / "recipes"
-# Names of recipes of instruction tuning start like this; all others are of pre-training.
+# Names of recipes of Spa3-VLM start like this; all others are of pre-training.
 TUNING = "spa3-vlm-"
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 # Options of transformers.TrainingArguments that --help lists; all others are in its documentation.
@@ -45,7 +45,7 @@ def parse_options(
     declare and a few more; all options of the libraries work.
 
     Args:
-        verb (`str`): The command, `pretrain` or `sft`.
+        verb (`str`): The command, such as `sft`.
         arguments (`list[str]`): The command line after the verb.
         dataclasses (`Sequence[type]`): The options.
         common (`dict[str, str]`): Options of libraries that --help lists besides `COMMON`, and their help.
@@ -71,7 +71,7 @@ def parse_options(
     )
     parser.add_argument("--config", help="YAML file, or name in configuration/recipes")
     _choose_help(parser, dataclasses, COMMON | common)
-    recipe = {} if named.config is None else read_recipe(named.config, is_tuning=verb == "sft")
+    recipe = {} if named.config is None else read_recipe(named.config, is_tuning=verb in ("sft", "align"))
     environment = recipe.pop("env", {})
     if not isinstance(environment, dict):
         raise ValueError(f"`env` in the recipe `{named.config}` must map names to values, got `{environment}`.")
@@ -125,7 +125,7 @@ def read_recipe(name: str, is_tuning: bool) -> dict[str, Any]:
 
     Args:
         name (`str`): A YAML file, or the name of a recipe in configuration/recipes.
-        is_tuning (`bool`): Whether to list recipes of instruction tuning, or of pre-training, if there is no `name`.
+        is_tuning (`bool`): Whether to list recipes of Spa3-VLM, or of pre-training, if there is no `name`.
 
     Raises:
         ValueError: If a recipe is missing, cannot be read, or extends itself.

@@ -1,0 +1,217 @@
+"""Align Spa3-VLM's adapter before instruction tuning: it learns to find 3-D in the latents.
+
+    spa3r align --config spa3-vlm-align-rooms
+    accelerate launch --config_file configuration/accelerate/gpu.yaml -m spa3r align --config spa3-vlm-align \\
+        --scenes videos:data/videos --output_dir runs/spa3-vlm-align
+
+Each fused image token predicts the points that its patches show, in the first view's frame, by a head that is thrown
+away afterwards. Adapter and head are trained; the vision-language model and the spatial encoder stay frozen. Points
+come from known depth and cameras, or from VGGT's point head, which needs no labels. This stage is not the paper's. The
+same command, run again, continues from the last complete checkpoint. The final model is in <output_dir>/model.
+Kinds of scenes: scannet, scannetpp, rooms, folders, videos.
+"""
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoProcessor, set_seed
+from transformers.utils import logging
+
+from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
+from ...configuration.configuration_vggt import VGGTConfig
+from ...data_scripts.common.files import write_text
+from ...data_scripts.scenes.index import load_scene_sources, split_scenes
+from ...modeling_spa3r.checkpoints.cards import Score, tuned_card, write_card
+from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpoint
+from ...modeling_spa3r.checkpoints.self_contained import add_code, push_self_contained
+from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
+from ...modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry
+from ..runs.publish import make_repository, push_final_model, train_and_save
+from ..runs.resume import checkpoint_to_resume
+from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
+from .arguments import AlignmentArguments, AlignmentTrainingArguments, parse_arguments
+from .trainer import AlignmentTrainer
+from .views import AlignmentViews
+
+UNITS = {"depth": "meters", "vggt": "VGGT's unit"}
+# Heads that points do not need.
+UNUSED_HEADS = ("camera_head.", "depth_head.")
+# What may differ between the VGGT that estimates points and the one in the model: heads and initial values, and the
+# norm that the official Spa3R code replaced.
+MAY_DIFFER = ("camera_", "dense_", "global_qk_norm", "image_size", "initializer_range")
+
+
+def check_config(args: AlignmentArguments) -> Spa3VLMConfig:
+    """Refuse a model that has no adapter to align, before its weights are loaded.
+
+    Raises:
+        ValueError: Also if there is no model or there are no scenes, or if `targets` and `geometry` contradict.
+    """
+    if args.model_name_or_path is None:
+        raise ValueError("`model_name_or_path` is missing: give a Spa3-VLM, a folder or a Hub name.")
+    if not args.scenes:
+        raise ValueError("`scenes` is empty: give `--scenes KIND:FOLDER`, such as rooms:data/rooms.")
+    if (args.targets == "vggt") != (args.geometry is not None):
+        state = "is missing" if args.geometry is None else f"is `{args.geometry}`"
+        raise ValueError(
+            f"`targets` are `{args.targets}`, but `geometry` {state}: give `--targets vggt --geometry FOLDER` for the "
+            "points of a VGGT, or neither for known depth."
+        )
+    require_checkpoint(args.model_name_or_path)
+    config = Spa3VLMConfig.from_pretrained(args.model_name_or_path)
+    if config.fusion != "cross_attention":
+        raise ValueError(
+            f"`{args.model_name_or_path}` has the fusion `{config.fusion}`, which has no adapter that changes image "
+            "tokens: give a model with `cross_attention`."
+        )
+    return config
+
+
+def load_geometry(name: str, expected: VGGTConfig) -> VGGTForGeometry:
+    """Load the VGGT that estimates points, in float32.
+
+    Raises:
+        ValueError: If its architecture is not that of the model's VGGT, or its point head is missing.
+    """
+    require_checkpoint(name)
+    config = VGGTConfig.from_pretrained(name)
+    for setting in VGGTConfig.__annotations__:
+        given, own = getattr(config, setting), getattr(expected, setting)
+        if given != own and not setting.startswith(MAY_DIFFER):
+            raise ValueError(
+                f"`geometry` must have the architecture of the model's VGGT, but in `{name}` `{setting}` is {given}, "
+                f"not {own}: give the VGGT that the model was made with."
+            )
+    geometry, info = VGGTForGeometry.from_pretrained(name, config=config, output_loading_info=True)
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith(UNUSED_HEADS)):
+        raise ValueError(
+            f"`geometry` must be a VGGT with its point head, but `{name}` lacks {len(missing)} tensors, for example "
+            f"`{missing[0]}`: give one from `spa3r convert vggt`."
+        )
+    return geometry.float()
+
+
+def build_views(
+    args: AlignmentArguments, processor: Spa3VLMProcessor, seed: int
+) -> tuple[AlignmentViews, AlignmentViews | None]:
+    """Views of the scenes to train on, and of the held-out ones."""
+    scenes = load_scene_sources(args.scenes, exclude=args.exclude)
+    train_scenes, held_out = split_scenes(scenes, args.held_out_scenes, seed=seed)
+    options = {"image_processor": processor.image_processor, "depth": args.targets == "depth", "seed": seed}
+    return AlignmentViews(train_scenes, **options), AlignmentViews(held_out, **options) if len(held_out) else None
+
+
+def settings_of_run(
+    train_views: AlignmentViews, held_out_views: AlignmentViews | None, data_args: AlignmentArguments, args: Any
+) -> dict[str, Any]:
+    """Settings that decide the final weights of a run, by flat names such as `training_scenes.number`."""
+    settings = training_settings(args, ("min_views", "max_views", "images_per_device"))
+    names = "model_name_or_path scenes exclude held_out_scenes targets geometry"
+    settings |= {name: getattr(data_args, name) for name in names.split()}
+    settings["training_scenes"] = _digest(train_views.scenes)
+    settings["evaluation_scenes"] = _digest(held_out_views.scenes) if held_out_views is not None else None
+    settings["image_width"] = train_views.image_processor.image_width
+    return flatten(settings)
+
+
+def _digest(scenes: Dataset) -> dict[str, Any]:
+    """Number of scenes, and a hash of their ids and numbers of frames."""
+    columns = scenes["scene_id"], scenes["num_frames"]
+    rows = sorted(f"{scene_id} {num_frames}" for scene_id, num_frames in zip(*columns, strict=True))
+    return {"number": len(rows), "sha256": hashlib.sha256("\n".join(rows).encode()).hexdigest()}
+
+
+def build_trainer(
+    data_args: AlignmentArguments, args: AlignmentTrainingArguments
+) -> tuple[AlignmentTrainer, Path | None]:
+    """Build the trainer and find the checkpoint to continue from; wrong input is refused here, before training."""
+    check_resumable(args)
+    config = check_config(data_args)
+    geometry = None
+    if data_args.geometry is not None:
+        geometry = load_geometry(data_args.geometry, config.spatial_config.vggt_config)
+    processor = AutoProcessor.from_pretrained(data_args.model_name_or_path)
+    train_views, held_out_views = build_views(data_args, processor, args.seed)
+    if held_out_views is None and args.eval_strategy != "no":
+        raise ValueError(
+            f"`eval_strategy` {args.eval_strategy.value} needs held-out scenes, got `held_out_scenes` "
+            f"{data_args.held_out_scenes}: raise it, or set `eval_strategy: no`."
+        )
+    checkpoint = checkpoint_to_resume(args)
+    check_same_run(
+        args.output_dir, settings_of_run(train_views, held_out_views, data_args, args), args.process_index == 0
+    )
+    make_repository(args)
+    model = load_spa3_vlm(data_args.model_name_or_path)
+    set_seed(args.seed)
+    trainer = AlignmentTrainer(
+        model,
+        args,
+        train_views,
+        geometry=geometry,
+        unit=UNITS[data_args.targets],
+        eval_dataset=held_out_views,
+    )
+    return trainer, checkpoint
+
+
+def save_aligned_model(trainer: AlignmentTrainer, processor: Spa3VLMProcessor, data: list[str], folder: str):
+    """Evaluate, and write model, processor, code and card; every process must call this.
+
+    Args:
+        trainer (`AlignmentTrainer`): After training.
+        processor (`Spa3VLMProcessor`): Of the model.
+        data (`list[str]`): Scenes that it trained on.
+        folder (`str`): New folder to write.
+    """
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
+    if trainer.args.should_save:
+        trainer.vlm.save_pretrained(folder, state_dict=trainer.weights_of_vlm())
+        processor.save_pretrained(folder)
+        add_code(folder)
+        write_card(folder, _card(trainer, data))
+
+
+def _card(trainer: AlignmentTrainer, data: list[str]) -> dict[str, Any]:
+    """Collect the facts for the card of an aligned model; it extends the card of the starting checkpoint."""
+    args, state, report = trainer.args, trainer.state, trainer.report
+    source = "known depth and cameras" if trainer.encoders.point_head is None else "VGGT's point head"
+    images_per_step = args.images_per_device * args.world_size * args.gradient_accumulation_steps
+    line = (
+        f"{', '.join(f'`{each}`' for each in data)}: the adapter alone learned to find the points that image tokens "
+        f"show, from {source} (a stage of the package `spa3r`, not of the paper); "
+        f"{len(trainer.train_dataset)} scenes, {state.global_step} steps of {images_per_step} images, learning rate "
+        f"{args.learning_rate:g}."
+    )
+    scores = []
+    if report is not None:
+        found = f"{report.own['all']:.3f}; the mean point at a patch: {report.mean['all']:.3f}"
+        scores = [Score("Held-out scenes", f"mean distance of predicted points, {report.unit}", found)]
+    name = trainer.hub_model_id or str(Path(args.output_dir) / "model")
+    return tuned_card(name, trainer.vlm.config, [line], scores, trained=("fusion",))
+
+
+def run(trainer: AlignmentTrainer, checkpoint: Path | None, data_args: AlignmentArguments):
+    """Train, save the self-contained model to `<output_dir>/model`, and push it where asked to."""
+    args = trainer.args
+    processor = AutoProcessor.from_pretrained(data_args.model_name_or_path)
+    write = partial(save_aligned_model, trainer, processor, data_args.scenes)
+    final = train_and_save(trainer, checkpoint, write)
+    if trainer.is_world_process_zero():
+        if trainer.report is not None:
+            print(trainer.report.to_table())
+            write_text(Path(args.output_dir) / "report.md", trainer.report.to_table() + "\n")
+        print(f"The model is in {final}.")
+    publishing = {"private": args.hub_private_repo, "token": args.hub_token}
+    push_final_model(trainer, lambda: push_self_contained(final, trainer.hub_model_id, **publishing))
+
+
+def main(arguments: list[str] | None = None):
+    """Run `spa3r align`."""
+    logging.set_verbosity_info()
+    data_args, args = parse_arguments(arguments, description=__doc__)
+    run(*build_trainer(data_args, args), data_args)

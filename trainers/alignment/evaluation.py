@@ -1,0 +1,133 @@
+"""How far predicted points are from the true ones in held-out scenes, beside what needs no scene, or the wrong one."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .encoders import FrozenEncoders
+from .probe import AdapterWithHead, point_errors
+from .views import AlignmentViews, collate_alignment
+
+SOURCES = {"own": "own latents", "other": "other scene", "mean": "mean point"}
+
+
+@dataclass(frozen=True)
+class AlignmentReport:
+    """
+    Mean distances of predicted points from the true ones, by the views that show them: `all`, the `first`, the `rest`.
+
+    num_scenes (`int`):
+        Held-out scenes.
+    unit (`str`):
+        Unit of the distances.
+    own (`dict[str, float]`):
+        From image tokens that were fused with the latents of their scene.
+    other (`dict[str, float]`):
+        From image tokens that were fused with the latents of another held-out scene; empty if there is none.
+    mean (`dict[str, float]`):
+        Of the mean of all held-out points at the same patch, whatever the images show.
+    """
+
+    num_scenes: int
+    unit: str
+    own: dict[str, float]
+    other: dict[str, float]
+    mean: dict[str, float]
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers by flat names such as `point_error_own` and `point_error_own_first`, for logging."""
+        return {
+            f"point_error_{source}" + ("" if views == "all" else f"_{views}"): value
+            for source in SOURCES
+            for views, value in getattr(self, source).items()
+        }
+
+    def to_table(self) -> str:
+        """The report as a Markdown table."""
+        lines = [["views", *SOURCES.values()], ["---"] + ["---:"] * len(SOURCES)]
+        for views in self.own:
+            errors = [getattr(self, source).get(views) for source in SOURCES]
+            lines.append([views, *("–" if error is None else f"{error:.3f}" for error in errors)])
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        scenes = "1 scene" if self.num_scenes == 1 else f"{self.num_scenes} scenes"
+        return (
+            f"{table}\n\n{scenes}. Mean distance of predicted points from the true ones in {self.unit}, lower is "
+            "better: from image tokens that were fused with the scene's own latents, from the same tokens fused with "
+            "another scene's, and of the mean point at the same patch, which knows no image."
+        )
+
+
+@torch.no_grad()
+def evaluate_alignment(
+    model: AdapterWithHead,
+    encoders: FrozenEncoders,
+    dataset: AlignmentViews,
+    num_views: int,
+    images_per_batch: int,
+    unit: str,
+) -> AlignmentReport:
+    """Compare predicted points of held-out scenes with the true ones.
+
+    Args:
+        model (`AdapterWithHead`): Adapter and head.
+        encoders (`FrozenEncoders`): Encoders and, if the scenes have no depth, the source of points.
+        dataset (`AlignmentViews`): Held-out scenes.
+        num_views (`int`): Views of each scene.
+        images_per_batch (`int`): Images to encode at a time; a batch has at least two scenes.
+        unit (`str`): Unit of the points.
+    """
+    device = next(model.parameters()).device
+    found, places = defaultdict(list), {}
+    was_training = model.training
+    model.eval()
+    plan = _plan(len(dataset), num_views, images_per_batch)
+    for batch in DataLoader(dataset, batch_sampler=plan, collate_fn=collate_alignment):
+        scenes = encoders({name: value.to(device) for name, value in batch.items() if torch.is_tensor(value)})
+        found["points"].append(scenes.points.cpu())
+        found["is_first"].append(batch["patch_pixels"][..., 0] == 0)
+        found["place"].append(_places(batch["image_grid_thw"], places).view(scenes.points.shape[:2]))
+        # The latents of the next scene; a single scene has no other.
+        for source, latents in (("own", scenes.latents), ("other", scenes.latents[1:] + scenes.latents[:1])):
+            if source == "own" or len(dataset) > 1:
+                found[source].append(point_errors(model(scenes.image_tokens, latents), scenes.points).cpu())
+    model.train(was_training)
+    joined = {name: torch.cat(values) for name, values in found.items()}
+    joined["mean"] = (_mean_points(joined["points"], joined["place"]) - joined["points"]).norm(dim=-1)
+    views = {"all": torch.ones_like(joined["is_first"]), "first": joined["is_first"], "rest": ~joined["is_first"]}
+    errors = {
+        source: {name: joined[source][shown].nanmean().item() for name, shown in views.items()}
+        if source in joined
+        else {}
+        for source in SOURCES
+    }
+    return AlignmentReport(len(dataset), unit, **errors)
+
+
+def _plan(num_scenes: int, num_views: int, images_per_batch: int) -> list[list[tuple[int, int, int]]]:
+    """Requests in batches of two scenes at least, which exchange their latents."""
+    size = max(2, images_per_batch // num_views)
+    requests = [(0, index, num_views) for index in range(num_scenes)]
+    batches = [requests[start : start + size] for start in range(0, num_scenes, size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [batches[-2] + batches[-1]]
+    return batches
+
+
+def _places(grids: Tensor, known: dict[tuple[int, int], int]) -> Tensor:
+    """A number for the place of each patch in its image; images of one grid share theirs."""
+    places = []
+    for _, rows, columns in grids.tolist():
+        start = known.setdefault((rows, columns), sum(height * width for height, width in known))
+        places.append(start + torch.arange(rows * columns))
+    return torch.cat(places)
+
+
+def _mean_points(points: Tensor, place: Tensor) -> Tensor:
+    """The mean of all known points at the place of each point."""
+    is_known = ~points.isnan().any(-1)
+    sums = points.new_zeros(int(place.max()) + 1, 3).index_add(0, place[is_known], points[is_known])
+    counts = place[is_known].bincount(minlength=len(sums))
+    return (sums / counts[:, None])[place]

@@ -1,0 +1,76 @@
+"""What alignment trains: the adapter of a Spa3-VLM, and a head that reads points from fused image tokens.
+
+The head is thrown away afterwards. It is there to have the adapter fetch from the latents where things are.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...modeling_spa3r.layers import MLP
+
+
+def encode_points(points: Tensor) -> Tensor:
+    """Compress coordinates, `sign(x) log(1 + |x|)`, so that far points do not dominate a loss."""
+    return points.sign() * points.abs().log1p()
+
+
+def decode_points(encoded: Tensor) -> Tensor:
+    """The inverse of `encode_points`."""
+    return encoded.sign() * encoded.abs().expm1()
+
+
+def point_loss(encoded: Tensor, points: Tensor) -> Tensor:
+    """Smooth L1 between predicted and true points, both encoded, over the points that are known.
+
+    Args:
+        encoded (`torch.Tensor` of shape `(..., 3)`): Predictions, as from `encode_points`.
+        points (`torch.Tensor` of shape `(..., 3)`): True points; NaN where unknown.
+    """
+    known = ~points.isnan()
+    losses = F.smooth_l1_loss(encoded.float(), encode_points(points).nan_to_num(), reduction="none", beta=0.1)
+    return (losses * known).sum() / known.sum().clamp(min=1)
+
+
+def point_errors(encoded: Tensor, points: Tensor) -> Tensor:
+    """Distance of each predicted point from the true one, in the unit of the points; NaN where that is unknown."""
+    return (decode_points(encoded.float()) - points).norm(dim=-1)
+
+
+class PointHead(nn.Module):
+    """Reads from an image token the points that its patches show at their centers."""
+
+    def __init__(self, hidden_size: int, patches_per_token: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.mlp = MLP(hidden_size, hidden_size, 3 * patches_per_token)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map `(num_tokens, hidden_size)` to encoded points `(num_tokens, patches_per_token, 3)`."""
+        return self.mlp(self.norm(tokens)).float().unflatten(-1, (-1, 3))
+
+
+class AdapterWithHead(nn.Module):
+    """The adapter of a Spa3-VLM and the head, without the encoders, which stay frozen.
+
+    Args:
+        fusion (`QueryFusion`): The adapter of the model itself.
+        hidden_size (`int`): Size of an image token.
+        patches_per_token (`int`): Patches that an image token stands for.
+    """
+
+    def __init__(self, fusion: nn.Module, hidden_size: int, patches_per_token: int):
+        super().__init__()
+        self.fusion = fusion
+        self.head = PointHead(hidden_size, patches_per_token)
+
+    def forward(self, image_tokens: list[Tensor], latents: list[Tensor]) -> Tensor:
+        """
+        Args:
+            image_tokens (`list[torch.Tensor]` of shape `(num_tokens, hidden_size)`): Image tokens of each scene.
+            latents (`list[torch.Tensor]` of shape `(num_latents, latent_size)`): Latents of each scene.
+
+        Returns:
+            `torch.Tensor` of shape `(sum(num_tokens), patches_per_token, 3)`: Encoded points, scene after scene.
+        """
+        return self.head(torch.cat(self.fusion(image_tokens, latents)))
