@@ -16,11 +16,13 @@ from torch import Tensor
 __all__ = [
     "PRoPE",
     "camera_rays",
+    "cameras_to_pose_encoding",
     "homogeneous",
     "invert_rigid",
     "plucker_rays",
     "pose_encoding_to_cameras",
     "relative_cameras",
+    "rotation_to_quaternion",
 ]
 
 
@@ -111,6 +113,41 @@ def pose_encoding_to_cameras(pose_encoding: Tensor, image_size: tuple[int, int])
     intrinsics[..., 1, 2] = height / 2
     intrinsics[..., 2, 2] = 1.0
     return extrinsics, intrinsics
+
+
+@without_autocast
+def rotation_to_quaternion(rotation: Tensor) -> Tensor:
+    """Turn rotation matrices `(..., 3, 3)` into unit quaternions `(..., 4)` in the order x, y, z, w, with w >= 0."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (row.unbind(-1) for row in rotation.unbind(-2))
+    # Each row is the quaternion times one of its four entries, times 4; the longest row is the best conditioned.
+    rows = [
+        [1 + xx - yy - zz, xy + yx, xz + zx, zy - yz],
+        [xy + yx, 1 - xx + yy - zz, yz + zy, xz - zx],
+        [xz + zx, yz + zy, 1 - xx - yy + zz, yx - xy],
+        [zy - yz, xz - zx, yx - xy, 1 + xx + yy + zz],
+    ]
+    rows = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+    longest = rows.norm(dim=-1).argmax(dim=-1)[..., None, None].expand(*rows.shape[:-2], 1, 4)
+    quaternion = torch.nn.functional.normalize(rows.gather(-2, longest).squeeze(-2), dim=-1)
+    return torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
+
+
+@without_autocast
+def cameras_to_pose_encoding(extrinsics: Tensor, intrinsics: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Encode cameras as VGGT's nine numbers per view; the inverse of `pose_encoding_to_cameras`.
+
+    Args:
+        extrinsics (`torch.Tensor` of shape `(..., 4, 4)`): World to camera.
+        intrinsics (`torch.Tensor` of shape `(..., 3, 3)`): In pixels; the principal point is not encoded.
+        image_size (`tuple[int, int]`): Height and width of the images in pixels.
+
+    Returns:
+        `torch.Tensor` of shape `(..., 9)`, with w >= 0 in the quaternion.
+    """
+    quaternion = rotation_to_quaternion(extrinsics[..., :3, :3])
+    focal = torch.stack([intrinsics[..., 1, 1], intrinsics[..., 0, 0]], dim=-1)
+    field_of_view = 2 * torch.atan(focal.new_tensor(image_size) / 2 / focal)
+    return torch.cat([extrinsics[..., :3, 3], quaternion, field_of_view], dim=-1)
 
 
 @without_autocast

@@ -71,7 +71,7 @@ def test_stated_defaults_are_those_of_the_configuration(config, field, value):
 
 @pytest.mark.parametrize(("recipe", "option", "value"), OPTIONS)
 def test_stated_options_are_those_of_the_recipe(recipe, option, value):
-    resolved = read_recipe(recipe, is_tuning=recipe.startswith("spa3-vlm"))
+    resolved = read_recipe(recipe, "sft" if recipe.startswith("spa3-vlm") else "pretrain")
     stated, given = json.loads(value), resolved[option]
     assert float(given) == stated if isinstance(stated, float) else given == stated
 

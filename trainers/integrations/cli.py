@@ -10,6 +10,7 @@ from ..runs.errors import errors_as_sentences
 # Verb: module with a `main(arguments)`, relative to the package, and what it does.
 VERBS = {
     "ask": ("trainers.integrations.ask", "ask about a scene: photos or a video in, answers out"),
+    "teach": ("trainers.teaching.teach", "train the teachers of Spa3R on scenes with known depth and categories"),
     "pretrain": ("trainers.pretraining.pretrain", "pre-train Spa3R on scenes"),
     "inspect": ("trainers.pretraining.inspect", "show what a Spa3R checkpoint has learnt"),
     "align": ("trainers.alignment.align", "align Spa3-VLM's adapter with points in space, before tuning"),

@@ -1,13 +1,10 @@
 """Options of `spa3r pretrain`: the architecture, the scenes, and the training itself."""
 
 import sys
-from argparse import SUPPRESS
 from dataclasses import dataclass, field
-from typing import Any
-
-from transformers import TrainingArguments
 
 from ..runs.recipes import merge, parse_options, parse_overrides
+from ..runs.scene_views_arguments import SceneViewsArguments
 
 
 @dataclass
@@ -45,32 +42,21 @@ class DataArguments:
 
 
 @dataclass
-class Spa3RTrainingArguments(TrainingArguments):
+class Spa3RTrainingArguments(SceneViewsArguments):
     """
-    `transformers.TrainingArguments` with the paper's settings (Sec. 4.1) as defaults, and those of PSFM.
+    The arguments of a run with the paper's settings (Sec. 4.1) as defaults, and those of PSFM.
 
     Args:
-        min_views, max_views (`int`, *optional*, defaults to 4 and 12):
-            Views of a scene; their number is drawn for each batch.
-        images_per_device (`int`, *optional*, defaults to 24):
-            Images in a batch of one device, which holds as many scenes as fit. Replaces
-            `per_device_train_batch_size`.
         eval_views (`int`, *optional*, defaults to 8):
             Views of each held-out scene in evaluation.
     """
 
-    min_views: int = field(default=4, metadata={"help": "fewest views of a scene in a batch"})
-    max_views: int = field(default=12, metadata={"help": "most views of a scene in a batch"})
-    images_per_device: int = field(default=24, metadata={"help": "images in a batch of one device"})
     eval_views: int = field(default=8, metadata={"help": "views of each held-out scene in evaluation"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=1e-4, metadata={"help": "weight decay, except of biases and norms"})
     max_steps: int = field(default=80_000, metadata={"help": "optimizer steps"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning rate schedule"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "norm that gradients are clipped to"})
-    save_total_limit: int = field(default=3, metadata={"help": "checkpoints to keep, at least 2"})
-    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": SUPPRESS})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": SUPPRESS})
 
     def __post_init__(self):
         if self.load_best_model_at_end and self.metric_for_best_model in (None, "loss", "eval_loss"):
@@ -79,31 +65,6 @@ class Spa3RTrainingArguments(TrainingArguments):
                 "`metric_for_best_model: geometry_cosine_own` and `greater_is_better: true`."
             )
         super().__post_init__()
-        self._check_batches()
-        if self.n_gpu > 1:
-            raise ValueError(
-                f"One process cannot train on {self.n_gpu} GPUs: start one process for each with `accelerate launch "
-                f"--config_file configuration/accelerate/ddp.yaml --num_processes {self.n_gpu} pretrain.py ...`, or "
-                "choose a single GPU with CUDA_VISIBLE_DEVICES."
-            )
-
-    def _check_batches(self):
-        for name in ("per_device_train_batch_size", "dataloader_drop_last", "auto_find_batch_size"):
-            if (value := getattr(self, name)) != self.__dataclass_fields__[name].default:
-                raise ValueError(f"`{name}` has no effect here, got {value}: set `images_per_device` instead.")
-        if not 2 <= self.min_views <= self.max_views:
-            raise ValueError(
-                "`min_views` must be at least 2 (one to encode, one to predict) and at most `max_views`, got "
-                f"{self.min_views} and {self.max_views}."
-            )
-        if self.images_per_device < self.max_views:
-            raise ValueError(
-                f"`images_per_device` must hold a scene of `max_views`={self.max_views}, got {self.images_per_device}."
-            )
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The Trainer pickles its arguments beside each checkpoint and publishes them with `push_to_hub`.
-        return self.__dict__ | {"hub_token": None}
 
 
 def parse_arguments(

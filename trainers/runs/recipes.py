@@ -13,8 +13,8 @@ from transformers import HfArgumentParser
 from ...data_scripts.common.command_line import OneLineHelp
 
 RECIPES = Path(__file__).resolve().parents[2] / "configuration" / "recipes"
-# Names of recipes of Spa3-VLM start like this; all others are of pre-training.
-TUNING = "spa3-vlm-"
+# How the names of a command's recipes start; all others are of pre-training.
+PREFIXES = {"align": "spa3-vlm-align", "sft": "spa3-vlm-", "teach": "teach-"}
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 # Options of transformers.TrainingArguments that --help lists; all others are in its documentation.
 COMMON = {
@@ -45,7 +45,7 @@ def parse_options(
     declare and a few more; all options of the libraries work.
 
     Args:
-        verb (`str`): The command, such as `sft`.
+        verb (`str`): The command, such as `pretrain`.
         arguments (`list[str]`): The command line after the verb.
         dataclasses (`Sequence[type]`): The options.
         common (`dict[str, str]`): Options of libraries that --help lists besides `COMMON`, and their help.
@@ -71,7 +71,7 @@ def parse_options(
     )
     parser.add_argument("--config", help="YAML file, or name in configuration/recipes")
     _choose_help(parser, dataclasses, COMMON | common)
-    recipe = {} if named.config is None else read_recipe(named.config, is_tuning=verb in ("sft", "align"))
+    recipe = {} if named.config is None else read_recipe(named.config, verb)
     environment = recipe.pop("env", {})
     if not isinstance(environment, dict):
         raise ValueError(f"`env` in the recipe `{named.config}` must map names to values, got `{environment}`.")
@@ -118,23 +118,23 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f"did you mean `{close.pop()}`?" if close else "--help lists the known ones."
 
 
-def read_recipe(name: str, is_tuning: bool) -> dict[str, Any]:
+def read_recipe(name: str, verb: str) -> dict[str, Any]:
     """Read the options of a recipe, merged over those of the recipe that its key `extends` names.
 
     Mappings are merged key by key; an empty one leaves out all of the other recipe's.
 
     Args:
         name (`str`): A YAML file, or the name of a recipe in configuration/recipes.
-        is_tuning (`bool`): Whether to list recipes of Spa3-VLM, or of pre-training, if there is no `name`.
+        verb (`str`): The command, whose recipes are listed if there is no `name`.
 
     Raises:
         ValueError: If a recipe is missing, cannot be read, or extends itself.
     """
-    files = [_find_recipe(name, is_tuning)]
+    files = [_find_recipe(name, verb)]
     recipe = _read_file(files[0])
     while (base := recipe.pop("extends", None)) is not None:
         try:
-            files.append(_find_recipe(base, is_tuning, beside=files[-1].parent))
+            files.append(_find_recipe(base, verb, beside=files[-1].parent))
         except ValueError as error:
             raise ValueError(f"`extends` in the recipe {files[-1]} is wrong: {error}") from None
         if files[-1] in files[:-1]:
@@ -144,12 +144,17 @@ def read_recipe(name: str, is_tuning: bool) -> dict[str, Any]:
     return recipe
 
 
-def _find_recipe(name: str, is_tuning: bool, beside: Path = Path()) -> Path:
+def _find_recipe(name: str, verb: str, beside: Path = Path()) -> Path:
     for file in (beside / name, beside / f"{name}.yaml", RECIPES / f"{name}.yaml"):
         if file.is_file():
             return file.resolve()
-    known = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem.startswith(TUNING) == is_tuning)
+    names = (path.stem for path in RECIPES.glob("*.yaml"))
+    known = sorted(each for each in names if _command_of(each) == verb)
     raise ValueError(f"There is no recipe `{name}`: give a YAML file or one of {', '.join(known)}.")
+
+
+def _command_of(recipe: str) -> str:
+    return next((verb for verb, prefix in PREFIXES.items() if recipe.startswith(prefix)), "pretrain")
 
 
 def _read_file(file: Path) -> dict[str, Any]:

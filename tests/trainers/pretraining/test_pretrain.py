@@ -295,7 +295,7 @@ def test_overrides_reach_nested_settings():
 
 
 def test_overrides_of_the_command_line_add_to_those_of_the_recipe(tmp_path):
-    overrides = read_recipe("spa3r-paper", is_tuning=False)["overrides"]
+    overrides = read_recipe("spa3r-paper", "pretrain")["overrides"]
     args = ["--config", "spa3r-paper", "--bf16", "false", "--tf32", "false", "--output_dir", str(tmp_path)]
     args += ["--overrides", "num_latents=128", "teachers.semantic.image_size=256"]
     config = build_config(parse_arguments(args)[0])

@@ -55,7 +55,7 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_differs_from_its_base_in_what_it_names_alone(name):
     base, expected = VARIANTS[name]
-    before, after = (flatten(read_recipe(each, is_tuning=base == TUNING)) for each in (base, name))
+    before, after = (flatten(read_recipe(each, "sft" if base == TUNING else "pretrain")) for each in (base, name))
     changes = {key: after.get(key) for key in before | after if before.get(key) != after.get(key)}
     assert changes == expected | {"output_dir": f"runs/{name}"}
 
@@ -68,7 +68,7 @@ def read(folder, **recipes):
     """Write recipes by their names, and read the first."""
     for name, text in recipes.items():
         (folder / f"{name}.yaml").write_text(text)
-    return read_recipe(str(folder / f"{next(iter(recipes))}.yaml"), is_tuning=False)
+    return read_recipe(str(folder / f"{next(iter(recipes))}.yaml"), "pretrain")
 
 
 def test_recipes_extend_one_another_in_a_chain(tmp_path):
@@ -106,11 +106,15 @@ def test_a_recipe_that_cannot_be_read_is_refused(recipes, named, tmp_path):
         read(tmp_path, **recipes)
 
 
-@pytest.mark.parametrize("is_tuning", [False, True])
-def test_a_missing_recipe_is_refused_with_the_names_of_its_kind(is_tuning):
+@pytest.mark.parametrize("verb", ["pretrain", "sft"])
+def test_a_missing_recipe_is_refused_with_the_names_of_its_kind(verb):
     with pytest.raises(ValueError, match="`nowhere`") as refusal:
-        read_recipe("nowhere", is_tuning)
-    known = {path.stem for path in RECIPES.glob("*.yaml") if path.stem.startswith("spa3-vlm-") == is_tuning}
+        read_recipe("nowhere", verb)
+    known = {
+        path.stem
+        for path in RECIPES.glob("*.yaml")
+        if path.stem.startswith({"sft": "spa3-vlm-", "pretrain": "spa3r-"}[verb])
+    }
     assert all(name in str(refusal.value) for name in known)
 
 

@@ -1,0 +1,1 @@
+"""Training of the teachers themselves, on scenes with known depth, cameras and categories."""

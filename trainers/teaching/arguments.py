@@ -1,0 +1,65 @@
+"""Options of `spa3r teach`: which teacher, the scenes, and the training itself."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..runs.scene_views_arguments import SceneViewsArguments
+
+
+@dataclass
+class TeacherArguments:
+    """The teacher to train, and the scenes it learns from."""
+
+    teacher: Literal["geometry", "semantic", "vision"] = field(
+        default="geometry",
+        metadata={"help": "geometry: VGGT; semantic: DINOv3; vision: Qwen2.5-VL's vision tower"},
+    )
+    preset: str = field(default="spa3-vlm-nano", metadata={"help": "architecture: a preset, or a config.json"})
+    start_from: str | None = field(default=None, metadata={"help": "weights to start from: folder or Hub name"})
+    scenes: list[str] = field(default_factory=list, metadata={"help": "KIND:FOLDER[@LOW-HIGH], an interval of frames"})
+    exclude: str | None = field(default=None, metadata={"help": "file of scene ids to leave out, one a line"})
+    held_out_scenes: int = field(default=32, metadata={"help": "scenes kept for evaluation"})
+    image_width: int = field(default=112, metadata={"help": "width in pixels that images are resized to"})
+
+
+@dataclass
+class TeachingArguments(SceneViewsArguments):
+    """
+    The arguments of a run, and what only teaching has.
+
+    Args:
+        from_scratch (`bool`, *optional*, defaults to `False`):
+            Draw initial weights for training from nothing (see `initialize_for_scratch`), and train matrices by Muon.
+        muon_learning_rate (`float`, *optional*, defaults to 0.02):
+            Peak learning rate of Muon.
+        normalize_scenes (`bool`, *optional*, defaults to `True`):
+            Divide lengths by the size of the scene, as VGGT does. Without, they stay in meters.
+        correspondence_weight (`float`, *optional*, defaults to 0):
+            Weight of the loss by which attention learns true correspondences.
+        correspondence_layers (`list[int]`, *optional*, defaults to `[1, 2]`):
+            Layers whose global attention learns them.
+        curriculum (`list[str]`, *optional*):
+            `STEP:VIEWS`, such as `0:2 300:4`: from that step on, the views of a scene are cut into groups of so many
+            neighbours, each a scene of its own; at first cameras are close to each other. `STEP:0` ends it.
+    """
+
+    from_scratch: bool = field(default=False, metadata={"help": "initial weights and Muon for small models"})
+    muon_learning_rate: float = field(default=0.02, metadata={"help": "peak learning rate of Muon"})
+    normalize_scenes: bool = field(default=True, metadata={"help": "lengths in sizes of the scene, not in meters"})
+    correspondence_weight: float = field(default=0.0, metadata={"help": "weight of taught correspondences"})
+    correspondence_layers: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "layers to teach them"})
+    curriculum: list[str] = field(default_factory=list, metadata={"help": "STEP:VIEWS, groups of neighbouring views"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for entry in self.curriculum:
+            step, mark, views = entry.partition(":")
+            if not (mark and step.isdigit() and views.isdigit() and views != "1"):
+                raise ValueError(
+                    f"`curriculum` must hold STEP:VIEWS with at least 2 views, or 0 for all; got `{entry}`."
+                )
+
+    def views_at(self, step: int) -> int:
+        """Views of a group at a step; 0 for all views of the scene."""
+        stages = sorted(tuple(map(int, entry.split(":"))) for entry in self.curriculum)
+        return next((views for start, views in reversed(stages) if start <= step), 0)
