@@ -506,12 +506,17 @@ class VGGTForGeometry(VGGTPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, num_context_views: int | None = None) -> VGGTForGeometryOutput:
+    def forward(
+        self, pixel_values: Tensor, num_context_views: int | None = None, dense_views: Tensor | None = None
+    ) -> VGGTForGeometryOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`):
             See `VGGTModel.forward`.
         num_context_views (`int`, *optional*):
             See `VGGTModel.forward`. The camera head attends to all views in any case, as in the official Spa3R code.
+        dense_views (`torch.LongTensor` of shape `(num_dense_views,)`, *optional*):
+            Views whose depth and points to predict; all by default. The dense heads look at each view on its own, and
+            in training some views of each batch are enough.
 
         Example:
 
@@ -529,8 +534,11 @@ class VGGTForGeometry(VGGTPreTrainedModel):
         features = self.vggt(pixel_values, num_context_views, output_layers=self.config.dense_layers)
         pose_encodings = self.camera_head(features.camera_tokens)
         extrinsics, intrinsics = pose_encoding_to_cameras(pose_encodings[-1], image_size)
-        depth, depth_confidence = self.depth_head(features.layer_patch_tokens, image_size)
-        points, points_confidence = self.point_head(features.layer_patch_tokens, image_size)
+        layers = features.layer_patch_tokens
+        if dense_views is not None:
+            layers = [tokens[:, dense_views] for tokens in layers]
+        depth, depth_confidence = self.depth_head(layers, image_size)
+        points, points_confidence = self.point_head(layers, image_size)
         return VGGTForGeometryOutput(
             extrinsics=extrinsics,
             intrinsics=intrinsics,

@@ -16,6 +16,7 @@ class TeacherArguments:
     )
     preset: str = field(default="spa3-vlm-nano", metadata={"help": "architecture: a preset, or a config.json"})
     start_from: str | None = field(default=None, metadata={"help": "weights to start from: folder or Hub name"})
+    attn_implementation: str | None = field(default=None, metadata={"help": "such as eager, the fastest on CPUs"})
     scenes: list[str] = field(default_factory=list, metadata={"help": "KIND:FOLDER[@LOW-HIGH], an interval of frames"})
     exclude: str | None = field(default=None, metadata={"help": "file of scene ids to leave out, one a line"})
     held_out_scenes: int = field(default=32, metadata={"help": "scenes kept for evaluation"})
@@ -38,6 +39,9 @@ class TeachingArguments(SceneViewsArguments):
             Weight of the loss by which attention learns true correspondences.
         correspondence_layers (`list[int]`, *optional*, defaults to `[1, 2]`):
             Layers whose global attention learns them.
+        dense_share (`float`, *optional*, defaults to 1):
+            Share of the views of a batch, drawn at random, whose depth and points are predicted. On small models the
+            dense heads cost as much as all else.
         curriculum (`list[str]`, *optional*):
             `STEP:VIEWS`, such as `0:2 300:4`: from that step on, the views of a scene are cut into groups of so many
             neighbours, each a scene of its own; at first cameras are close to each other. `STEP:0` ends it.
@@ -48,10 +52,13 @@ class TeachingArguments(SceneViewsArguments):
     normalize_scenes: bool = field(default=True, metadata={"help": "lengths in sizes of the scene, not in meters"})
     correspondence_weight: float = field(default=0.0, metadata={"help": "weight of taught correspondences"})
     correspondence_layers: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "layers to teach them"})
+    dense_share: float = field(default=1.0, metadata={"help": "share of views whose depth and points are predicted"})
     curriculum: list[str] = field(default_factory=list, metadata={"help": "STEP:VIEWS, groups of neighbouring views"})
 
     def __post_init__(self):
         super().__post_init__()
+        if not 0 < self.dense_share <= 1:
+            raise ValueError(f"`dense_share` must be above 0 and at most 1, got {self.dense_share}.")
         for entry in self.curriculum:
             step, mark, views = entry.partition(":")
             if not (mark and step.isdigit() and views.isdigit() and views != "1"):

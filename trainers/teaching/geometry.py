@@ -85,12 +85,23 @@ def unproject(depth: Tensor, extrinsics: Tensor, intrinsics: Tensor) -> Tensor:
     return points.unflatten(2, (height, width))
 
 
-def geometry_losses(output: VGGTForGeometryOutput, truth: GeometryTruth) -> dict[str, Tensor]:
-    """The losses `camera`, `depth` and `points`, each a scalar in float32."""
-    known = truth.known
-    depth = truth.depth.clamp(min=1e-3)
+def geometry_losses(
+    output: VGGTForGeometryOutput, truth: GeometryTruth, dense_views: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The losses `camera`, `depth` and `points`, each a scalar in float32.
+
+    Args:
+        output (`VGGTForGeometryOutput`): The prediction.
+        truth (`GeometryTruth`): What it should be, of all views.
+        dense_views (`torch.LongTensor` of shape `(num_dense_views,)`, *optional*):
+            Views whose depth and points were predicted; all by default.
+    """
+    views = slice(None) if dense_views is None else dense_views
+    depth, points = truth.depth[:, views], truth.points[:, views]
+    known, depth = depth > 0, depth.clamp(min=1e-3)
     depth_error = (output.depth.float().clamp(min=1e-3).log() - depth.log()).abs()
-    point_error = (output.points.float() - truth.points).norm(dim=-1)
+    # Not the norm, whose gradient is not finite where the error is zero.
+    point_error = (output.points.float() - points).abs().sum(dim=-1)
     return {
         "camera": camera_loss(output.pose_encodings, truth.pose_encoding),
         "depth": _with_confidence(depth_error, output.depth_confidence, known),

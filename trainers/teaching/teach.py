@@ -32,29 +32,32 @@ from .arguments import TeacherArguments, TeachingArguments
 from .categories import PatchClassifier
 from .trainer import CategoryTrainer, GeometryTrainer, TeachingTrainer
 
+TEACHERS = {
+    "geometry": VGGTForGeometry,
+    "semantic": AutoModel,
+    "vision": Qwen2_5_VisionTransformerPretrainedModel,
+}
 # Settings of a run, besides the Trainer's, that decide the weights.
 DECISIVE = (
     "min_views max_views images_per_device from_scratch muon_learning_rate normalize_scenes correspondence_weight "
-    "correspondence_layers curriculum"
+    "correspondence_layers dense_share curriculum"
 ).split()
 
 
 def build_teacher(args: TeacherArguments) -> PreTrainedModel:
     """The model to teach: from `start_from`, or with fresh weights and the architecture of the preset."""
+    options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
     if args.start_from is not None:
         require_checkpoint(args.start_from)
+        return TEACHERS[args.teacher].from_pretrained(args.start_from, **options)
+    if args.teacher == "semantic":
+        vision_config = spa3r_config(args.preset).teacher_config("semantic").vision_config
+        return AutoModel.from_config(vision_config, **options)
     if args.teacher == "vision":
-        if args.start_from is not None:
-            return Qwen2_5_VisionTransformerPretrainedModel.from_pretrained(args.start_from)
-        vlm_config = Spa3VLMConfig.from_dict(load_preset(args.preset)).vlm_config
-        return Qwen2_5_VisionTransformerPretrainedModel._from_config(vlm_config.vision_config)
-    model_class = VGGTForGeometry if args.teacher == "geometry" else AutoModel
-    if args.start_from is not None:
-        return model_class.from_pretrained(args.start_from)
-    config = spa3r_config(args.preset)
-    if args.teacher == "geometry":
-        return VGGTForGeometry(config.vggt_config)
-    return AutoModel.from_config(config.teacher_config("semantic").vision_config)
+        config = Spa3VLMConfig.from_dict(load_preset(args.preset)).vlm_config.vision_config
+    else:
+        config = spa3r_config(args.preset).vggt_config
+    return TEACHERS[args.teacher]._from_config(config, **options)
 
 
 def spa3r_config(preset: str) -> Spa3RConfig:

@@ -1,5 +1,6 @@
 """Trainers of the teachers: VGGT by geometry, vision transformers by the categories of patches."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
@@ -74,8 +75,10 @@ class GeometryTrainer(TeachingTrainer):
         self.take_reports(inputs)
         batch = group_views(in_order(inputs), self.args.views_at(self.state.global_step))
         truth = self._truth(batch)
-        output = model(batch["pixel_values"])
-        losses = geometry_losses(output, truth)
+        num_views = batch["pixel_values"].shape[1]
+        dense_views = torch.randperm(num_views)[: math.ceil(num_views * self.args.dense_share)].to(truth.depth.device)
+        output = model(batch["pixel_values"], dense_views=dense_views)
+        losses = geometry_losses(output, truth, dense_views)
         if self.attention_teacher is not None:
             patch_size = self.accelerator.unwrap_model(model).config.patch_size
             loss = self.attention_teacher.loss(find_correspondences(truth, patch_size))
