@@ -26,6 +26,7 @@ ALLOWED = {
     "trainers.runs": MODELS,
     "trainers.pretraining": (*MODELS, "trainers.runs"),
     "trainers.alignment": (*MODELS, "trainers.runs"),
+    "trainers.teaching": (*MODELS, "trainers.runs"),
     "trainers.tuning": (*MODELS, "trainers.runs"),
     "trainers.benchmark": (*MODELS, "trainers.runs"),
     "trainers.integrations": (*MODELS, "trainers"),
