@@ -99,6 +99,15 @@ class Spa3RConfig(PreTrainedConfig):
     predict_context_views (`bool`, *optional*, defaults to `False`):
         Whether to predict context views too and average the losses over all views, as the official code does. The
         paper's loss (Eq. 4) is over target views only.
+    whiten_features (`bool`, *optional*, defaults to `False`):
+        Whether teachers' features are whitened, channel by channel, before they are encoded and predicted. The
+        statistics are measured when training starts and are part of the weights. Small teachers that were trained from
+        nothing need it; the official weights were trained without.
+    distinct_patch_weight (`float`, *optional*, defaults to 1.0):
+        Weight in the loss of the patch whose features differ most from the mean of its scene; others weigh between 1
+        and this. Above 1, small objects count more against walls and floors.
+    normalize_cameras (`bool`, *optional*, defaults to `True`):
+        Whether given cameras are scaled to a unit of their own. A teacher that measures in meters needs meters.
 
     Example:
 
@@ -134,6 +143,9 @@ class Spa3RConfig(PreTrainedConfig):
     view_aggregation: Literal["asymmetric", "separate"] = "asymmetric"
     regression_loss: Literal["l1", "smooth_l1"] = "l1"
     predict_context_views: bool = False
+    whiten_features: bool = False
+    distinct_patch_weight: float | int = 1.0
+    normalize_cameras: bool = True
 
     def __post_init__(self, **kwargs):
         refuse_unknown(self, kwargs)

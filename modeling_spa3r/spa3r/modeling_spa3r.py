@@ -27,7 +27,7 @@ from transformers import initialization as init
 
 from ...configuration.configuration_spa3r import Spa3RConfig
 from ...configuration.configuration_vggt import VGGTConfig
-from ..geometry import PRoPE, camera_rays, plucker_rays, pose_encoding_to_cameras, relative_cameras
+from ..geometry import PRoPE, camera_rays, homogeneous, plucker_rays, pose_encoding_to_cameras, relative_cameras
 from ..layers import MLP, Attention, Block, Rope2D, grid_positions
 from ..library import ModelOutput, OutputRecorder, record_outputs
 from ..vggt.modeling_vggt import (
@@ -131,6 +131,26 @@ class Spa3RTransformer(nn.Module):
         return self.norm(hidden_states[:, registers.shape[1] :])
 
 
+class FeatureWhitening(nn.Module):
+    """Shift and scale the features of a teacher, channel by channel, to mean 0 and standard deviation 1."""
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_channels))
+        self.register_buffer("std", torch.ones(num_channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map `(..., num_channels)` to the same shape."""
+        return (features - self.mean.to(features.dtype)) / self.std.to(features.dtype)
+
+    @torch.no_grad()
+    def fit(self, features: Tensor):
+        """Set the statistics to those of `(..., num_channels)`."""
+        features = features.flatten(0, -2).double()
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(features.std(0).clamp(min=1e-3))
+
+
 class Spa3RPreTrainedModel(PreTrainedModel):
     config: Spa3RConfig
     base_model_prefix = "model"
@@ -184,6 +204,9 @@ class Spa3RPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.latent_queries, std=std)
         elif isinstance(module, Spa3RTransformer):
             init.normal_(module.register_tokens, std=1e-6)
+        elif isinstance(module, FeatureWhitening):
+            init.zeros_(module.mean)
+            init.ones_(module.std)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
@@ -201,12 +224,13 @@ class Spa3RModel(Spa3RPreTrainedModel):
     }
     # A pre-training checkpoint also holds what only PSFM needs; the latents do not depend on it.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(camera_head|depth_head|decoder|ray_embedding|heads|depth_probe|teachers)\.",
+        r"^(camera_head|depth_head|decoder|ray_embedding|heads|depth_probe|target_whitening|teachers)\.",
     ]
 
     def __init__(self, config: Spa3RConfig):
         super().__init__(config)
         self.vggt = VGGTModel(config.vggt_config)
+        self.whitening = FeatureWhitening(2 * config.vggt_config.hidden_size) if config.whiten_features else None
         self.projection = nn.Linear(2 * config.vggt_config.hidden_size, config.hidden_size)
         self.latent_queries = nn.Parameter(torch.empty(config.num_latents, config.hidden_size))
         self.encoder = Spa3RTransformer(config, config.num_encoder_layers)
@@ -239,6 +263,8 @@ class Spa3RModel(Spa3RPreTrainedModel):
             `torch.FloatTensor` of shape `(batch_size, num_latents, hidden_size)`.
         """
         batch_size, num_views = features.shape[:2]
+        if self.whitening is not None:
+            features = self.whitening(features)
         context = self.projection(features.to(self.projection.weight.dtype)).flatten(1, 2)
         queries = self.latent_queries.expand(batch_size, -1, -1).to(context)
         patches = grid_positions(grid_size, 0, features.device)
@@ -295,6 +321,8 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         self.decoder = Spa3RTransformer(config, config.num_decoder_layers)
         sizes = {"geometry": 2 * vggt_config.hidden_size}
         sizes |= {name: teacher.feature_size for name, teacher in self.teachers.items()}
+        whitened = sizes.keys() & set(config.targets) - {"geometry"} if config.whiten_features else ()
+        self.target_whitening = nn.ModuleDict({name: FeatureWhitening(sizes[name]) for name in sorted(whitened)})
         inner_size = int(config.hidden_size * config.mlp_ratio)
         self.heads = nn.ModuleDict({name: MLP(config.hidden_size, inner_size, sizes[name]) for name in config.targets})
         self.depth_probe = MLP(config.hidden_size, inner_size, 1)
@@ -348,6 +376,23 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
                 raise ValueError(f"The model has no teacher `{name}`; give one of {sorted(self.teachers)}.")
             check_same_architecture(name, teacher, self.teachers[name].model)
             self.teachers[name].model = teacher
+
+    @torch.no_grad()
+    def fit_whitening(self, pixel_values: Tensor):
+        """Measure the statistics of `config.whiten_features` on views, all of them context.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`): RGB in [0, 1].
+        """
+        vggt = self.model.vggt
+        self.model.whitening.fit(vggt(pixel_values).patch_tokens)
+        for name, whitening in self.target_whitening.items():
+            whitening.fit(self.teachers[name](pixel_values, vggt.grid_size(pixel_values)))
+
+    def _whiten(self, name: str, features: Tensor) -> Tensor:
+        if not self.config.whiten_features:
+            return features
+        return self.model.whitening(features) if name == "geometry" else self.target_whitening[name](features)
 
     def decode(
         self, latents: Tensor, extrinsics: Tensor, intrinsics: Tensor, image_size: tuple[int, int]
@@ -430,6 +475,10 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             extrinsics, intrinsics = self._estimate_cameras(output.camera_tokens, image_size)
         else:
             extrinsics, unit = relative_cameras(extrinsics.float())
+            if not self.config.normalize_cameras:
+                translation = extrinsics[..., :3, 3:] * unit[:, None, None, None]
+                extrinsics = homogeneous(torch.cat([extrinsics[..., :3, :3], translation], dim=-1))
+                unit = torch.ones_like(unit)
         if depth is None:
             layers = [tokens[:, first_target:] for tokens in output.layer_patch_tokens]
             depth = self.depth_head(layers, image_size)[0].squeeze(-1)
@@ -439,9 +488,10 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         targets = {}
         for name in self.heads:
             if name == "geometry":
-                targets[name] = output.patch_tokens[:, first_target:]
+                features = output.patch_tokens[:, first_target:]
             else:
-                targets[name] = self.teachers[name](pixel_values[:, first_target:], grid_size)
+                features = self.teachers[name](pixel_values[:, first_target:], grid_size)
+            targets[name] = self._whiten(name, features)
         patch_size = self.config.vggt_config.patch_size
         return {
             "context_features": context_features,
@@ -458,7 +508,9 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         field_of_view = pose_encoding[..., 7:].clamp(min=MIN_FIELD_OF_VIEW)
         return pose_encoding_to_cameras(torch.cat([pose_encoding[..., :7], field_of_view], dim=-1), image_size)
 
-    def compute_losses(self, predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def compute_losses(
+        self, predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor], patch_weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Compute the named losses in float32; their unweighted sum is the objective.
 
         Eq. 4: L_PSFM = E_(C,T) sum_t dist(prediction_t, F_t); Eq. 13: dist = |prediction - F|_1 + (1 - cosine), summed
@@ -466,17 +518,34 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
 
         Args:
             predictions, targets (`dict[str, torch.FloatTensor]`): Features of each target and depth, see `decode`.
+            patch_weights (`torch.FloatTensor` of shape `(batch_size, num_views, num_patches)`, *optional*):
+                How much each patch counts; all equally by default.
         """
         distance = F.l1_loss if self.config.regression_loss == "l1" else F.smooth_l1_loss
         losses = {}
         for name in self.heads:
             prediction, target = predictions[name].float(), targets[name].float()
-            losses[f"{name}_l1"] = distance(prediction, target)
-            losses[f"{name}_cosine"] = 1 - F.cosine_similarity(prediction, target, dim=-1).mean()
+            weights = self._patch_weights(target, patch_weights)
+            if weights is None:
+                losses[f"{name}_l1"] = distance(prediction, target)
+                losses[f"{name}_cosine"] = 1 - F.cosine_similarity(prediction, target, dim=-1).mean()
+            else:
+                weights = weights / weights.sum()
+                losses[f"{name}_l1"] = (distance(prediction, target, reduction="none").mean(-1) * weights).sum()
+                losses[f"{name}_cosine"] = ((1 - F.cosine_similarity(prediction, target, dim=-1)) * weights).sum()
         known = targets["depth"] > 0
         depth_loss = F.smooth_l1_loss(predictions["depth"].float(), targets["depth"].float(), reduction="none")
         losses["depth_probe"] = (depth_loss * known).sum() / known.sum().clamp(min=1)
         return losses
+
+    def _patch_weights(self, target: Tensor, given: Tensor | None) -> Tensor | None:
+        """The given weights times those of `config.distinct_patch_weight`."""
+        extra = self.config.distinct_patch_weight - 1
+        if not extra:
+            return given
+        distances = (target - target.mean((1, 2), keepdim=True)).norm(dim=-1)
+        weights = 1 + extra * distances / distances.amax((1, 2), keepdim=True).clamp(min=1e-6)
+        return weights if given is None else weights * given
 
     @record_outputs
     def forward(
@@ -486,6 +555,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         extrinsics: Tensor | None = None,
         intrinsics: Tensor | None = None,
         depth: Tensor | None = None,
+        patch_weights: Tensor | None = None,
     ) -> Spa3RForPreTrainingOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`):
@@ -499,6 +569,8 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         depth (`torch.FloatTensor` of shape `(batch_size, num_views, height, width)`, *optional*):
             Depth along the viewing axis in the unit of `extrinsics`, 0 where unknown. The depth probe learns it
             instead of VGGT's estimate; it has no influence on the other losses.
+        patch_weights (`torch.FloatTensor` of shape `(batch_size, num_views, num_patches)`, *optional*):
+            How much the features of each patch count in the losses; all equally by default.
 
         Raises:
             ValueError: If a shape or a number is wrong, or cameras are incomplete or not finite.
@@ -511,7 +583,9 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         image_size = tuple(pixel_values.shape[-2:])
         predictions = self.decode(latents, extrinsics[:, first:], intrinsics[:, first:], image_size)
         targets = observed["targets"] | {"depth": observed["depth"]}
-        losses = self.compute_losses(predictions, targets)
+        if patch_weights is not None:
+            patch_weights = patch_weights[:, first:]
+        losses = self.compute_losses(predictions, targets, patch_weights)
         return Spa3RForPreTrainingOutput(
             loss=sum(losses.values()),
             losses=losses,

@@ -49,8 +49,12 @@ class Spa3RTrainingArguments(SceneViewsArguments):
     Args:
         eval_views (`int`, *optional*, defaults to 8):
             Views of each held-out scene in evaluation.
+        object_weight (`float`, *optional*, defaults to 1):
+            Weight in the loss of a patch that shows nothing but objects; walls, floors and ceilings weigh 1. Above 1,
+            it needs scenes with categories. Where there are none, see `distinct_patch_weight` in the configuration.
     """
 
+    object_weight: float = field(default=1.0, metadata={"help": "weight of patches that show objects"})
     eval_views: int = field(default=8, metadata={"help": "views of each held-out scene in evaluation"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=1e-4, metadata={"help": "weight decay, except of biases and norms"})

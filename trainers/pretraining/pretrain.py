@@ -20,12 +20,13 @@ from ...configuration import Spa3RConfig, VGGTConfig, load_preset
 from ...data_scripts.common.exclusions import read_excluded
 from ...data_scripts.common.files import write_text
 from ...data_scripts.scenes.index import load_scene_sources, split_scenes
-from ...data_scripts.scenes.views import SceneViews
+from ...data_scripts.scenes.views import SceneViews, collate_views
 from ...modeling_spa3r.checkpoints.cards import write_card
 from ...modeling_spa3r.checkpoints.loading import require_checkpoint
 from ...modeling_spa3r.spa3r.image_processing_spa3r import Spa3RImageProcessor
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from ..runs.errors import first_line
+from ..runs.initialization import initialize_for_scratch
 from ..runs.publish import make_repository, push_final_model, train_and_save
 from ..runs.recipes import merge, parse_overrides
 from ..runs.resume import checkpoint_to_resume
@@ -34,6 +35,9 @@ from .arguments import DataArguments, ModelArguments, Spa3RTrainingArguments, pa
 from .figures import PSFMFigureCallback
 from .model_card import pretraining_card
 from .trainer import Spa3RTrainer, teacher_checkpoints
+
+# Training scenes from which the statistics of `whiten_features` are measured.
+WHITENING_SCENES = 64
 
 
 def _mapping(key: str, value: Any) -> dict[str, Any]:
@@ -97,8 +101,12 @@ def check_teachers(config: Spa3RConfig, untrained: bool):
             ) from None
 
 
-def build_model(args: ModelArguments) -> Spa3RForPreTraining:
+def build_model(args: ModelArguments, from_scratch: bool = False) -> Spa3RForPreTraining:
     """The model of a run, with its teachers' weights.
+
+    Args:
+        args (`ModelArguments`): The architecture, and the weights to start from.
+        from_scratch (`bool`, *optional*, defaults to `False`): See `SceneViewsArguments`.
 
     Raises:
         ValueError: If the configuration is wrong, or a teacher is missing.
@@ -108,6 +116,8 @@ def build_model(args: ModelArguments) -> Spa3RForPreTraining:
         return Spa3RForPreTraining.from_pretrained(args.start_from, config=config)
     check_teachers(config, args.untrained_teachers)
     model = Spa3RForPreTraining(config)
+    if from_scratch:
+        initialize_for_scratch(model)
     model.load_teachers()
     return model
 
@@ -125,8 +135,16 @@ def build_views(args: DataArguments, training_args: Spa3RTrainingArguments) -> t
         "seed": training_args.seed,
         "cameras": args.cameras,
         "depth": args.depth,
+        "labels": training_args.object_weight != 1,
     }
     return SceneViews(train_scenes, **options), SceneViews(held_out, **options) if len(held_out) else None
+
+
+def fit_whitening(model: Spa3RForPreTraining, views: SceneViews, num_views: int):
+    """Measure the statistics of `whiten_features` on the first training scenes; every process finds the same."""
+    requests = [(0, index, num_views) for index in range(min(WHITENING_SCENES, len(views)))]
+    pixel_values = collate_views([views[request] for request in requests])["pixel_values"]
+    model.eval().fit_whitening(pixel_values.to(model.device).float() / 255)
 
 
 def settings_of_run(
@@ -137,7 +155,9 @@ def settings_of_run(
     args: Spa3RTrainingArguments,
 ) -> dict[str, Any]:
     """Settings that decide the final weights of a run, by flat names such as `model.vggt_config.hidden_size`."""
-    settings = training_settings(args, ("min_views", "max_views", "images_per_device"))
+    settings = training_settings(
+        args, ("min_views", "max_views", "images_per_device", "from_scratch", "muon_learning_rate", "object_weight")
+    )
     names = "scenes exclude held_out_scenes image_width context_ratio cameras depth"
     settings |= {name: getattr(data_args, name) for name in names.split()}
     settings["training_scenes"] = _digest(train_views.scenes)
@@ -168,7 +188,9 @@ def build_trainer(
             f"{data_args.held_out_scenes}: raise it, or set `eval_strategy: no`."
         )
     checkpoint = checkpoint_to_resume(args)
-    model = build_model(model_args)
+    model = build_model(model_args, args.from_scratch)
+    if model.config.whiten_features and model_args.start_from is None:
+        fit_whitening(model, train_views, args.max_views)
     settings = settings_of_run(model, train_views, held_out_views, data_args, args)
     check_same_run(args.output_dir, settings, args.process_index == 0)
     make_repository(args)

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import torch.nn.functional as F
 from huggingface_hub import CommitInfo, upload_folder
+from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ...configuration import Spa3RConfig
+from ...data_scripts.rooms.labels import STRUCTURE
 from ...data_scripts.scenes.views import SceneViews
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from ..runs.publish import final_folder
@@ -45,7 +48,11 @@ class Spa3RTrainer(SceneViewsTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The sum of the model's losses; each is also logged under its own name."""
-        outputs = model(**self.take_reports(inputs))
+        inputs = self.take_reports(inputs)
+        if (labels := inputs.pop("labels", None)) is not None:
+            patch_size = self.accelerator.unwrap_model(model).config.vggt_config.patch_size
+            inputs["patch_weights"] = object_weights(labels, self.args.object_weight, patch_size)
+        outputs = model(**inputs)
         self.record_losses(outputs.losses)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
@@ -112,6 +119,21 @@ class Spa3RTrainer(SceneViewsTrainer):
             run_as_future=not blocking,
             delete_patterns=["model*.safetensors*", TRAINING_ARGS_NAME],
         )
+
+
+def object_weights(labels: Tensor, weight: float, patch_size: int) -> Tensor:
+    """Weights of patches: 1 for walls, floors and ceilings, `weight` for objects, and between them by their share.
+
+    Args:
+        labels (`torch.Tensor` of shape `(batch_size, num_views, height, width)`): Categories, see `LABELS`.
+        weight (`float`): Of a patch that shows only objects.
+        patch_size (`int`): In pixels.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_views, num_patches)`.
+    """
+    share = F.avg_pool2d((labels > len(STRUCTURE)).float().flatten(0, 1), patch_size)
+    return (1 + (weight - 1) * share).flatten(1).unflatten(0, labels.shape[:2])
 
 
 def teacher_checkpoints(config: Spa3RConfig) -> dict[str, str | None]:

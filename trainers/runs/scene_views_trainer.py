@@ -12,6 +12,7 @@ from transformers.utils import logging
 from ...data_scripts.scenes.sampling import ViewBatchSampler
 from ...data_scripts.scenes.views import SceneViews, collate_views
 from .distributed import start_workers_from_clean_server
+from .optimizers import MuonWithAdamW, split_for_muon
 from .resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss
 
 logger = logging.get_logger(__name__)
@@ -55,6 +56,16 @@ class SceneViewsTrainer(Trainer):
         self.add_callback(_FollowEpochs(self.batch_sampler, args.world_size * args.gradient_accumulation_steps))
         self.add_callback(MarkCompleteCheckpoints(self.accelerator))
         self.add_callback(StopOnNonFiniteLoss())
+
+    def create_optimizer(self, model=None):
+        """Muon and AdamW for small models that are trained from nothing; else the Trainer's own."""
+        if self.optimizer is None and self.args.from_scratch:
+            matrices, others = split_for_muon(self.model)
+            args = self.args
+            self.optimizer = MuonWithAdamW(
+                matrices, others, args.learning_rate, args.muon_learning_rate, args.weight_decay
+            )
+        return super().create_optimizer() if model is None else super().create_optimizer(model)
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True):
         """Autocast for the whole computation; accelerate wraps the forward alone, and not FSDP's."""

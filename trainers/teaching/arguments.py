@@ -29,10 +29,6 @@ class TeachingArguments(SceneViewsArguments):
     The arguments of a run, and what only teaching has.
 
     Args:
-        from_scratch (`bool`, *optional*, defaults to `False`):
-            Draw initial weights for training from nothing (see `initialize_for_scratch`), and train matrices by Muon.
-        muon_learning_rate (`float`, *optional*, defaults to 0.02):
-            Peak learning rate of Muon.
         normalize_scenes (`bool`, *optional*, defaults to `True`):
             Divide lengths by the size of the scene, as VGGT does. Without, they stay in meters.
         correspondence_weight (`float`, *optional*, defaults to 0):
@@ -47,8 +43,6 @@ class TeachingArguments(SceneViewsArguments):
             neighbours, each a scene of its own; at first cameras are close to each other. `STEP:0` ends it.
     """
 
-    from_scratch: bool = field(default=False, metadata={"help": "initial weights and Muon for small models"})
-    muon_learning_rate: float = field(default=0.02, metadata={"help": "peak learning rate of Muon"})
     normalize_scenes: bool = field(default=True, metadata={"help": "lengths in sizes of the scene, not in meters"})
     correspondence_weight: float = field(default=0.0, metadata={"help": "weight of taught correspondences"})
     correspondence_layers: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "layers to teach them"})

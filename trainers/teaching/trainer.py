@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 
 from ...data_scripts.rooms.labels import STRUCTURE
 from ...data_scripts.scenes.views import SceneViews, collate_views
-from ..runs.optimizers import MuonWithAdamW, split_for_muon
 from ..runs.scene_views_trainer import SceneViewsTrainer
 from .categories import category_losses, category_shares
 from .geometry import AttentionTeacher, find_correspondences, geometry_losses, geometry_metrics, geometry_truth
@@ -20,16 +19,6 @@ SCENES_PER_EVALUATION_BATCH = 8
 
 class TeachingTrainer(SceneViewsTrainer):
     """What the trainers of both kinds of teachers share."""
-
-    def create_optimizer(self, model=None):
-        """Muon and AdamW for small models that are trained from nothing; else the Trainer's own."""
-        if self.optimizer is None and self.args.from_scratch:
-            matrices, others = split_for_muon(self.model)
-            args = self.args
-            self.optimizer = MuonWithAdamW(
-                matrices, others, args.learning_rate, args.muon_learning_rate, args.weight_decay
-            )
-        return super().create_optimizer() if model is None else super().create_optimizer(model)
 
     def held_out_batches(self) -> Iterator[Mapping[str, Tensor]]:
         """All views of the held-out scenes, in the order of the walk."""
