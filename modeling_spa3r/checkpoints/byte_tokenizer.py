@@ -3,9 +3,9 @@
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["byte_tokenizer"]
+__all__ = ["SPECIAL_TOKENS", "byte_tokenizer", "with_special_roles"]
 
-# In the order of their ids, which start at 256, in the presets `spa3-vlm-tiny` and `spa3-vlm-nano`.
+# In the order of their ids, which start at 256 in a tokenizer of bytes and at 0 in one of words.
 SPECIAL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
@@ -23,6 +23,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
+    return with_special_roles(tokenizer)
+
+
+def with_special_roles(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Say which of `SPECIAL_TOKENS` ends an answer and which pads; pad on the left, as generation needs."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
