@@ -31,7 +31,7 @@ from ..runs.distributed import join_processes
 from ..runs.errors import first_line
 from ..runs.settings import flatten
 from .answers import Answers, read_predictions
-from .comparison import compare_runs, format_comparison
+from .comparison import compare_runs, format_comparison, require_better
 from .formatting import first_few
 from .models import fingerprint_checkpoint, load_benchmark_model
 from .provenance import describe_model, describe_software
@@ -46,7 +46,7 @@ USEFUL = {
         *("predictions", "benchmark", "data", "media", "protocol", "output", "beside", "label", "limit"),
         "skip_missing",
     ),
-    "compare": ("compare", "output"),
+    "compare": ("compare", "output", "require_better"),
 }
 
 
@@ -94,6 +94,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch-size", type=int, default=16, help="most questions about a scene answered at once (default: 16)"
     )
+    parser.add_argument(
+        "--without-images", action="store_true", help="show the model only the text: what do the words give away?"
+    )
+    parser.add_argument(
+        "--require-better",
+        action="store_true",
+        help="with --compare, fail unless B is better than A and the interval of the difference is above 0",
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the checkpoint")
     parser.add_argument("--attn-implementation", help="for example flash_attention_2 (default: the library's choice)")
     return parser
@@ -107,6 +115,8 @@ def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace)
             parser.error(f"--{name.replace('_', '-')} (here: {value}) has no use with --{what}; leave it out")
     if options.compare is not None:
         return
+    if options.require_better:
+        parser.error("--require-better compares two runs: give --compare A B")
     for name in ("benchmark", "data"):
         if getattr(options, name) is None:
             parser.error(f"--{what} needs --{name}, which is not given; add it")
@@ -134,6 +144,8 @@ def run(options: argparse.Namespace):
     model, processor = load_benchmark_model(options.model, state.device, options.dtype, options.attn_implementation)
     settings = _describe(options, benchmark, questions) | {"model": options.model, **describe_model(model, processor)}
     settings |= {"num_frames": options.frames, "batch_size": options.batch_size}
+    if options.without_images:
+        settings["without_images"] = True
     with state.main_process_first():
         references, baselines = _references(options, settings)
         if state.is_main_process:
@@ -149,6 +161,7 @@ def run(options: argparse.Namespace):
         options.frames,
         options.batch_size,
         retry_unreadable=not options.skip_missing,
+        without_images=options.without_images,
     )
     if state.is_main_process:
         predictions, unreadable = _sort_answers(options, questions, answers)
@@ -184,6 +197,8 @@ def compare(options: argparse.Namespace):
         options.output.mkdir(parents=True, exist_ok=True)
         write_text(options.output / "comparison.md", text)
         write_json(options.output / "comparison.json", comparison)
+    if options.require_better:
+        require_better(comparison)
 
 
 def _read_questions(options: argparse.Namespace) -> tuple[BenchmarkData, list[BenchmarkQuestion], list[str]]:

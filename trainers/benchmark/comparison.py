@@ -139,6 +139,22 @@ def _describe_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> dic
     }
 
 
+def require_better(comparison: Mapping[str, Any]):
+    """Refuse a second run whose mean score is not surely above that of the first.
+
+    Raises:
+        ValueError: If the interval of the difference of the mean reaches down to 0.
+    """
+    mean = comparison["columns"][0]
+    if mean["low"] is None or mean["low"] <= 0:
+        low = "–" if mean["low"] is None else _points(mean["low"])
+        raise ValueError(
+            f"`{comparison['second']['folder']}` is not surely better than `{comparison['first']['folder']}`, as "
+            f"--require-better asks: the difference is {_points(mean['difference'])} points, and its interval begins "
+            f"at {low}. Ask more questions, or train longer."
+        )
+
+
 def format_comparison(comparison: Mapping[str, Any]) -> str:
     """Write a comparison as Markdown: scores in percent, differences in percentage points."""
     runs = "\n".join(f"- {name}: {comparison[run]['label']} (`{comparison[run]['folder']}`)" for name, run in RUNS)

@@ -66,6 +66,7 @@ def ask_all(
     num_frames: int,
     batch_size: int,
     retry_unreadable: bool = True,
+    without_images: bool = False,
 ) -> dict[str, dict[str, str]]:
     """Ask the questions that have no answer yet. Every process must call it, and takes its share of the scenes.
 
@@ -79,6 +80,7 @@ def ask_all(
         num_frames (`int`): Number of frames of a video, spread evenly.
         batch_size (`int`): Most questions about a scene that are answered together.
         retry_unreadable (`bool`, *optional*, defaults to `True`): Whether to try again images that failed before.
+        without_images (`bool`, *optional*, defaults to `False`): Whether to show the text of each question alone.
 
     Returns:
         `dict`: Answers by question id, as of `Answers.read`.
@@ -99,7 +101,11 @@ def ask_all(
         unit="question",
         disable=not state.is_local_main_process,
     )
-    for scene, loading in load_ahead(lambda scene: benchmark.load_images(scene.media, num_frames), own):
+
+    def load(scene: Scene) -> list[PIL.Image.Image]:
+        return [] if without_images else benchmark.load_images(scene.media, num_frames)
+
+    for scene, loading in load_ahead(load, own):
         for batch in _answer_scene(model, processor, scene, loading, protocol):
             answers.append(state.process_index, batch)
             progress.update(len(batch))
@@ -127,6 +133,11 @@ def _answer_scene(
     except ValueError as error:
         yield from _mark_unreadable(scene, str(error))
         return
+    if not images:
+        for batch in scene.batches:
+            texts = answer_text(model, processor, [protocol.prompt(question.record) for question in batch], protocol)
+            yield {question.id: {"prediction": text} for question, text in zip(batch, texts, strict=True)}
+        return
     try:
         session = SceneSession(model, processor, images)
     except ValueError as error:  # for example an image that is one pixel high
@@ -141,3 +152,16 @@ def _answer_scene(
 
 def _mark_unreadable(scene: Scene, reason: str) -> Iterator[dict[str, dict[str, str]]]:
     return ({question.id: {"unreadable": reason} for question in batch} for batch in scene.batches)
+
+
+def answer_text(
+    model: Spa3VLMForConditionalGeneration, processor: ProcessorMixin, prompts: Sequence[str], protocol: Protocol
+) -> list[str]:
+    """Answer prompts without images, which shows how much their words give away."""
+    conversations = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
+    options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(
+        conversations, tokenize=True, processor_kwargs={"padding": True}, **options
+    ).to(model.device)
+    tokens = model.generate(**inputs, max_new_tokens=protocol.max_new_tokens, **GREEDY)
+    return processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

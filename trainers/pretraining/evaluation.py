@@ -24,10 +24,11 @@ from tqdm.auto import tqdm
 from ...data_scripts.scenes.views import collate_views
 from ...modeling_spa3r.geometry import invert_rigid
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
+from .category_probe import CategoryProbe, is_object, patch_categories
 
-ANGLE_BINS = (0, 15, 30, 60, 180)
+ANGLE_BINS = (0, 10, 20, 40, 60, 180)
 SOURCES = {"own": "own latents", "other": "other scene", "mean": "mean feature", "nearest": "nearest view"}
-METRICS = {"l1": "L1 ↓", "cosine": "cosine ↑", "abs_rel": "abs. rel. ↓"}
+METRICS = {"l1": "L1 ↓", "cosine": "cosine ↑", "abs_rel": "abs. rel. ↓", "accuracy": "accuracy ↑"}
 # Least advantage that counts, in cosine similarity and as a share of L1: untrained latents stay below it by chance.
 MARGIN = 0.005
 # Directions closer than this (degrees) are equal: float32 noise must not decide between parallel cameras.
@@ -40,14 +41,16 @@ class PSFMRow:
     One metric of one target, averaged over the target views whose nearest context view lies in a range of angles.
 
     target (`str`):
-        A name of `config.targets`, or `"depth"`, what the probe reads from the decoder.
+        A name of `config.targets`; `"depth"`, what the probe reads from the decoder; or `"objects"`, the categories
+        that `CategoryProbe` reads from the features of patches that show objects.
     metric (`str`):
         `"l1"`, the mean absolute difference; `"cosine"`, the cosine similarity (1 is perfect); or, of depth,
-        `"abs_rel"`, the absolute difference relative to the true depth. Depth is in the scale of the cameras.
+        `"abs_rel"`, the absolute difference relative to the true depth. Depth is in the scale of the cameras. Of
+        objects, `"accuracy"`, the share of patches whose category is found.
     min_angle, max_angle (`float`):
         Range in degrees, the upper end excluded except for 180.
     num_views (`int`):
-        Target views in the range; for depth, those with any known depth.
+        Target views in the range; for depth and objects, those with any known depth or any object.
     own (`float`):
         From the scene's own latents.
     other (`float`, *optional*):
@@ -103,7 +106,7 @@ class PSFMReport:
         """
         if self.num_scenes < 2:
             raise ValueError(f"A comparison between scenes needs at least 2, got {self.num_scenes}: evaluate more.")
-        rows = {(row.target, row.metric): row for row in self.overall() if row.target != "depth"}
+        rows = {(row.target, row.metric): row for row in self.overall() if row.target in self.features()}
         return all(
             row.own - row.other > MARGIN if metric == "cosine" else 1 - row.own / row.other > MARGIN
             for (_, metric), row in rows.items()
@@ -300,22 +303,32 @@ def _patch_values(targets: Mapping[str, Tensor], depth: Tensor) -> dict[str, tup
     return values | {"depth": (depth[..., None], depth > 0)}
 
 
+def _target_categories(model: Spa3RForPreTraining, batch: Mapping[str, Any]) -> Tensor | None:
+    """Categories of the patches of target views, if the data has them."""
+    if batch.get("labels") is None:
+        return None
+    labels = batch["labels"][:, int(batch["num_context_views"]) :].to(model.device)
+    return patch_categories(labels, model.config.vggt_config.patch_size)
+
+
 def _survey_scenes(
     model: Spa3RForPreTraining, batches: Iterable[Mapping[str, Any]]
-) -> tuple[Tensor, dict[str, PatchMean]]:
-    """Latents of all scenes, of shape `(num_scenes, num_latents, hidden_size)`, and the mean of each target."""
-    latents, means = [], defaultdict(PatchMean)
+) -> tuple[Tensor, dict[str, PatchMean], CategoryProbe]:
+    """Latents of all scenes, `(num_scenes, num_latents, hidden_size)`, the mean of each target, and the probe."""
+    latents, means, probe = [], defaultdict(PatchMean), CategoryProbe()
     for batch in batches:
         inputs = model_inputs(batch, model)
         grid_size = model.model.vggt.grid_size(inputs["pixel_values"])
         observed = model.observe(**inputs, first_target=inputs["num_context_views"])
         latents.append(model.model.encode(observed["context_features"], grid_size))
+        if (categories := _target_categories(model, batch)) is not None:
+            probe.add(torch.cat(list(observed["targets"].values()), dim=-1), categories)
         for name, (values, known) in _patch_values(observed["targets"], observed["depth"]).items():
             for scene_values, scene_known in zip(values, known, strict=True):
                 means[name].add(scene_values, scene_known, grid_size)
     if not latents:
         raise ValueError("No scene to evaluate has a readable frame; use other scenes.")
-    return torch.cat(latents), means
+    return torch.cat(latents), means, probe
 
 
 def _compare_scenes(
@@ -325,6 +338,8 @@ def _compare_scenes(
     other_latents: Tensor | None,
     means: Mapping[str, PatchMean] | None,
     tally: BinnedMeans,
+    probe: CategoryProbe,
+    categories: Tensor | None,
 ):
     """Add the predictions and baselines of a batch to the tally; two baselines need another scene."""
     num_context, image_size = inputs["num_context_views"], tuple(inputs["pixel_values"].shape[-2:])
@@ -338,6 +353,7 @@ def _compare_scenes(
         predictions["other"] = model.decode(other_latents, *cameras, image_size)
 
     targets = {name: features[:, num_context:] for name, features in observed["targets"].items()}
+    features = defaultdict(list)
     for name, (values, known) in _patch_values(targets, observed["depth"][:, num_context:]).items():
         sources = {source: prediction[name] for source, prediction in predictions.items()}
         if means is not None:
@@ -350,9 +366,17 @@ def _compare_scenes(
             measure, truth = feature_metrics, values
             context_features = observed["targets"][name][:, :num_context]
             sources["nearest"] = torch.take_along_dim(context_features, nearest[..., None, None], dim=1)
+            for source, prediction in sources.items():
+                features[source].append(prediction)
         for source, prediction in sources.items():
             for metric, per_view in measure(prediction, truth).items():
                 tally.add((name, metric, source), per_view, angles, known.any(-1))
+    if categories is not None:
+        counted = is_object(categories)
+        for source, parts in features.items():
+            correct = (probe.read(torch.cat(parts, dim=-1)) == categories) & counted
+            accuracy = correct.sum(-1) / counted.sum(-1).clamp(min=1)
+            tally.add(("objects", "accuracy", source), accuracy, angles, counted.any(-1))
 
 
 def with_gathered_weights(function: Callable) -> Callable:
@@ -416,14 +440,16 @@ def evaluate_psfm(
     was_training = model.training
     model.eval()
     try:
-        latents, means = _survey_scenes(model, _read(loader, "Encoding scenes", show_progress))
+        latents, means, probe = _survey_scenes(model, _read(loader, "Encoding scenes", show_progress))
         several = len(latents) > 1
         tally, start = BinnedMeans(ANGLE_BINS), 0
         for batch in _read(loader, "Predicting target views", show_progress):
             inputs = model_inputs(batch, model)
             scenes = slice(start, start + len(inputs["pixel_values"]))
             other_latents = latents.roll(-1, dims=0)[scenes] if several else None
-            _compare_scenes(model, inputs, latents[scenes], other_latents, means if several else None, tally)
+            categories = _target_categories(model, batch)
+            known_means = means if several else None
+            _compare_scenes(model, inputs, latents[scenes], other_latents, known_means, tally, probe, categories)
             start = scenes.stop
     finally:
         model.train(was_training)

@@ -96,6 +96,7 @@ def read_scenes(args: argparse.Namespace) -> SceneViews:
         cameras=args.cameras,
         # Some data sets with cameras have no depth; the probe is then compared with VGGT's.
         depth=args.cameras and all(scenes["depths"]),
+        labels=all(scenes["labels"]),
     )
 
 
