@@ -19,7 +19,7 @@ from ..spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..spa3r.modeling_spa3r import Spa3RModel
 from .loading import load_whole, require_checkpoint
 
-__all__ = ["assemble_spa3_vlm", "load_qwen", "load_tokenizer", "make_processor"]
+__all__ = ["assemble_spa3_vlm", "load_qwen", "load_tokenizer", "make_processor", "plain_qwen"]
 
 
 def assemble_spa3_vlm(
@@ -111,7 +111,7 @@ def make_processor(
 
 
 def load_qwen(name: str, **options) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerBase]:
-    """Load a complete Qwen2.5-VL and its tokenizer.
+    """Load a complete Qwen2.5-VL and its tokenizer; of a Spa3-VLM, the Qwen2.5-VL inside.
 
     Args:
         name (`str`): Folder, or name on the Hub.
@@ -123,12 +123,28 @@ def load_qwen(name: str, **options) -> tuple[Qwen2_5_VLForConditionalGeneration,
     """
     require_checkpoint(name)
     model_type = AutoConfig.from_pretrained(name).model_type
-    if model_type != "qwen2_5_vl":
-        raise ValueError(f"`{name}` holds a `{model_type}` model; give a Qwen2.5-VL (`qwen2_5_vl`).")
+    if model_type not in ("qwen2_5_vl", "spa3_vlm"):
+        raise ValueError(f"`{name}` holds a `{model_type}` model; give a Qwen2.5-VL (`qwen2_5_vl`) or a Spa3-VLM.")
     tokenizer = load_tokenizer(name)
     if tokenizer is None:
         raise FileNotFoundError(f"There is no tokenizer in `{name}`; give the whole folder of a Qwen2.5-VL.")
-    return load_whole(AutoModelForImageTextToText, name, **options), tokenizer
+    model = load_whole(AutoModelForImageTextToText, name, **options)
+    return plain_qwen(model) if model_type == "spa3_vlm" else model, tokenizer
+
+
+def plain_qwen(model: Spa3VLMForConditionalGeneration) -> Qwen2_5_VLForConditionalGeneration:
+    """The Qwen2.5-VL inside a Spa3-VLM, without adapter and spatial encoder; holds the modules themselves.
+
+    Raises:
+        ValueError: If the vision-language model is another.
+    """
+    config = model.config.vlm_config
+    if config.model_type != "qwen2_5_vl":
+        raise ValueError(f"The Spa3-VLM holds a `{config.model_type}`; give one with a Qwen2.5-VL (`qwen2_5_vl`).")
+    with torch.device("meta"):
+        qwen = Qwen2_5_VLForConditionalGeneration(config)
+    qwen.model, qwen.lm_head, qwen.generation_config = model.model.vlm, model.lm_head, model.generation_config
+    return qwen.eval()
 
 
 def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase | None:

@@ -83,13 +83,17 @@ def _import_spa3_vlm(options: argparse.Namespace):
 
 def _assemble(options: argparse.Namespace):
     torch.manual_seed(options.seed)
-    spa3r = load_whole(Spa3RModel, options.spa3r)
+    if options.spa3r is None and options.fusion != "none":
+        raise ValueError(
+            f"`--spa3r` is missing: the fusion `{options.fusion}` needs a Spa3R; give its folder, or `--fusion none`."
+        )
+    spa3r = None if options.spa3r is None else load_whole(Spa3RModel, options.spa3r)
     vlm, tokenizer = _load_vlm(options.vlm, options.dtype)
     model = assemble_spa3_vlm(vlm, spa3r, fusion=options.fusion, spatial_representation=options.spatial_representation)
     processor = make_processor(model.config, tokenizer, options.image_width)
     origins = {
         "vlm": options.vlm if _is_checkpoint(options.vlm) else None,
-        "vggt": spa3r.config.vggt_checkpoint or options.spa3r,
+        "vggt": spa3r and (spa3r.config.vggt_checkpoint or options.spa3r),
         "spatial_encoder": options.spa3r,
         "fusion": None,
     }
@@ -168,9 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     ]:
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=parents)
         command.set_defaults(run=run)
-    help = "Qwen2.5-VL: folder, name on the Hub, or untrained by a preset such as spa3-vlm-nano"
+    help = "Qwen2.5-VL, or a Spa3-VLM with one: folder, name on the Hub, or untrained by a preset"
     command.add_argument("--vlm", required=True, help=help)
-    command.add_argument("--spa3r", required=True, help="Spa3R of this package: folder or name on the Hub")
+    command.add_argument("--spa3r", help="Spa3R of this package: folder or name on the Hub; --fusion none needs none")
     fusions = {"choices": ["cross_attention", "append", "none"], "default": "cross_attention"}
     command.add_argument("--fusion", **fusions, help="how the scene enters the model (default: cross_attention)")
     representations = {"choices": ["spa3r", "vggt"], "default": "spa3r"}

@@ -1,4 +1,4 @@
-"""A tokenizer whose tokens are the frequent words of some texts, for small models: short inputs, a small vocabulary."""
+"""A tokenizer whose tokens are the frequent words of some texts: short inputs, a small vocabulary, a small model."""
 
 from collections.abc import Iterable
 

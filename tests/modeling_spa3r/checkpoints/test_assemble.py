@@ -14,7 +14,7 @@ from transformers import (
 
 from spa3r import Spa3RModel, Spa3VLMForConditionalGeneration
 from spa3r.configuration import Spa3RConfig, Spa3VLMConfig, load_preset
-from spa3r.modeling_spa3r.checkpoints.assemble import assemble_spa3_vlm, make_processor
+from spa3r.modeling_spa3r.checkpoints.assemble import assemble_spa3_vlm, make_processor, plain_qwen
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 
 
@@ -49,6 +49,14 @@ def test_a_trained_adapter_changes_the_logits(qwen, spa3r, scene):
     untrained = model(**scene).logits
     model.model.fusion.adapter.fc2.weight.normal_()
     assert (model(**scene).logits - untrained).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_the_plain_model_inside_an_assembled_one_gives_the_logits_it_had_bit_for_bit(qwen, spa3r, scene):
+    inside = plain_qwen(assemble_spa3_vlm(qwen, spa3r))
+    inputs = without(scene, *GEOMETRY, "num_views")
+    assert torch.equal(inside(**inputs).logits, qwen(**inputs).logits)
+    assert inside.state_dict().keys() == qwen.state_dict().keys()
 
 
 def test_new_weights_are_drawn_as_the_model_draws_them(qwen, spa3r):

@@ -142,8 +142,9 @@ def parts(qwen, tmp_path_factory) -> Path:
     return folder
 
 
-def assemble(output: Path, vlm: Path | str, spa3r: Path, *options: str):
-    convert("assemble", output, "--vlm", vlm, "--spa3r", spa3r, "--image-width", 56, *options)
+def assemble(output: Path, vlm: Path | str, spa3r: Path | None, *options: str):
+    given = [] if spa3r is None else ["--spa3r", spa3r]
+    convert("assemble", output, "--vlm", vlm, *given, "--image-width", 56, *options)
 
 
 def answers(folder: Path) -> bool:
@@ -186,6 +187,21 @@ def test_an_assembled_folder_has_code_and_card_and_names_no_folder_of_the_machin
     assert card["name"] == "spa3-vlm-mine"
     assert card["origins"] == {"vlm": "qwen", "vggt": "spa3r", "spatial_encoder": "spa3r", "fusion": None}
     assert not [name for name, content in files.items() if str(parts).encode() in content]
+
+
+def test_a_model_without_a_scene_needs_no_spa3r(parts, tmp_path):
+    assemble(tmp_path / "result", parts / "qwen", None, "--fusion", "none")
+    assert json.loads((tmp_path / "result" / "card.json").read_text())["origins"] == {"vlm": "qwen"}
+    assert answers(tmp_path / "result")
+
+
+def test_the_vlm_of_another_spa3_vlm_can_be_used_again(qwen, parts, tmp_path):
+    assemble(tmp_path / "base", parts / "qwen", None, "--fusion", "none")
+    assemble(tmp_path / "result", tmp_path / "base", parts / "spa3r")
+    state = load_file(tmp_path / "result" / "model.safetensors")
+    assert all(torch.equal(state[f"model.vlm.{name}"], tensor) for name, tensor in qwen.model.state_dict().items())
+    origins = json.loads((tmp_path / "result" / "card.json").read_text())["origins"]
+    assert (origins["vlm"], origins["fusion"]) == ("base", None)
 
 
 def test_a_preset_instead_of_a_vlm_is_untrained(parts, tmp_path):
@@ -263,6 +279,11 @@ def test_a_wrong_assembly_is_refused_and_leaves_nothing(
     given = ["--vlm", vlm.format(parts), "--spa3r", parts / spa3r]
     assert named in refusal("assemble", tmp_path / "made" / "result", *given, *options)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_model_with_a_scene_but_without_a_spa3r_is_refused(parts, tmp_path, refusal):
+    said = refusal("assemble", tmp_path / "result", "--vlm", parts / "qwen")
+    assert "`--spa3r`" in said and "`cross_attention`" in said
 
 
 @pytest.mark.parametrize(
