@@ -155,6 +155,17 @@ class RoomGroundTruth:
         visible = [item for item in self.objects if self.is_visible(item) and self.is_unambiguous(item.category)]
         return [item for item in visible if len(self.of_category(item.category)) == 1]
 
+    def distance(self, first: RoomObject, second: RoomObject) -> float:
+        """`closest_distance` of two objects of this room, computed once."""
+        pair = first.instance_id, second.instance_id
+        if pair not in self._distances:
+            self._distances[pair] = self._distances[pair[::-1]] = closest_distance(first, second)
+        return self._distances[pair]
+
+    @cached_property
+    def _distances(self) -> dict[tuple[int, int], float]:
+        return {}
+
     def is_fully_visible(self, item: RoomObject) -> bool:
         """Whether each corner of the object's box lies within a given view that clearly shows the object."""
         clear = item.pixels >= self.min_visible_pixels
@@ -256,13 +267,18 @@ def is_within(angle: np.ndarray, interval: tuple[float, float]) -> np.ndarray:
 
 def clip_segment(start: np.ndarray, end: np.ndarray, polygon: np.ndarray) -> tuple[float, float] | None:
     """The part of the segment from `start` to `end` inside a convex polygon, in [0, 1]; `None` if it lies outside."""
-    sides = np.roll(polygon, -1, axis=0) - polygon
+    sides = _sides(polygon)
     # At `share` of the way, a point is on the inner side of a side where `begin + share * change >= 0`.
     begin, change = _cross(sides, start - polygon), _cross(sides, end - start)
     shares = -begin / np.where(change == 0, 1.0, change)
     low = max(0.0, float(np.max(shares, where=change > 0, initial=0.0)))
     high = min(1.0, float(np.min(shares, where=change < 0, initial=1.0)))
     return (low, high) if low < high and not (begin[change == 0] < 0).any() else None
+
+
+def _sides(polygon: np.ndarray) -> np.ndarray:
+    """Vectors from each corner to the next one."""
+    return np.concatenate([polygon[1:], polygon[:1]]) - polygon
 
 
 def _cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -278,13 +294,13 @@ def _polygon_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 def _is_separated(polygon: np.ndarray, other: np.ndarray) -> bool:
     """Whether all of `other` lies on the outer side of one side of `polygon`."""
-    sides = np.roll(polygon, -1, axis=0) - polygon
+    sides = _sides(polygon)
     return bool((_cross(sides[:, None], other[None] - polygon[:, None]) < 0).all(axis=1).any())
 
 
 def _corners_to_sides(corners: np.ndarray, polygon: np.ndarray) -> float:
     """Least distance from a corner to a side of the polygon."""
-    sides = np.roll(polygon, -1, axis=0) - polygon  # (sides, 2)
+    sides = _sides(polygon)  # (sides, 2)
     offsets = corners[:, None] - polygon[None]  # (corners, sides, 2)
     along = np.clip((offsets * sides).sum(axis=-1) / (sides**2).sum(axis=-1), 0, 1)
     nearest = offsets - along[..., None] * sides

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.random import Generator
 
 from ..benchmarks.vsi_bench import write_prompt
-from .ground_truth import RoomGroundTruth, RoomObject, bearing, closest_distance, is_within
+from .ground_truth import RoomGroundTruth, RoomObject, bearing, is_within
 from .routes import TURNS, RouteFinder
 
 LETTERS = "ABCD"
@@ -158,7 +158,7 @@ def _ask_distance(question_type: str, room: RoomGroundTruth, number: int, rng: G
 def measured_pairs(room: RoomGroundTruth) -> list[tuple[tuple[RoomObject, RoomObject], float]]:
     """Pairs of objects, each with the distance between their closest points."""
     pairs = itertools.combinations(unique_objects_but_rugs(room), 2)
-    return [(pair, closest_distance(*pair)) for pair in pairs]
+    return [(pair, room.distance(*pair)) for pair in pairs]
 
 
 def _ask_size(question_type: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
@@ -196,7 +196,7 @@ def find_closest(room: RoomGroundTruth, rng: Generator) -> tuple[str, str, list[
     objects = unique_objects_but_rugs(room)
     for row in rng.permutation(len(objects)):
         reference = objects[row]
-        by_distance = sorted((closest_distance(reference, item), item.category) for item in objects)
+        by_distance = sorted((room.distance(reference, item), item.category) for item in objects)
         others = [pair for pair in by_distance if pair[1] != reference.category and pair[0] >= MIN_DISTANCE]
         # Any object may be the answer if three others are farther by the margin.
         for choice in rng.permutation(len(others)):

@@ -35,6 +35,11 @@ class RouteFinder:
         self.room = room
         on_floor = [item for item in room.objects if item.stands_on == 0 and item.category != "rug"]
         self.obstacles = [(item, _expanded(item.footprint, ROBOT_RADIUS)) for item in on_floor]
+        # A circle around each obstacle, to pass over those that are out of the way.
+        self._centers = np.array([item.center[:2] for item, _ in self.obstacles]).reshape(-1, 2)
+        self._radii = np.array(
+            [np.linalg.norm(polygon - item.center[:2], axis=1).max() for item, polygon in self.obstacles]
+        )
         self.stops = [item for item in room.unique_objects if item in on_floor or item.category == "door"]
 
     def find(self, turns: Sequence[str]) -> list[tuple[RoomObject, ...]]:
@@ -80,7 +85,8 @@ class RouteFinder:
         length = np.linalg.norm(end - start)
         if length < MIN_LEG or not self.room.has_line_of_sight(start, end):
             return None
-        for item, expanded in self.obstacles:
+        for index in np.flatnonzero(self._distances_to(start, end) <= self._radii):
+            item, expanded = self.obstacles[index]
             if item is goal:
                 continue
             # The robot starts at the edge of its origin, so only the footprint itself blocks it there.
@@ -88,6 +94,12 @@ class RouteFinder:
             if blocked is not None and (blocked[1] - blocked[0]) * length > 0.01:
                 return None
         return end
+
+    def _distances_to(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Distance from the center of each obstacle to the segment."""
+        change, offsets = end - start, self._centers - start
+        along = np.clip((offsets * change).sum(axis=1) / (change**2).sum(), 0, 1)
+        return np.linalg.norm(offsets - along[:, None] * change, axis=1)
 
 
 def _expanded(polygon: np.ndarray, margin: float) -> np.ndarray:

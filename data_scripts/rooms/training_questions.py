@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from .ground_truth import CONFUSABLE, RoomGroundTruth, RoomObject, closest_distance
+from .ground_truth import CONFUSABLE, RoomGroundTruth, RoomObject
 from .materials import COLORS
 from .question_types import (
     COUNTED,
-    COUNTS,
     DIRECTIONS,
     DISTANCE_MARGIN,
     DISTANCES,
@@ -41,6 +40,7 @@ from .question_types import (
 
 WORDS = {
     "grounding": "Where is the {} from view 1 (right, down, ahead in meters)?",
+    "object_at": "What is at {} from view 1?",
     "relative_position": "At the {} facing the {}, where is the {} (right, ahead in meters)?",
     "camera_distance": "How many meters is the {} from view 1?",
     "pair_distance": "How many meters are between the {} and the {}?",
@@ -66,6 +66,12 @@ WORDS = {
 AXES = {"right": "left", "down": "up", "ahead": "behind"}
 # Meters; coordinates have one digit before the point.
 MAX_COORDINATE = 9.95
+# Meters; least distance from a position to the centers of the objects that are not there.
+MIN_CENTER_DISTANCE = 0.8
+# Meters; by how much the nearest object is nearer than any of another category.
+NEAREST_MARGIN = 0.2
+# Least and greatest number of objects in an image, in turn; few images show two of a kind.
+IMAGE_COUNTS = ((1, 1), *[(2, np.inf)] * 4)
 # Least and greatest number of views that show an object, in turn.
 VIEW_COUNTS = ((1, 1), (2, 2), (3, 4), (5, np.inf))
 # Categories that have one color, which is not that of a wood only.
@@ -115,6 +121,16 @@ def _ask_grounding(family: str, room: RoomGroundTruth, number: int, rng: Generat
         return None
     category, position = pick(cases, rng)
     return _ask(family, [category], write_position(position))
+
+
+def _ask_object_at(family: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
+    cases = []
+    for item in room.unique_objects:
+        position = room.in_cameras(item.center[None])[0, 0]
+        apart = [np.linalg.norm(other.center - item.center) for other in room.objects if other is not item]
+        if np.abs(position).max() < MAX_COORDINATE and min(apart) >= MIN_CENTER_DISTANCE:
+            cases.append((write_position(position), item.category))
+    return _ask_for_name(family, cases, rng)
 
 
 def _ask_relative_position(family: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
@@ -167,13 +183,13 @@ def _ask_nearest_object(family: str, room: RoomGroundTruth, number: int, rng: Ge
     cases = []
     for reference in unique_objects_but_rugs(room):
         measured = sorted(
-            ((closest_distance(reference, item), item) for item in others if item is not reference),
+            ((room.distance(reference, item), item) for item in others if item is not reference),
             key=lambda pair: pair[0],
         )
         (nearest, found), *farther = measured
         next_distance = min((distance for distance, item in farther if item.category != found.category), default=0)
         is_certain = room.is_visible(found) and room.is_unambiguous(found.category)
-        if is_certain and nearest >= MIN_DISTANCE and next_distance >= nearest + DISTANCE_MARGIN:
+        if is_certain and nearest >= MIN_DISTANCE and next_distance >= nearest + NEAREST_MARGIN:
             cases.append((reference.category, found.category))
     return _ask_for_name(family, cases, rng)
 
@@ -298,7 +314,7 @@ def _ask_presence(family: str, room: RoomGroundTruth, number: int, rng: Generato
 
 
 def _ask_view_count(family: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
-    least, most = COUNTS[number % len(COUNTS)]
+    least, most = IMAGE_COUNTS[number % len(IMAGE_COUNTS)]
     traces = [item for item in room.objects if item.pixels.any()]
     cases = []
     for category in COUNTED:
@@ -352,6 +368,7 @@ def _either(names: Sequence[str], article: str = "") -> str:
 
 PLACE_FAMILIES = {
     "grounding": _ask_grounding,
+    "object_at": _ask_object_at,
     "relative_position": _ask_relative_position,
     "camera_distance": _ask_camera_distance,
     "pair_distance": _ask_pair_distance,
@@ -379,6 +396,6 @@ TRAINING_FAMILIES = PLACE_FAMILIES | IMAGE_FAMILIES
 # Families that are answered with a position or with words; all others are answered with numbers.
 POSITION_FAMILIES = ("grounding", "relative_position")
 WORD_FAMILIES = (
-    *("direction", "nearest_object", "nearest_of", "visible_views", "first_view", "seen_first", "view_count", "color"),
-    *("image_side", "image_position", "presence", "largest_object", "closer"),
+    *("object_at", "direction", "nearest_object", "nearest_of", "visible_views", "first_view", "seen_first", "color"),
+    *("image_side", "image_position", "presence", "view_count", "largest_object", "closer"),
 )

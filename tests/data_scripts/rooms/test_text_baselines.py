@@ -10,6 +10,7 @@ import pytest
 from spa3r.data_scripts.benchmarks.protocol import to_number
 from spa3r.data_scripts.rooms.question_types import Question
 from spa3r.data_scripts.rooms.text_baselines import blind_bound, frequency_baseline, mean_relative_accuracy
+from spa3r.data_scripts.rooms.training_questions import ShortQuestion
 
 CASES = Path(os.environ.get("SPA3R_CASES_DIR", Path(__file__).resolve().parents[4] / "shared" / "cases"))
 
@@ -63,6 +64,32 @@ def test_blind_answers_distinguish_references():
     train += [nearest(["lamp", "sofa", "box", "door"], "sofa", "tv")] * 3
     test = [nearest(["sofa", "door", "lamp", "box"], "lamp", "bed"), nearest(["lamp", "sofa", "a", "b"], "sofa", "tv")]
     assert blind_bound(train, test) == {"object_rel_distance": 1.0}
+
+
+def color(name, answer):
+    return ShortQuestion("color", f"What color is the {name}?", answer)
+
+
+def place(name, answer):
+    return ShortQuestion("grounding", f"Where is the {name} from view 1 (right, down, ahead in meters)?", answer)
+
+
+def test_words_are_right_or_wrong_and_the_most_frequent_ones_are_answered():
+    train = [color("bed", "red"), color("bed", "blue"), color("bed", "blue"), color("sofa", "red"), color("tv", "red")]
+    test = [color("bed", "blue"), color("sofa", "red"), color("rug", "red"), color("rug", "blue")]
+    assert frequency_baseline(train, test) == {"color": 0.5}
+    # The bed was blue most often; a rug, which was not asked about, is as red as most things.
+    assert blind_bound(train, test) == {"color": 0.75}
+
+
+def test_the_median_position_is_answered_and_scored_by_its_distance():
+    names = ("right 1.0, down 1.0, ahead 2.0", "right 3.0, down 1.0, ahead 2.0", "left 9.0, down 1.0, ahead 2.0")
+    train = [place("bed", name) for name in names]
+    # The median of each coordinate is the first place; the second question's bed is 0.9 m from it.
+    test = [place("bed", names[0]), place("bed", "right 1.0, down 1.9, ahead 2.0")]
+    distance = math.hypot(1.0, 1.9, 2.0)
+    met = sum(0.9 / distance <= 0.5 - 0.05 * k for k in range(10)) / 10
+    assert blind_bound(train, test) == pytest.approx({"grounding": (1 + met) / 2})
 
 
 @pytest.mark.parametrize("score", [frequency_baseline, blind_bound])

@@ -14,7 +14,9 @@ from spa3r.data_scripts.rooms import write_questions as room_questions
 from spa3r.data_scripts.rooms.generate import render_rooms
 from spa3r.data_scripts.rooms.question_options import QuestionOptions
 from spa3r.data_scripts.rooms.question_types import QUESTION_TYPES
+from spa3r.data_scripts.rooms.training_questions import PLACE_FAMILIES
 from spa3r.data_scripts.rooms.write_questions import training_views, write_questions
+from spa3r.trainers.tuning.instruction_data import load_instructions
 
 main = verb("room-questions")
 
@@ -90,6 +92,95 @@ def test_images_are_named_not_stored(rooms, instruction_set):
     assert load(instruction_set)[0]["images"][0].size == (56, 42)
     colors = sum(path.stat().st_size for path in rooms.glob("*/color/*.jpg"))
     assert (instruction_set / "data" / "00000.parquet").stat().st_size < colors / 2
+
+
+@pytest.fixture(scope="module")
+def multi_turn(rooms, tmp_path_factory) -> Path:
+    """The instruction set with up to three questions in a record."""
+    folder = tmp_path_factory.mktemp("multi_turn")
+    write_questions(rooms, folder, QuestionOptions(questions_per_room=40, turns=3))
+    return folder
+
+
+def test_a_record_of_several_turns_shows_the_images_once_before_the_first_question(multi_turn):
+    for row in load(multi_turn).cast_column("images", List(Image(decode=False))):
+        types = [[part["type"] for part in message["content"]] for message in row["messages"]]
+        assert types == [["image"] * 4 + ["text"], *[["text"]] * (len(types) - 1)]
+        roles = [message["role"] for message in row["messages"]]
+        assert roles == ["user", "assistant"] * len(row["question_type"].split(","))
+
+
+def test_turns_are_the_questions_of_records_with_one_turn_in_the_same_order(instruction_set, multi_turn):
+    def turns(folder):
+        for row in load(folder).cast_column("images", List(Image(decode=False))):
+            texts = [message["content"][-1]["text"] for message in row["messages"]]
+            for turn in zip(row["question_type"].split(","), texts[::2], texts[1::2], strict=True):
+                yield row["scene_id"], turn
+
+    assert list(turns(multi_turn)) == list(turns(instruction_set))
+    counts = Counter(row["question_type"].count(",") + 1 for row in load(multi_turn))
+    assert set(counts) <= {1, 2, 3} and counts[3] > counts.total() / 2
+
+
+def test_the_number_of_turns_changes_neither_counts_nor_scores(instruction_set, multi_turn):
+    expected = read_manifest(instruction_set)
+    assert read_manifest(multi_turn) == {**expected, "turns": 3}
+
+
+def test_records_of_several_turns_are_fit_for_training(multi_turn):
+    assert len(load_instructions([str(multi_turn)], seed=0)) == len(load(multi_turn))
+
+
+def test_a_question_shows_as_many_views_as_asked_for_evenly_spaced(rooms, tmp_path):
+    write_questions(rooms, tmp_path, QuestionOptions(views_per_question=5))
+    for row in load(tmp_path).cast_column("images", List(Image(decode=False))):
+        assert [Path(image["path"]).stem for image in row["images"]] == ["0", "1", "3", "5", "7"]
+
+
+def test_questions_about_images_show_each_view_before_any_is_shown_again(rooms, tmp_path):
+    write_questions(rooms, tmp_path, QuestionOptions(questions_per_room=32, families=("2d",), turns=4))
+    shown = {}
+    for row in load(tmp_path).cast_column("images", List(Image(decode=False))):
+        (image,) = row["images"]
+        shown.setdefault(row["scene_id"], []).append(Path(image["path"]).stem)
+    # Eight records of four questions for eight views, less those without a question.
+    assert all(len(set(views)) == len(views) for views in shown.values())
+    assert len({tuple(views) for views in shown.values()}) > 1
+    assert sum(map(len, shown.values())) > 36
+
+
+def test_the_manifest_counts_and_scores_each_family(rooms, tmp_path):
+    write_questions(rooms, tmp_path, QuestionOptions(questions_per_room=75, families=("3d",), turns=6))
+    manifest = read_manifest(tmp_path)
+    types = [name for row in load(tmp_path) for name in row["question_type"].split(",")]
+    assert manifest["questions"] == {name: types.count(name) for name in PLACE_FAMILIES}
+    assert all(manifest["questions"][name] + manifest["without_case"][name] == 30 for name in PLACE_FAMILIES)
+    for scores in (manifest["frequency_baseline"], manifest["blind_bound"]):
+        assert len(scores) > 10 and set(scores) <= set(PLACE_FAMILIES)
+        assert all(0 <= score <= 1 for score in scores.values())
+
+
+def test_objects_below_the_share_for_clear_visibility_are_not_asked_about(rooms, tmp_path):
+    write_questions(
+        rooms, tmp_path, QuestionOptions(questions_per_room=40, families=("camera_distance",), min_visible_share=0.05)
+    )
+    asked = 0
+    for row in load(tmp_path).cast_column("images", List(Image(decode=False))):
+        room = json.loads((rooms / row["scene_id"].removesuffix("_seed0") / "scene.json").read_text())
+        name = row["messages"][0]["content"][-1]["text"].removeprefix("How many meters is the ").partition(" from")[0]
+        items = [item for item in (*room["furniture"], *room["wall_objects"]) if item["category"] == name]
+        frames = [room["frames"][frame]["visible_pixels"] for frame in (0, 2, 4, 7)]
+        assert max(frame.get(str(items[0]["instance_id"]), 0) for frame in frames) >= 0.05 * 56 * 42
+        asked += 1
+    assert asked > 6
+
+
+@pytest.mark.parametrize("format", ["train", "benchmark"])
+def test_two_workers_write_the_same_bytes_as_one(rooms, tmp_path, monkeypatch, format):
+    monkeypatch.setattr(room_questions, "ROOMS_PER_SHARD", 2)
+    for workers in (1, 2):
+        write_questions(rooms, tmp_path / str(workers), QuestionOptions(format), workers=workers)
+    assert folder_bytes(tmp_path / "1") == folder_bytes(tmp_path / "2")
 
 
 @pytest.mark.parametrize("num_frames, views", [(1, [0]), (8, [0, 2, 4, 7]), (15, [0, 2, 4, 6, 8, 10, 12, 14])])
@@ -200,6 +291,11 @@ def test_a_folder_with_other_questions_is_refused(rooms, instruction_set):
     [
         (["--questions-per-room", "0"], ["questions_per_room", "0"]),
         (["--seed", "-1"], ["seed", "-1"]),
+        (["--workers", "0"], ["workers", "0"]),
+        (["--turns", "0"], ["turns", "0"]),
+        (["--views-per-question", "9"], ["views_per_question", "9", "8 views"]),
+        (["--families", "3d", "colour"], ["families", "`colour`"]),
+        (["--families", "grounding", "--format", "benchmark"], ["`grounding`", "benchmark"]),
         (["--train", "x"], ["`train`", "`x`", "benchmark"]),
         (["--train", "x", "--format", "benchmark"], ["`x`", "manifest.json"]),
         (["--train", "{benchmark}", "--format", "benchmark"], ["{benchmark}", "rooms", "benchmark"]),
