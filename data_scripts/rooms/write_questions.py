@@ -156,16 +156,30 @@ def training_views(num_frames: int) -> list[int]:
 
 
 def ask_room(
-    room: RoomGroundTruth, numbers: Sequence[int], seed: int, families: Sequence[str]
+    room: RoomGroundTruth, numbers: Sequence[int], seed: int, families: Sequence[str], together: bool = False
 ) -> list[tuple[int, Question]]:
     """Ask the questions with some numbers, counted over all rooms, about the given views of a room.
 
     Questions without a certain answer, and those that repeat a text, are left out.
+
+    Args:
+        room (`RoomGroundTruth`): The room and the given views.
+        numbers (`Sequence[int]`): Numbers of the questions.
+        seed (`int`): Seed of the questions.
+        families (`Sequence[str]`): Families that take turns.
+        together (`bool`, *optional*, defaults to `False`):
+            Whether the questions stand in one record, one after another. Their answers are then drawn one by one
+            instead of in turn, and their order is random: otherwise all letters of a record would be the same, and an
+            answer could be read from the one before.
     """
     asked = {}
+    if together:
+        numbers = np.random.default_rng([seed, room.description["seed"], *numbers[:1]]).permutation(numbers).tolist()
     for number in numbers:
         rng = np.random.default_rng([seed, room.description["seed"], number])
         family, turn = _family(number, families)
+        if together:
+            turn = int(rng.integers(2**16))
         question = FAMILIES[family](family, room, turn, rng)
         if question is not None:
             asked.setdefault(question.question, (number, question))
@@ -223,7 +237,7 @@ def _train_records(folder: Path, options: QuestionOptions) -> list[dict]:
     for views, numbers in _group(description, options):
         paths = [folder / "color" / f"{description['frames'][view]['frame']}.jpg" for view in views]
         room = read_ground_truth(folder, description, views, options.min_visible_share)
-        asked = ask_room(room, numbers, options.seed, options.names)
+        asked = ask_room(room, numbers, options.seed, options.names, together=options.turns > 1)
         for start in range(0, len(asked), options.turns):
             turns = asked[start : start + options.turns]
             records.append(

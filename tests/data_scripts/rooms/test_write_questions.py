@@ -324,3 +324,27 @@ def test_the_command_prints_a_row_for_each_type(rooms, tmp_path, capsys):
     head, *lines = capsys.readouterr().out.splitlines()
     questions = read_manifest(tmp_path)["questions"]
     assert [(line.split()[0], int(line.split()[1])) for line in lines] == list(questions.items())
+
+
+@pytest.fixture(scope="module")
+def several_turns(rooms, tmp_path_factory):
+    """The records of an instruction set with six turns each."""
+    folder = tmp_path_factory.mktemp("several_turns")
+    write_questions(rooms, folder, QuestionOptions(questions_per_room=60, turns=6))
+    return load(folder).select_columns(["messages", "question_type"]).to_list()
+
+
+def test_letters_in_a_record_of_several_turns_differ(several_turns):
+    answers = [
+        [message["content"][0]["text"] for message in record["messages"] if message["role"] == "assistant"]
+        for record in several_turns
+    ]
+    letters = [[answer for answer in record if answer in "ABCD"] for record in answers]
+    several = [record for record in letters if len(record) >= 3]
+    assert several
+    # Letters that are drawn one by one are all equal in fewer than one record in nine.
+    assert sum(len(set(record)) > 1 for record in several) > 0.6 * len(several)
+
+
+def test_each_family_comes_first_in_some_record_of_several_turns(several_turns):
+    assert len({record["question_type"].split(",")[0] for record in several_turns}) > 4
