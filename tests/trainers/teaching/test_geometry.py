@@ -70,12 +70,12 @@ def test_half_turns_have_quaternions():
 def test_pose_encodings_are_decoded_to_the_cameras_they_came_from(truth):
     extrinsics, intrinsics = pose_encoding_to_cameras(truth.pose_encoding, truth.depth.shape[-2:])
     torch.testing.assert_close(extrinsics, truth.extrinsics, atol=1e-5, rtol=0)
-    focal = [..., [0, 1], [0, 1]]
-    torch.testing.assert_close(intrinsics[focal], truth.intrinsics[focal])
+    for axis in (0, 1):
+        torch.testing.assert_close(intrinsics[..., axis, axis], truth.intrinsics[..., axis, axis])
 
 
 def test_the_first_camera_is_the_origin(truth):
-    torch.testing.assert_close(truth.extrinsics[:, 0], torch.eye(4).expand(2, 4, 4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(truth.extrinsics[:, 0], torch.eye(4).expand(2, 4, 4), atol=1e-5, rtol=0)
 
 
 def test_points_of_a_view_project_to_its_pixel_centers(truth):

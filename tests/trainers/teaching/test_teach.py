@@ -1,11 +1,13 @@
 """`spa3r teach` as users run it: each teacher learns, is saved alone, resumes to the bit, and refuses wrong input."""
 
+import shutil
+
 import pytest
 import torch
 import yaml
 from refusals import refused
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, TrainerCallback
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from spa3r import VGGTForGeometry
@@ -39,6 +41,11 @@ LOADERS = {
 }
 
 
+class StopAfterTwoSteps(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 2
+
+
 def build(folder, rooms, teacher="geometry", **changes):
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE | {"teacher": teacher, "scenes": [f"rooms:{rooms}"]} | changes))
@@ -64,7 +71,7 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_an_uninterrupted_one(ro
         (tmp_path / name).mkdir()
     run(*build(tmp_path / "whole", rooms))
     stopped, _ = build(tmp_path / "stopped", rooms)
-    stopped.args.max_steps = 2
+    stopped.add_callback(StopAfterTwoSteps())
     stopped.train()
     run(*build(tmp_path / "stopped", rooms))
     whole, resumed = (load_file(tmp_path / name / "run/model/model.safetensors") for name in ("whole", "stopped"))
@@ -72,8 +79,6 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_an_uninterrupted_one(ro
 
 
 def test_scenes_without_depth_are_refused(tmp_path, rooms):
-    import shutil
-
     bare = tmp_path / "rooms"
     shutil.copytree(rooms, bare, ignore=shutil.ignore_patterns("depth"))
     with refused("room_000000", "depth"):
@@ -81,8 +86,6 @@ def test_scenes_without_depth_are_refused(tmp_path, rooms):
 
 
 def test_scenes_without_categories_are_refused(tmp_path, rooms):
-    import shutil
-
     bare = tmp_path / "rooms"
     shutil.copytree(rooms, bare, ignore=shutil.ignore_patterns("label-filt"))
     with refused("room_000000", "label-filt"):
