@@ -150,21 +150,6 @@ def _describe_record(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def without_images(dataset: Dataset) -> Dataset:
-    """The same records without their images, to see how far their words alone lead."""
-
-    def drop(record: dict[str, Any]) -> dict[str, Any]:
-        messages = []
-        for message in record["messages"]:
-            content = message["content"]
-            if not isinstance(content, str):
-                content = [part for part in content if part["type"] != "image"]
-            messages.append(message | {"content": content})
-        return {"images": [], "messages": messages}
-
-    return _without_decoding(dataset).map(drop, desc="Dropping images").cast(dataset.features)
-
-
 def check_lengths(dataset: Dataset, processor: Spa3VLMProcessor, max_length: int):
     """Refuse a data set with a record that is too long; records are never cut, because a cut may split an image.
 

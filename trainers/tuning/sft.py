@@ -28,7 +28,7 @@ from ..runs.publish import make_repository, push_final_model, train_and_save
 from ..runs.recipes import parse_options
 from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, checkpoint_to_resume
 from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
-from .instruction_data import check_lengths, digest_instructions, load_instructions, without_images
+from .instruction_data import check_lengths, digest_instructions, load_instructions
 from .save import save_tuned_model
 from .scene_cache import CachedLatentsCollator, SceneLatents, with_scene_keys
 from .sharding import prepare_for_sharding
@@ -59,9 +59,6 @@ class InstructionArguments:
         default_factory=list, metadata={"help": "instruction sets: FOLDER or FOLDER@WEIGHT"}
     )
     eval_instructions: list[str] = field(default_factory=list, metadata={"help": "sets for the evaluation loss"})
-    text_only: bool = field(
-        default=False, metadata={"help": "leave out all images: a control that shows what words give away"}
-    )
     scene_latents: str | None = field(default=None, metadata={"help": "train from latents of `spa3r encode-scenes`"})
 
 
@@ -97,8 +94,6 @@ def _load_data(
     with args.main_process_first(desc="instruction sets"):  # the others read its cache
         train = load_instructions(data_args.instructions, args.seed)
         evaluation = load_instructions(data_args.eval_instructions, args.seed) if data_args.eval_instructions else None
-        if data_args.text_only:
-            train, evaluation = (data and without_images(data) for data in (train, evaluation))
         if args.max_length is not None:
             for data in filter(None, (train, evaluation)):
                 check_lengths(data, processor, args.max_length)
@@ -181,7 +176,6 @@ def settings_of_run(
         "distributed_type": trainer.accelerator.distributed_type.value,
         "instructions": data_args.instructions,
         "scene_latents": data_args.scene_latents,
-        "text_only": data_args.text_only,
         "training_records": {
             "number": len(trainer.train_dataset),
             "sha256": digest_instructions(data_args.instructions),
