@@ -12,11 +12,14 @@ Kinds of scenes: scannet, scannetpp, rooms, folders, videos.
 """
 
 import hashlib
+import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch import nn
 from transformers import AutoProcessor, set_seed
 from transformers.utils import logging
 
@@ -29,6 +32,7 @@ from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpo
 from ...modeling_spa3r.checkpoints.self_contained import add_code, push_self_contained
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ...modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry
+from ..runs.fingerprint import hash_weights
 from ..runs.publish import make_repository, push_final_model, train_and_save
 from ..runs.resume import checkpoint_to_resume
 from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
@@ -36,6 +40,8 @@ from .arguments import AlignmentArguments, AlignmentTrainingArguments, parse_arg
 from .trainer import AlignmentTrainer
 from .views import AlignmentViews
 
+# In the folder of a run, until it ends.
+ENCODINGS = "encodings"
 UNITS = {"depth": "meters", "vggt": "VGGT's unit"}
 # Heads that points do not need.
 UNUSED_HEADS = ("camera_head.", "depth_head.")
@@ -105,16 +111,30 @@ def build_views(
 
 
 def settings_of_run(
-    train_views: AlignmentViews, held_out_views: AlignmentViews | None, data_args: AlignmentArguments, args: Any
+    networks: dict[str, nn.Module],
+    train_views: AlignmentViews,
+    held_out_views: AlignmentViews | None,
+    data_args: AlignmentArguments,
+    args: AlignmentTrainingArguments,
 ) -> dict[str, Any]:
     """Settings that decide the final weights of a run, by flat names such as `training_scenes.number`."""
-    settings = training_settings(args, ("min_views", "max_views", "images_per_device"))
+    settings = training_settings(args, ("min_views", "max_views", "images_per_device", "distinct_passes"))
     names = "model_name_or_path scenes exclude held_out_scenes targets geometry"
     settings |= {name: getattr(data_args, name) for name in names.split()}
     settings["training_scenes"] = _digest(train_views.scenes)
     settings["evaluation_scenes"] = _digest(held_out_views.scenes) if held_out_views is not None else None
-    settings["image_width"] = train_views.image_processor.image_width
+    settings["images"] = train_views.image_processor.to_json_string()
+    settings["weights"] = {name: hash_weights(network) for name, network in networks.items()}
     return flatten(settings)
+
+
+def _kept_folder(args: AlignmentTrainingArguments, settings: dict[str, Any]) -> Path:
+    """Where a run keeps its encodings; those of other settings are removed."""
+    folder = Path(args.output_dir) / ENCODINGS / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    for other in folder.parent.glob("*"):
+        if other != folder and args.process_index == 0:
+            shutil.rmtree(other)
+    return folder
 
 
 def _digest(scenes: Dataset) -> dict[str, Any]:
@@ -141,18 +161,20 @@ def build_trainer(
             f"{data_args.held_out_scenes}: raise it, or set `eval_strategy: no`."
         )
     checkpoint = checkpoint_to_resume(args)
-    check_same_run(
-        args.output_dir, settings_of_run(train_views, held_out_views, data_args, args), args.process_index == 0
+    networks = {"model": load_spa3_vlm(data_args.model_name_or_path)} | (
+        {} if geometry is None else {"geometry": geometry}
     )
+    settings = settings_of_run(networks, train_views, held_out_views, data_args, args)
+    check_same_run(args.output_dir, settings, args.process_index == 0)
     make_repository(args)
-    model = load_spa3_vlm(data_args.model_name_or_path)
     set_seed(args.seed)
     trainer = AlignmentTrainer(
-        model,
+        networks["model"],
         args,
         train_views,
         geometry=geometry,
         unit=UNITS[data_args.targets],
+        kept_folder=_kept_folder(args, settings),
         eval_dataset=held_out_views,
     )
     return trainer, checkpoint
@@ -202,6 +224,7 @@ def run(trainer: AlignmentTrainer, checkpoint: Path | None, data_args: Alignment
     write = partial(save_aligned_model, trainer, processor, data_args.scenes)
     final = train_and_save(trainer, checkpoint, write)
     if trainer.is_world_process_zero():
+        shutil.rmtree(Path(args.output_dir) / ENCODINGS, ignore_errors=True)
         if trainer.report is not None:
             print(trainer.report.to_table())
             write_text(Path(args.output_dir) / "report.md", trainer.report.to_table() + "\n")

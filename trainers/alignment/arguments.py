@@ -43,12 +43,17 @@ class AlignmentTrainingArguments(TrainingArguments):
             `per_device_train_batch_size`.
         eval_views (`int`, *optional*, defaults to 8):
             Views of each held-out scene in evaluation.
+        distinct_passes (`int`, *optional*, defaults to 0):
+            Passes over the scenes that draw frames of their own. Later ones repeat these batches, whose encodings are
+            kept in the output folder until the run ends: a step then costs a small part. With 0 all passes are
+            distinct, and nothing is kept.
     """
 
     min_views: int = field(default=4, metadata={"help": "fewest views of a scene in a batch"})
     max_views: int = field(default=12, metadata={"help": "most views of a scene in a batch"})
     images_per_device: int = field(default=96, metadata={"help": "images in a batch of one device"})
     eval_views: int = field(default=8, metadata={"help": "views of each held-out scene in evaluation"})
+    distinct_passes: int = field(default=0, metadata={"help": "later passes repeat their kept encodings; 0: none do"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=1e-2, metadata={"help": "weight decay, except of biases and norms"})
     max_steps: int = field(default=600, metadata={"help": "optimizer steps"})
@@ -74,6 +79,8 @@ class AlignmentTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`images_per_device` must hold a scene of `max_views`={self.max_views}, got {self.images_per_device}."
             )
+        if self.distinct_passes < 0:
+            raise ValueError(f"`distinct_passes` must not be negative, got {self.distinct_passes}; 0 keeps nothing.")
         if self.n_gpu > 1:
             raise ValueError(
                 f"One process cannot train on {self.n_gpu} GPUs: start one process for each with `accelerate launch "

@@ -34,9 +34,13 @@ class FrozenEncoders:
     Args:
         model (`Spa3VLMModel`): The model. Its language model is not used.
         geometry (`VGGTForGeometry`, *optional*): Estimates the points, if the batches have none.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Type of image tokens and latents.
     """
 
-    def __init__(self, model: Spa3VLMModel, geometry: VGGTForGeometry | None = None):
+    def __init__(
+        self, model: Spa3VLMModel, geometry: VGGTForGeometry | None = None, dtype: torch.dtype = torch.float32
+    ):
+        self.dtype = dtype
         self.model = model.eval()
         self.has_latents = model.config.spatial_representation == "spa3r"
         encoder = model.spatial_encoder
@@ -55,15 +59,15 @@ class FrozenEncoders:
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Tensor]) -> EncodedScenes:
-        """Encode a batch of `collate_alignment`; all tensors come back in float32."""
-        tokens = self.model.encode_images(inputs["pixel_values"], inputs["image_grid_thw"]).float()
+        """Encode a batch of `collate_alignment`; points come back in float32."""
+        tokens = self.model.encode_images(inputs["pixel_values"], inputs["image_grid_thw"]).to(self.dtype)
         num_tokens = inputs["num_tokens"].tolist()
         scenes = split_views(inputs["pixel_values_geometry"], inputs["geometry_sizes"], inputs["num_views"])
         pixels = inputs["patch_pixels"].split(num_tokens)
         latents, points = [], []
         for stacked in _stacks(scenes):
             stacked_latents, maps = self._encode_views(stacked)
-            latents += stacked_latents.float().unbind()
+            latents += stacked_latents.to(self.dtype).unbind()
             points += [] if maps is None else maps.unbind()
         if self.point_head is None:
             targets = inputs["points"]

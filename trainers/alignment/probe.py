@@ -73,4 +73,6 @@ class AdapterWithHead(nn.Module):
         Returns:
             `torch.Tensor` of shape `(sum(num_tokens), patches_per_token, 3)`: Encoded points, scene after scene.
         """
+        # In float32, whatever they were kept in: the adapter rounds its output to the type of the image tokens.
+        image_tokens, latents = ([scene.float() for scene in scenes] for scenes in (image_tokens, latents))
         return self.head(torch.cat(self.fusion(image_tokens, latents)))

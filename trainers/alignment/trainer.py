@@ -1,6 +1,8 @@
 """Alignment of Spa3-VLM's adapter: transformers' Trainer with frozen encoders beside what it trains."""
 
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object, send_to_device
@@ -14,8 +16,9 @@ from ...modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry
 from ..runs.distributed import start_workers_from_clean_server
 from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss
 from .arguments import AlignmentTrainingArguments
-from .encoders import FrozenEncoders
+from .encoders import EncodedScenes, FrozenEncoders
 from .evaluation import AlignmentReport, evaluate_alignment
+from .kept import KeptEncodings, RepeatedPasses, collate_kept, read_encodings, write_encodings
 from .probe import AdapterWithHead, point_errors, point_loss
 from .views import AlignmentViews, collate_alignment
 
@@ -38,6 +41,7 @@ class AlignmentTrainer(Trainer):
         train_dataset (`AlignmentViews`): Scenes to train on.
         unit (`str`): Unit of the points, for the report.
         geometry (`VGGTForGeometry`, *optional*): Estimates the points, if the scenes have no depth.
+        kept_folder (`Path`, *optional*): Where encodings are kept, if `args.distinct_passes` says so.
         kwargs: As for `transformers.Trainer`.
     """
 
@@ -48,18 +52,21 @@ class AlignmentTrainer(Trainer):
         train_dataset: AlignmentViews,
         unit: str,
         geometry: VGGTForGeometry | None = None,
+        kept_folder: Path | None = None,
         **kwargs,
     ):
         self.vlm = vlm.requires_grad_(False)
-        self.encoders = FrozenEncoders(vlm.model, geometry).to(args.device)
+        dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
+        self.encoders = FrozenEncoders(vlm.model, geometry, dtype).to(args.device)
         self._saved_dtype = next(vlm.model.fusion.parameters()).dtype
         patches_per_token = vlm.config.vlm_config.vision_config.spatial_merge_size**2
         # In bfloat16 most updates would be rounded away.
         fusion = vlm.model.fusion.float().requires_grad_(True)
         model = AdapterWithHead(fusion, vlm.config.get_text_config().hidden_size, patches_per_token)
-        super().__init__(
-            model=model, args=args, train_dataset=train_dataset, data_collator=collate_alignment, **kwargs
-        )
+        collator = collate_alignment
+        if args.distinct_passes:
+            train_dataset, collator = KeptEncodings(train_dataset, kept_folder), collate_kept
+        super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collator, **kwargs)
         self.unit = unit
         self.batch_sampler = ViewBatchSampler(
             len(train_dataset.scenes),
@@ -69,6 +76,8 @@ class AlignmentTrainer(Trainer):
             seed=args.data_seed if args.data_seed is not None else args.seed,
             batches_per_epoch_multiple=args.world_size * args.gradient_accumulation_steps,
         )
+        if args.distinct_passes:
+            self.batch_sampler = RepeatedPasses(self.batch_sampler, args.distinct_passes, self.batch_sampler.seed)
         self.replaced_frames, self.dropped_scenes = Counter(), Counter()
         self.report: AlignmentReport | None = None
         self._errors: list[torch.Tensor] = []
@@ -108,11 +117,20 @@ class AlignmentTrainer(Trainer):
         """The loss of the points; their mean error is also logged."""
         self.replaced_frames.update(inputs.get("replaced_frames", ()))
         self.dropped_scenes.update(inputs.get("dropped_scenes", ()))
-        scenes = self.encoders(inputs)
+        scenes = self.encode(inputs)
         predicted = model(scenes.image_tokens, scenes.latents)
         loss = point_loss(predicted, scenes.points)
         self._errors.append(point_errors(predicted.detach(), scenes.points).nanmean())
         return (loss, predicted) if return_outputs else loss
+
+    def encode(self, inputs: dict[str, Any]) -> EncodedScenes:
+        """The encodings of a batch: those that were kept, or new ones, which are kept if the batch names a file."""
+        if "image_tokens" in inputs:
+            return read_encodings(inputs)
+        scenes = self.encoders(inputs)
+        if "file" in inputs:
+            write_encodings(inputs["file"], scenes)
+        return scenes
 
     def train(self, *args, **kwargs):
         """Train, then log the frames and scenes that could not be read."""

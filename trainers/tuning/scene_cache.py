@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from accelerate import PartialState
 from datasets import Dataset, Image, List
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
@@ -36,6 +35,7 @@ from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..runs.distributed import join_processes
+from ..runs.fingerprint import hash_weights
 from .instruction_data import load_instructions
 
 FINGERPRINT = "fingerprint.json"
@@ -57,29 +57,11 @@ def encoder_fingerprint(
         raise ValueError("A model with `fusion='none'` has no scene latents: train it without `scene_latents`.")
     images = processor.image_processor.to_json_string().encode()
     fingerprint = {
-        "spatial_encoder": _hash(model.model.spatial_encoder),
+        "spatial_encoder": hash_weights(model.model.spatial_encoder),
         "dtype": str(model.model.spatial_encoder.dtype).removeprefix("torch."),
         "images": hashlib.sha256(images).hexdigest(),
     }
-    return fingerprint | ({VISION_TOWER: _hash(model.model.vlm.visual)} if vision_features else {})
-
-
-def _hash(module: nn.Module) -> str:
-    weights = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
-        with _whole(parameter):
-            weights.update(f"{name} {tuple(parameter.shape)}".encode())
-            weights.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return weights.hexdigest()
-
-
-def _whole(parameter: Tensor) -> AbstractContextManager:
-    """Gather a parameter that ZeRO-3 has sharded."""
-    if not hasattr(parameter, "ds_id"):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(parameter)
+    return fingerprint | ({VISION_TOWER: hash_weights(model.model.vlm.visual)} if vision_features else {})
 
 
 def _key(images: Sequence[dict[str, Any]]) -> str:

@@ -2,80 +2,21 @@
 
 import json
 import math
-import random
-import subprocess
-import sys
-import time
 
-import psutil
 import pytest
 import torch
 from refusals import refused
 from safetensors.torch import load_file
+from tiny_alignment import OPTIONS, align, build, command_line, save
 from tiny_spa3_vlm import batch_of, tiny_config, tiny_model, tiny_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from spa3r import Spa3VLMForConditionalGeneration, VGGTForGeometry, VGGTModel
-from spa3r.trainers.alignment.align import build_trainer, run
 from spa3r.trainers.alignment.arguments import parse_arguments
 from spa3r.trainers.alignment.probe import decode_points
 from spa3r.trainers.alignment.views import collate_alignment
 from spa3r.trainers.integrations.cli import main
 from spa3r.trainers.runs.recipes import RECIPES
-from spa3r.trainers.runs.resume import is_complete, last_complete_checkpoint
-
-OPTIONS = {
-    "held_out_scenes": 2,
-    "min_views": 3,
-    "max_views": 5,
-    "images_per_device": 10,
-    "eval_views": 4,
-    "max_steps": 4,
-    "save_steps": 2,
-    "logging_steps": 1,
-    "report_to": "none",
-    "use_cpu": "true",
-}
-
-
-def command_line(vlm, rooms, output, **options):
-    """Options of a short run; those that are None are left out."""
-    options = {"model_name_or_path": vlm, "scenes": f"rooms:{rooms}", "output_dir": output} | OPTIONS | options
-    return [str(part) for name, value in options.items() if value is not None for part in (f"--{name}", value)]
-
-
-def build(*arguments, **options):
-    """The trainer, the checkpoint that it continues from, and the options of the data."""
-    data_args, args = parse_arguments(command_line(*arguments, **options))
-    return *build_trainer(data_args, args), data_args
-
-
-def align(*arguments, **options):
-    trainer, checkpoint, data_args = build(*arguments, **options)
-    run(trainer, checkpoint, data_args)
-    return trainer
-
-
-def save(model, folder, **processor):
-    model.save_pretrained(folder)
-    tiny_processor(**processor).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    """A model whose adapter is fresh: its last layer is zero."""
-    model = tiny_model()
-    torch.nn.init.zeros_(model.model.fusion.adapter.fc2.weight)
-    return save(model, tmp_path_factory.mktemp("start") / "vlm")
-
-
-@pytest.fixture(scope="module")
-def geometry(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("geometry") / "vggt"
-    torch.manual_seed(2)
-    VGGTForGeometry(tiny_config().spatial_config.vggt_config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +169,7 @@ def test_a_vggt_without_a_point_head_is_refused(vlm, rooms, tmp_path):
         ({"targets": "vggt", "geometry": "./no/vggt"}, "`./no/vggt`"),
         ({"held_out_scenes": 0, "eval_strategy": "epoch"}, "`held_out_scenes`"),
         ({"min_views": 1}, "`min_views`"),
+        ({"distinct_passes": -1}, "`distinct_passes`"),
         ({"images_per_device": 4}, "`images_per_device`"),
         ({"per_device_train_batch_size": 4}, "`per_device_train_batch_size`"),
         ({"save_total_limit": 1}, "`save_total_limit`"),
@@ -253,50 +195,3 @@ def test_every_recipe_describes_a_run(recipe, tmp_path):
     data_args, args = parse_arguments(arguments)
     assert data_args.scenes and data_args.model_name_or_path and args.max_steps > 0
     assert (data_args.targets == "vggt") == (data_args.geometry is not None)
-
-
-def start_process(arguments, log):
-    return subprocess.Popen([sys.executable, "-m", "spa3r", "align", *arguments], stdout=log, stderr=log)
-
-
-def wait_for(checkpoint, process, log):
-    """Wait until a checkpoint is complete; returns the time."""
-    while not is_complete(checkpoint):
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.01)
-    return time.monotonic()
-
-
-def kill(process):
-    """SIGKILL a process and all its children at once."""
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        member.kill()
-    psutil.wait_procs(family)
-
-
-def losses(checkpoint):
-    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
-    return {entry["step"]: (entry["loss"], entry["point_error"]) for entry in history if "loss" in entry}
-
-
-def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(vlm, geometry, rooms, tmp_path):
-    steps = 40
-    options = {"max_steps": steps, "save_steps": 3, "save_total_limit": 20, "held_out_scenes": 0}
-    options |= {"targets": "vggt", "geometry": geometry, "dataloader_num_workers": 1}
-    whole, killed, log_file = tmp_path / "whole", tmp_path / "killed", tmp_path / "log.txt"
-    with log_file.open("w") as log:
-        uninterrupted = start_process(command_line(vlm, rooms, whole, **options), log)
-        first = start_process(command_line(vlm, rooms, killed, **options), log)
-        # At any point of a step or a save, and well before the last step on any machine.
-        times = [wait_for(killed / f"checkpoint-{step}", first, log_file) for step in (3, 6)]
-        time.sleep(random.uniform(0, 2 * (times[1] - times[0])))
-        kill(first)
-        resumed_from = int(last_complete_checkpoint(killed).name.split("-")[1])
-        second = start_process(command_line(vlm, rooms, killed, **options), log)
-        assert second.wait() == 0 and uninterrupted.wait() == 0, log_file.read_text()
-    assert 0 < resumed_from < steps
-    last = [output / f"checkpoint-{steps}" for output in (killed, whole)]
-    assert losses(last[0]) == losses(last[1])
-    weights = [load_file(output / "model" / "model.safetensors") for output in (killed, whole)]
-    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
