@@ -3,11 +3,10 @@
 import sys
 from argparse import SUPPRESS
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from transformers import TrainingArguments
+from typing import Literal
 
 from ..runs.recipes import parse_options
+from ..runs.scene_views_arguments import SceneViewsArguments
 
 
 @dataclass
@@ -31,16 +30,11 @@ class AlignmentArguments:
 
 
 @dataclass
-class AlignmentTrainingArguments(TrainingArguments):
+class AlignmentTrainingArguments(SceneViewsArguments):
     """
-    `transformers.TrainingArguments`, with defaults for alignment.
+    The arguments of a run over views of scenes, with defaults for alignment.
 
     Args:
-        min_views, max_views (`int`, *optional*, defaults to 4 and 12):
-            Views of a scene; their number is drawn for each batch.
-        images_per_device (`int`, *optional*, defaults to 96):
-            Images in a batch of one device, which holds as many scenes as fit. Replaces
-            `per_device_train_batch_size`.
         eval_views (`int`, *optional*, defaults to 8):
             Views of each held-out scene in evaluation.
         distinct_passes (`int`, *optional*, defaults to 0):
@@ -49,8 +43,6 @@ class AlignmentTrainingArguments(TrainingArguments):
             distinct, and nothing is kept.
     """
 
-    min_views: int = field(default=4, metadata={"help": "fewest views of a scene in a batch"})
-    max_views: int = field(default=12, metadata={"help": "most views of a scene in a batch"})
     images_per_device: int = field(default=96, metadata={"help": "images in a batch of one device"})
     eval_views: int = field(default=8, metadata={"help": "views of each held-out scene in evaluation"})
     distinct_passes: int = field(default=0, metadata={"help": "later passes repeat their kept encodings; 0: none do"})
@@ -59,38 +51,14 @@ class AlignmentTrainingArguments(TrainingArguments):
     max_steps: int = field(default=600, metadata={"help": "optimizer steps"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning rate schedule"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "norm that gradients are clipped to"})
-    save_total_limit: int = field(default=3, metadata={"help": "checkpoints to keep, at least 2"})
-    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": SUPPRESS})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": SUPPRESS})
 
     # With `every_save`, the library's default, each checkpoint pushes the whole output folder, logs included.
     hub_strategy: str = field(default="end", metadata={"help": SUPPRESS})
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("per_device_train_batch_size", "dataloader_drop_last", "auto_find_batch_size"):
-            if (value := getattr(self, name)) != self.__dataclass_fields__[name].default:
-                raise ValueError(f"`{name}` has no effect here, got {value}: set `images_per_device` instead.")
-        if not 2 <= self.min_views <= self.max_views:
-            raise ValueError(
-                f"`min_views` must be at least 2 and at most `max_views`, got {self.min_views} and {self.max_views}."
-            )
-        if self.images_per_device < self.max_views:
-            raise ValueError(
-                f"`images_per_device` must hold a scene of `max_views`={self.max_views}, got {self.images_per_device}."
-            )
         if self.distinct_passes < 0:
             raise ValueError(f"`distinct_passes` must not be negative, got {self.distinct_passes}; 0 keeps nothing.")
-        if self.n_gpu > 1:
-            raise ValueError(
-                f"One process cannot train on {self.n_gpu} GPUs: start one process for each with `accelerate launch "
-                f"--config_file configuration/accelerate/ddp.yaml --num_processes {self.n_gpu} -m spa3r align ...`, "
-                "or choose a single GPU with CUDA_VISIBLE_DEVICES."
-            )
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The Trainer pickles its arguments beside each checkpoint and publishes them with `push_to_hub`.
-        return self.__dict__ | {"hub_token": None}
 
 
 def parse_arguments(

@@ -95,7 +95,8 @@ def parse_options(
 
 def _choose_help(parser: argparse.ArgumentParser, dataclasses: Sequence[type], common: dict[str, str]):
     package = __package__.split(".")[0]
-    ours = {name for each in dataclasses if each.__module__.startswith(package) for name in each.__annotations__}
+    classes = {parent for each in dataclasses for parent in each.__mro__ if parent.__module__.startswith(package)}
+    ours = {name for each in classes for name in each.__annotations__}
     for action in parser._actions:
         if action.dest in common:
             action.help = common[action.dest]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 from accelerate.utils import gather_object, send_to_device
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.utils import logging
@@ -32,16 +33,18 @@ class SceneViewsTrainer(Trainer):
     with the weights of an uninterrupted one, with any number of workers.
 
     Args:
-        model (`PreTrainedModel`): The model to train.
+        model (`nn.Module`): The model to train.
         args (`SceneViewsArguments`): Settings.
         train_dataset (`SceneViews`): Scenes to train on.
-        kwargs: As for `transformers.Trainer`.
+        kwargs: As for `transformers.Trainer`; batches are those of `collate_views` unless they say otherwise.
     """
 
-    def __init__(self, model: PreTrainedModel, args, train_dataset: SceneViews, **kwargs):
-        super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collate_views, **kwargs)
-        # The Trainer sets this option of language models on every model.
-        vars(model.config).pop("use_cache", None)
+    def __init__(self, model: nn.Module, args, train_dataset: SceneViews, **kwargs):
+        kwargs = {"data_collator": collate_views} | kwargs
+        super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        if isinstance(model, PreTrainedModel):
+            # The Trainer sets this option of language models on every model.
+            vars(model.config).pop("use_cache", None)
         self.batch_sampler = ViewBatchSampler(
             len(train_dataset.scenes),
             min_views=args.min_views,

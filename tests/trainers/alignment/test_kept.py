@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from spa3r.data_scripts.scenes.sampling import ViewBatchSampler
 from spa3r.trainers.alignment.kept import RepeatedPasses
 
-NUM_SCENES, SEED = 7, 3
+NUM_SCENES, SEED = 40, 3
 
 
 def batches_of(epoch, num_epochs=None):
