@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 
 def hash_weights(module: nn.Module) -> str:
-    """Hash of the names, shapes and bits of all parameters. Under ZeRO-3 every process must call this."""
-    weights = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
+    """Hash of the names, shapes and bits of all that checkpoints hold. Under ZeRO-3 every process must call this."""
+    weights, saved = hashlib.sha256(), module.state_dict().keys()
+    buffers = [(name, buffer) for name, buffer in module.named_buffers() if name in saved]
+    for name, parameter in sorted([*module.named_parameters(), *buffers]):
         with _whole(parameter):
             weights.update(f"{name} {tuple(parameter.shape)}".encode())
-            weights.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+            weights.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy())
     return weights.hexdigest()
 
 
