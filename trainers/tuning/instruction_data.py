@@ -90,7 +90,7 @@ def _weigh(part: Dataset, weight: float, seed: int) -> list[Dataset]:
 
 def _check_records(folder: str, part: Dataset):
     """Refuse an instruction set with a useless record, and name the first one; no image is decoded."""
-    described = _without_decoding(part).map(_describe_record, remove_columns=list(COLUMNS), desc=f"Checking {folder}")
+    described = without_decoding(part).map(_describe_record, remove_columns=list(COLUMNS), desc=f"Checking {folder}")
     problems = described["problem"]
     row = next((row for row, problem in enumerate(problems) if problem), None)
     if row is not None:
@@ -113,13 +113,14 @@ def _check_records(folder: str, part: Dataset):
 def _missing_image(part: Dataset) -> str | None:
     """The first missing image file, if any; each file is checked once."""
     paths = {}  # an ordered set
-    for batch in _without_decoding(part).select_columns("images").iter(1000):
+    for batch in without_decoding(part).select_columns("images").iter(1000):
         images = (image for images in batch["images"] for image in images or ())
         paths |= dict.fromkeys(image["path"] for image in images if image["path"] and not image["bytes"])
     return next((path for path in paths if "://" not in path and not os.path.exists(path)), None)
 
 
-def _without_decoding(dataset: Dataset) -> Dataset:
+def without_decoding(dataset: Dataset) -> Dataset:
+    """Leave images as their paths and bytes."""
     return dataset.cast_column("images", List(Image(decode=False)))
 
 
@@ -150,6 +151,21 @@ def _describe_record(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def leave_images_out(dataset: Dataset) -> Dataset:
+    """Keep only the text of each record."""
+
+    def text_alone(record: dict[str, Any]) -> dict[str, Any]:
+        messages = [
+            message | {"content": [part for part in message["content"] if part["type"] != "image"]}
+            if not isinstance(message["content"], str)
+            else message
+            for message in record["messages"]
+        ]
+        return {"images": [], "messages": messages}
+
+    return without_decoding(dataset).map(text_alone, desc="Leaving images out")
+
+
 def check_lengths(dataset: Dataset, processor: Spa3VLMProcessor, max_length: int):
     """Refuse a data set with a record that is too long; records are never cut, because a cut may split an image.
 
@@ -161,9 +177,7 @@ def check_lengths(dataset: Dataset, processor: Spa3VLMProcessor, max_length: int
     Raises:
         ValueError: If a record is longer.
     """
-    described = _without_decoding(dataset).map(
-        _describe_record, remove_columns=list(COLUMNS), desc="Measuring records"
-    )
+    described = without_decoding(dataset).map(_describe_record, remove_columns=list(COLUMNS), desc="Measuring records")
     images, text, messages = (np.array(described[name]) for name in ("num_images", "num_bytes", "num_messages"))
     # A token is at least one byte, and no image is higher than wide. Only records above this bound are tokenised.
     side = processor.image_processor.image_width // processor.image_processor.patch_size

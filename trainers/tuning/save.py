@@ -14,7 +14,7 @@ from ...modeling_spa3r.checkpoints.self_contained import add_code
 from .instruction_data import split_source
 
 
-def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: str):
+def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: str, without_images: bool = False):
     """Write model, processor, code and card; every process must call this.
 
     LoRA layers are merged into the weights that they adapt. If these are sharded over processes, only the adapter is
@@ -24,6 +24,7 @@ def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: s
         trainer (`SFTTrainer`): After training.
         instructions (`list[str]`): Instruction sets that it trained on; see `load_instructions`.
         folder (`str`): New folder to write.
+        without_images (`bool`, *optional*, defaults to `False`): Whether it trained on their text alone.
     """
     model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
     is_adapted = not isinstance(model, PreTrainedModel)
@@ -39,20 +40,23 @@ def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: s
         (Path(folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that only this run needs
     if args.should_save and not (is_adapted and is_sharded):
         add_code(folder)
-        write_card(folder, _card(trainer, model.config, instructions, is_adapted))
+        lines = [f"`{folder}`, weight {weight:g}" for folder, weight in map(split_source, instructions)]
+        if without_images:
+            lines = [f"{line}, the text alone without its images" for line in lines]
+        write_card(folder, _card(trainer, model.config, lines, is_adapted))
 
 
-def _card(trainer: SFTTrainer, config: Spa3VLMConfig, instructions: Sequence[str], is_adapted: bool) -> dict[str, Any]:
+def _card(trainer: SFTTrainer, config: Spa3VLMConfig, data: list[str], is_adapted: bool) -> dict[str, Any]:
     """Collect the facts for the card of a tuned model; it extends the card of the starting checkpoint."""
     args, state = trainer.args, trainer.state
-    data = [f"`{folder}`, weight {weight:g}" for folder, weight in map(split_source, instructions)]
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     method = "LoRA layers of the language model" if is_adapted else "the language model"
-    data.append(
+    data = [
+        *data,
         f"Trained by supervised fine-tuning on the answers alone: the adapter and {method}, with spatial encoder and "
         f"vision tower frozen; {len(trainer.train_dataset)} records, {state.global_step} steps of {batch_size}, "
-        f"learning rate {args.learning_rate:g}."
-    )
+        f"learning rate {args.learning_rate:g}.",
+    ]
     losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
     scores = [Score("Held-out instructions", "loss of the answers", f"{losses[-1]:.4f}")] if losses else []
     return tuned_card(trainer.hub_model_id or str(Path(args.output_dir) / "model"), config, data, scores)

@@ -4,45 +4,53 @@
         --instructions data/vsi590k --output data/vsi590k-latents
     spa3r sft ... --scene_latents data/vsi590k-latents
 
-With --vision-features, features of the frozen vision tower are stored as well, and training runs neither encoder. That
-takes far more room: 8 MB for a scene of 8 images with the 4b in bfloat16, against 0.4 MB of latents.
+With --vision-features, features of the frozen vision tower are stored as well, and training neither runs an encoder
+nor reads an image. That takes far more room: 8 MB for a scene of 8 images with the 4b in bfloat16, against 0.4 MB of
+latents. A model with `fusion: none` has these features alone; those of a model with latents and the same vision tower
+serve it, too.
 
 Scenes are shared out over the processes. The same command, run again, encodes the missing scenes. A fingerprint
 records the weights, their type and the image sizes that made the latents; training refuses latents of another model.
 """
 
+import copy
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
 from accelerate import PartialState
-from datasets import Dataset, Image, List
+from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoProcessor
+from transformers import AutoProcessor, BatchFeature
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ...data_scripts.common.command_line import verb_parser
 from ...data_scripts.common.files import remove_unfinished, replace_when_complete, write_json
 from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm
+from ...modeling_spa3r.scene_images import list_scenes
+from ...modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..runs.distributed import join_processes
 from ..runs.fingerprint import hash_weights
-from .instruction_data import load_instructions
+from .instruction_data import load_instructions, without_decoding
 
 FINGERPRINT = "fingerprint.json"
 SCENES_PER_SHARD = 64
-# The key of the vision tower in a fingerprint, and the suffix that its features have after the key of a scene.
+# The key of the vision tower in a fingerprint, and what follows the key of a scene in the names of its features and of
+# frames, rows and columns of patches of each image.
 VISION_TOWER = "vision_tower"
-VISION_SUFFIX = ".vision_features"
+VISION_SUFFIX, GRIDS_SUFFIX = ".vision_features", ".image_grids"
 GEOMETRY = ("pixel_values_geometry", "geometry_sizes")
 
 
@@ -53,15 +61,21 @@ def encoder_fingerprint(
 
     With `vision_features`, the weights of the vision tower count, too. Under ZeRO-3 every process must call this.
     """
-    if model.model.spatial_encoder is None:
-        raise ValueError("A model with `fusion='none'` has no scene latents: train it without `scene_latents`.")
-    images = processor.image_processor.to_json_string().encode()
+    encoder = model.model.spatial_encoder
+    if encoder is None and not vision_features:
+        raise ValueError(
+            "A model with `fusion='none'` has no scene latents: train it without `scene_latents`, or encode its "
+            "scenes with `--vision-features`."
+        )
     fingerprint = {
-        "spatial_encoder": hash_weights(model.model.spatial_encoder),
-        "dtype": str(model.model.spatial_encoder.dtype).removeprefix("torch."),
-        "images": hashlib.sha256(images).hexdigest(),
+        "dtype": str((model if encoder is None else encoder).dtype).removeprefix("torch."),
+        "images": hashlib.sha256(processor.image_processor.to_json_string().encode()).hexdigest(),
     }
-    return fingerprint | ({VISION_TOWER: hash_weights(model.model.vlm.visual)} if vision_features else {})
+    if encoder is not None:
+        fingerprint["spatial_encoder"] = hash_weights(encoder)
+    if vision_features:
+        fingerprint |= {VISION_TOWER: hash_weights(model.model.vlm.visual), "image_grids": "kept"}
+    return fingerprint
 
 
 def _key(images: Sequence[dict[str, Any]]) -> str:
@@ -74,7 +88,7 @@ def _key(images: Sequence[dict[str, Any]]) -> str:
 def with_scene_keys(dataset: Dataset) -> Dataset:
     """Add the column `scene_key`, empty for records without images; no image is decoded."""
     decoded = dataset.features["images"]
-    dataset = dataset.cast_column("images", List(Image(decode=False)))
+    dataset = without_decoding(dataset)
     keyed = dataset.map(
         lambda record: {"scene_key": _key(record["images"]) if record["images"] else ""}, desc="Scenes"
     )
@@ -82,7 +96,7 @@ def with_scene_keys(dataset: Dataset) -> Dataset:
 
 
 class SceneLatents:
-    """Latents that `spa3r encode-scenes` has written.
+    """Latents and features that `spa3r encode-scenes` has written.
 
     Args:
         folder (`str` or `os.PathLike`): The `--output` of that command.
@@ -96,7 +110,9 @@ class SceneLatents:
     def __init__(self, folder: str | os.PathLike, model: Spa3VLMForConditionalGeneration, processor: Spa3VLMProcessor):
         self.folder = Path(folder)
         self.has_vision = VISION_TOWER in _read_fingerprint(self.folder)
-        check_fingerprint(self.folder, encoder_fingerprint(model, processor, self.has_vision))
+        self.has_latents = model.model.spatial_encoder is not None
+        needed = encoder_fingerprint(model, processor, self.has_vision)
+        check_fingerprint(self.folder, needed, needed)
         self.shards = find_latents(self.folder)
 
     def check_complete(self, keys: Sequence[str]):
@@ -116,6 +132,10 @@ class SceneLatents:
         """Features of a scene's images, of shape `(num_image_tokens, hidden_size)`."""
         return _open(self.shards[key]).get_tensor(key + VISION_SUFFIX)
 
+    def image_grids(self, key: str) -> list[list[int]]:
+        """Frames, rows and columns of patches of each image of a scene."""
+        return _open(self.shards[key]).get_tensor(key + GRIDS_SUFFIX).tolist()
+
 
 @lru_cache(maxsize=128)
 def _open(shard: Path):
@@ -127,7 +147,7 @@ def find_latents(folder: Path) -> dict[str, Path]:
     shards = {}
     for shard in sorted(folder.glob("latents-*.safetensors")):
         with safe_open(shard, framework="pt") as content:
-            shards |= dict.fromkeys((key for key in content.keys() if not key.endswith(VISION_SUFFIX)), shard)
+            shards |= dict.fromkeys((name.partition(".")[0] for name in content.keys()), shard)
     return shards
 
 
@@ -138,43 +158,73 @@ def _read_fingerprint(folder: Path) -> dict[str, str]:
     return json.loads(file.read_text())
 
 
-def check_fingerprint(folder: Path, fingerprint: dict[str, str]):
-    """Refuse latents of another model, or a mix of latents with and without features of the vision tower."""
+def check_fingerprint(folder: Path, fingerprint: dict[str, str], compared: Iterable[str] | None = None):
+    """Refuse latents of another model, or a mix of latents with and without features of the vision tower.
+
+    Args:
+        folder (`Path`): Holds the latents.
+        fingerprint (`dict[str, str]`): Of this model.
+        compared (`Iterable[str]`, *optional*): The keys that must agree; by default those of both.
+    """
     kept = _read_fingerprint(folder)
     if kept.get("dtype") != fingerprint["dtype"]:
         raise ValueError(
             f"The latents in `{folder}` were encoded in {kept.get('dtype')}, but this model is in "
             f"{fingerprint['dtype']}: encode the scenes with `--dtype {fingerprint['dtype']}` into another folder."
         )
-    if different := sorted(name for name in kept | fingerprint if kept.get(name) != fingerprint.get(name)):
+    names = kept | fingerprint if compared is None else compared
+    if different := sorted(name for name in names if kept.get(name) != fingerprint.get(name)):
         raise ValueError(
             f"The latents in `{folder}` are of another model ({', '.join(different)} differ): encode the scenes with "
             "this one into another folder."
         )
 
 
+class KeptImages(Spa3VLMImageProcessor):
+    """Stands in for the image processor where features are kept: an image has one pixel for each patch."""
+
+    def fetch_images(self, image_url_or_urls):
+        return image_url_or_urls
+
+    def preprocess(self, images, **kwargs) -> BatchFeature:
+        """Return `image_grid_thw` and `num_views` alone."""
+        scenes, _ = list_scenes(images)
+        grids = [[1, image.height, image.width] for scene in scenes for image in scene]
+        counts = [len(scene) for scene in scenes]
+        return BatchFeature({"image_grid_thw": np.array(grids), "num_views": np.array(counts)})
+
+
 class CachedLatentsCollator(DataCollatorForVisionLanguageModeling):
     """TRL's own collator, with latents instead of the images for the spatial encoder and, if stored, with features
-    instead of the patches for the vision tower."""
+    instead of the patches for the vision tower; then no image is read."""
 
-    def __init__(self, latents: SceneLatents, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, latents: SceneLatents, processor: Spa3VLMProcessor, **kwargs):
+        if latents.has_vision:
+            processor = copy.copy(processor)
+            processor.image_processor = KeptImages(**processor.image_processor.to_dict())
+        super().__init__(processor=processor, **kwargs)
         self.latents = latents
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Needs the column `scene_key`; see `with_scene_keys`."""
         keys = [example["scene_key"] for example in examples if example["scene_key"]]
-        names = ("images", "messages")
-        batch = super().torch_call([{name: example[name] for name in names} for example in examples])
+        batch = super().torch_call([self._record(example) for example in examples])
         for name in GEOMETRY:
             batch.pop(name, None)
         # Empty latents tell a batch of text alone that other processes encode no scene either.
-        batch["spatial_latents"] = torch.stack([self.latents[key] for key in keys]) if keys else torch.empty(0)
+        if self.latents.has_latents:
+            batch["spatial_latents"] = torch.stack([self.latents[key] for key in keys]) if keys else torch.empty(0)
         if self.latents.has_vision:
-            batch.pop("pixel_values", None)
             features = [self.latents.vision_features(key) for key in keys]
             batch["vision_features"] = torch.cat(features) if keys else torch.empty(0)
         return batch
+
+    def _record(self, example: dict[str, Any]) -> dict[str, Any]:
+        images, key = example["images"], example["scene_key"]
+        if self.latents.has_vision and key:
+            grids = self.latents.image_grids(key)
+            images = [PIL.Image.new("L", (columns, rows)) for _, rows, columns in grids]
+        return {"images": images, "messages": example["messages"]}
 
 
 def encode_scenes(
@@ -215,10 +265,12 @@ def encode_scenes(
         shard = {}
         for key, row in own[start : start + SCENES_PER_SHARD]:
             inputs = processor.image_processor(dataset[row]["images"], return_tensors="pt").to(model.device)
-            shard[key] = model.encode_scene(*(inputs[name] for name in GEOMETRY))[0].cpu()
+            if model.model.spatial_encoder is not None:
+                shard[key] = model.encode_scene(*(inputs[name] for name in GEOMETRY))[0].cpu()
             if vision_features:
                 features = model.model.encode_images(inputs["pixel_values"], inputs["image_grid_thw"])
                 shard[key + VISION_SUFFIX] = features.cpu()
+                shard[key + GRIDS_SUFFIX] = inputs["image_grid_thw"].cpu()
             progress.update()
         # Named by its content, so that no two processes or runs write the same file.
         name = hashlib.sha256("".join(shard).encode()).hexdigest()[:16]

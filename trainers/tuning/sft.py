@@ -12,6 +12,7 @@ checkpoint. The final model is in <output_dir>/model.
 
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
 from datasets import Dataset
@@ -28,7 +29,7 @@ from ..runs.publish import make_repository, push_final_model, train_and_save
 from ..runs.recipes import parse_options
 from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, checkpoint_to_resume
 from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
-from .instruction_data import check_lengths, digest_instructions, load_instructions
+from .instruction_data import check_lengths, digest_instructions, leave_images_out, load_instructions, without_decoding
 from .save import save_tuned_model
 from .scene_cache import CachedLatentsCollator, SceneLatents, with_scene_keys
 from .sharding import prepare_for_sharding
@@ -59,6 +60,7 @@ class InstructionArguments:
         default_factory=list, metadata={"help": "instruction sets: FOLDER or FOLDER@WEIGHT"}
     )
     eval_instructions: list[str] = field(default_factory=list, metadata={"help": "sets for the evaluation loss"})
+    without_images: bool = field(default=False, metadata={"help": "train on the text alone: what do words give away?"})
     scene_latents: str | None = field(default=None, metadata={"help": "train from latents of `spa3r encode-scenes`"})
 
 
@@ -94,6 +96,8 @@ def _load_data(
     with args.main_process_first(desc="instruction sets"):  # the others read its cache
         train = load_instructions(data_args.instructions, args.seed)
         evaluation = load_instructions(data_args.eval_instructions, args.seed) if data_args.eval_instructions else None
+        if data_args.without_images:
+            train, evaluation = (data and leave_images_out(data) for data in (train, evaluation))
         if args.max_length is not None:
             for data in filter(None, (train, evaluation)):
                 check_lengths(data, processor, args.max_length)
@@ -120,6 +124,11 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
+    if data_args.without_images and data_args.scene_latents is not None:
+        raise ValueError(
+            f"`without_images` leaves nothing to take from `scene_latents`, got `{data_args.scene_latents}`; give one "
+            "of the two."
+        )
     require_checkpoint(model_args.model_name_or_path)
     Spa3VLMConfig.from_pretrained(model_args.model_name_or_path)  # refuses a model of another kind
     make_repository(args)
@@ -140,6 +149,8 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
         latents = SceneLatents(data_args.scene_latents, model, processor)
         for data in filter(None, (train, evaluation)):
             latents.check_complete(data["scene_key"])
+        if latents.has_vision:
+            train, evaluation = (data and without_decoding(data) for data in (train, evaluation))
         args.remove_unused_columns = False
         collator = CachedLatentsCollator(latents, processor=processor, assistant_only_loss=True)
     trainer = SFTTrainer(
@@ -172,16 +183,22 @@ def settings_of_run(
     )
     # Only what differs from the defaults, so that a new option of the library does not make another run.
     defaults = asdict(ModelConfig())
-    settings = training_settings(trainer.args, names.split()) | {
-        "distributed_type": trainer.accelerator.distributed_type.value,
-        "instructions": data_args.instructions,
-        "scene_latents": data_args.scene_latents,
-        "training_records": {
-            "number": len(trainer.train_dataset),
-            "sha256": digest_instructions(data_args.instructions),
-        },
-        "model": {name: value for name, value in asdict(model_args).items() if value != defaults[name]},
-    }
+    # Left out of the settings where it is false, as in earlier runs.
+    without_images = {"without_images": True} if data_args.without_images else {}
+    settings = (
+        training_settings(trainer.args, names.split())
+        | without_images
+        | {
+            "distributed_type": trainer.accelerator.distributed_type.value,
+            "instructions": data_args.instructions,
+            "scene_latents": data_args.scene_latents,
+            "training_records": {
+                "number": len(trainer.train_dataset),
+                "sha256": digest_instructions(data_args.instructions),
+            },
+            "model": {name: value for name, value in asdict(model_args).items() if value != defaults[name]},
+        }
+    )
     return flatten(settings)
 
 
@@ -198,12 +215,13 @@ def check_run(trainer: SFTTrainer, data_args: InstructionArguments, model_args: 
     check_same_run(args.output_dir, settings_of_run(trainer, data_args, model_args), args.process_index == 0)
 
 
-def run(trainer: SFTTrainer, instructions: list[str]):
+def run(trainer: SFTTrainer, instructions: list[str], without_images: bool = False):
     """Train, save the self-contained model to `<output_dir>/model`, and push it where asked to."""
     args = trainer.args
     start_workers_from_clean_server(args, SceneLatents.__module__)
     checkpoint = checkpoint_to_resume(args)
-    final = train_and_save(trainer, checkpoint, lambda folder: save_tuned_model(trainer, instructions, folder))
+    save = partial(save_tuned_model, trainer, instructions, without_images=without_images)
+    final = train_and_save(trainer, checkpoint, lambda folder: save(folder=folder))
     trainer.accelerator.print(f"The model is in {final}.")
     publishing = {"private": args.hub_private_repo, "token": args.hub_token}
     push_final_model(trainer, lambda: push_self_contained(final, trainer.hub_model_id, **publishing))
@@ -214,4 +232,4 @@ def main(arguments: list[str] | None = None):
     data_args, args, model_args = parse_arguments(arguments)
     trainer = build_trainer(data_args, args, model_args)
     check_run(trainer, data_args, model_args)
-    run(trainer, data_args.instructions)
+    run(trainer, data_args.instructions, data_args.without_images)

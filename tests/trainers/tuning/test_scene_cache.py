@@ -2,11 +2,12 @@
 
 import shutil
 
+import PIL.Image
 import pytest
 import torch
 from datasets import Dataset, Image, List
 from terminal import verb
-from tiny_instructions import losses, trainer_of
+from tiny_instructions import NUM_RECORDS, losses, trainer_of
 from tiny_spa3_vlm import GEOMETRY, tiny_model, tiny_processor
 
 from spa3r.trainers.tuning import scene_cache as scene_latents
@@ -69,6 +70,49 @@ def test_training_from_features_has_the_losses_of_live_training_and_runs_no_enco
         encoder.register_forward_hook(lambda *_: calls.append(1))
     cached.train()
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=1e-6) and not calls
+
+
+def test_training_from_features_makes_the_batches_of_live_training_but_opens_no_image(
+    vlm, instructions, latents_and_features, tmp_path, monkeypatch
+):
+    live = trainer_of(vlm, instructions, tmp_path / "live")
+    cached = trainer_of(vlm, instructions, tmp_path / "cached", scene_latents=latents_and_features)
+    batches = [live.data_collator([live.train_dataset[row] for row in range(NUM_RECORDS)])]
+    monkeypatch.setattr(PIL.Image, "open", None)
+    batches.append(cached.data_collator([cached.train_dataset[row] for row in range(NUM_RECORDS)]))
+    pixels = {"pixel_values", *GEOMETRY}
+    assert batches[1].keys() == batches[0].keys() - pixels | {"spatial_latents", "vision_features"}
+    assert all(torch.equal(batches[1][name], batches[0][name]) for name in batches[0].keys() - pixels)
+
+
+@pytest.fixture(scope="module")
+def blind(vlm, tmp_path_factory):
+    """The model without a scene, with the weights of the other."""
+    folder = tmp_path_factory.mktemp("blind")
+    model = tiny_model(fusion="none")
+    model.load_state_dict(tiny_model().state_dict(), strict=False)
+    model.save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("source", ["its own", "those of the model with a scene"])
+def test_a_model_without_a_scene_trains_from_features_with_the_losses_of_live_training(
+    source, blind, instructions, latents_and_features, tmp_path
+):
+    folder = latents_and_features
+    if source == "its own":
+        folder = tmp_path / "features"
+        command = ["--model", blind, "--instructions", instructions, "--output", folder, "--vision-features"]
+        main([str(part) for part in command])
+    trainer_of(blind, instructions, tmp_path / "live").train()
+    trainer_of(blind, instructions, tmp_path / "cached", scene_latents=folder).train()
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=1e-6)
+
+
+def test_a_model_without_a_scene_has_no_latents_to_encode(blind, instructions, tmp_path):
+    with pytest.raises(SystemExit, match="--vision-features"):
+        main(["--model", str(blind), "--instructions", str(instructions), "--output", str(tmp_path)])
 
 
 def test_features_are_not_added_to_a_folder_without_them(vlm, instructions, latents):

@@ -95,6 +95,23 @@ def gradients_of(vlm, instructions, output, **options):
     return gradients.by_name
 
 
+@torch.no_grad()
+def test_training_without_images_has_the_loss_of_the_text_alone(vlm, instructions, tmp_path):
+    trainer = trainer_of(vlm, instructions, tmp_path, without_images="true", learning_rate=0)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(NUM_RECORDS)])
+    assert "pixel_values" not in batch
+    tokenizer = tiny_processor().tokenizer
+    answers = [tokenizer.decode(row[row != -100]) for row in batch["labels"]]
+    assert answers == [f"{index}" * (1 + index) + "<|im_end|>\n" for index in range(NUM_RECORDS)]
+    assert "<|image_pad|>" not in tokenizer.decode(batch["input_ids"].flatten())
+    assert trainer.compute_loss(trainer.model, batch).isfinite()
+
+
+def test_the_card_says_that_training_saw_no_images(vlm, instructions, tmp_path):
+    run(trainer_of(vlm, instructions, tmp_path, max_steps=1, without_images="true"), [str(instructions)], True)
+    assert "without its images" in (tmp_path / "model" / "README.md").read_text()
+
+
 def test_a_batch_has_the_gradients_of_single_records_accumulated(vlm, instructions, tmp_path):
     # The loss weighs tokens, and answers have different lengths.
     whole = gradients_of(vlm, instructions, tmp_path, per_device_train_batch_size=NUM_RECORDS)
@@ -277,6 +294,7 @@ def test_the_length_of_a_record_is_that_of_its_tokens_in_training(instructions):
         ({"per_device_train_batch_size": 0}, ValueError, "`per_device_train_batch_size`"),
         ({"gradient_accumulation_steps": 0}, ValueError, "`gradient_accumulation_steps`"),
         ({"config": "vsi"}, ValueError, "`vsi`"),
+        ({"without_images": True, "scene_latents": "kept"}, ValueError, "`kept`"),
         ({"learning_rat": 1}, ValueError, "`--learning_rate`"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
