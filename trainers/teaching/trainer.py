@@ -46,9 +46,14 @@ class TeachingTrainer(SceneViewsTrainer):
             metrics[f"{metric_key_prefix}_{name}"] = round(together.mean().item(), 4)
             if name in ("rotation", "translation"):
                 metrics[f"{metric_key_prefix}_{name}_median"] = round(together.median().item(), 4)
+        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.baselines().items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def baselines(self) -> dict[str, float]:
+        """Figures of simpler methods, to read those of the model beside."""
+        return {}
 
 
 class GeometryTrainer(TeachingTrainer):
@@ -80,12 +85,22 @@ class GeometryTrainer(TeachingTrainer):
         return geometry_truth(batch["extrinsics"], batch["intrinsics"], batch["depth"], self.args.normalize_scenes)
 
     def measure(self, model, batch) -> Mapping[str, Tensor]:
-        """Errors of a batch, and the depth error of the mean of each patch, which no model of patches can beat."""
+        """Errors of each view of a batch."""
         truth = self._truth(batch)
         metrics = geometry_metrics(model(batch["pixel_values"]), truth)
         if self.attention_teacher is not None:
             self.attention_teacher.forget()
         return metrics
+
+    def baselines(self) -> dict[str, float]:
+        """The relative error of depth that is guessed from its place in the image, as the mean there."""
+        half = self.accelerator.unwrap_model(self.model).config.patch_size // 2
+        depths = [batch["depth"][..., half :: 2 * half, half :: 2 * half] for batch in self.held_out_batches()]
+        depth = torch.cat([each.flatten(0, 1).flatten(1) for each in depths])
+        known = depth > 0
+        mean = (depth * known).sum(0) / known.sum(0).clamp(min=1)
+        error = (mean - depth).abs() / depth.clamp(min=1e-3) * known
+        return {"depth_abs_rel_of_mean": round((error.sum() / known.sum().clamp(min=1)).item(), 4)}
 
 
 class CategoryTrainer(TeachingTrainer):
