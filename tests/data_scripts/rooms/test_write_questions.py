@@ -110,21 +110,9 @@ def test_a_record_of_several_turns_shows_the_images_once_before_the_first_questi
         assert roles == ["user", "assistant"] * len(row["question_type"].split(","))
 
 
-def test_turns_are_the_questions_of_records_with_one_turn_in_the_same_order(instruction_set, multi_turn):
-    def turns(folder):
-        for row in load(folder).cast_column("images", List(Image(decode=False))):
-            texts = [message["content"][-1]["text"] for message in row["messages"]]
-            for turn in zip(row["question_type"].split(","), texts[::2], texts[1::2], strict=True):
-                yield row["scene_id"], turn
-
-    assert list(turns(multi_turn)) == list(turns(instruction_set))
+def test_records_have_as_many_turns_as_asked_for_where_the_room_has_questions(multi_turn):
     counts = Counter(row["question_type"].count(",") + 1 for row in load(multi_turn))
     assert set(counts) <= {1, 2, 3} and counts[3] > counts.total() / 2
-
-
-def test_the_number_of_turns_changes_neither_counts_nor_scores(instruction_set, multi_turn):
-    expected = read_manifest(instruction_set)
-    assert read_manifest(multi_turn) == {**expected, "turns": 3}
 
 
 def test_records_of_several_turns_are_fit_for_training(multi_turn):
