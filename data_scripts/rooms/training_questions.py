@@ -57,7 +57,7 @@ WORDS = {
     "color": "What color is the {}?",
     "image_side": "Is the {} in the left or the right half of the image?",
     "image_position": "Where in the image is the {}?",
-    "presence": "Is there a {} in the image?",
+    "presence": "Is there any {} in the image?",
     "view_count": "How many {}(s) are in the image?",
     "largest_object": "What is the largest object in the image?",
     "closer": "Which is closer to the camera, the {}?",
@@ -339,7 +339,9 @@ def _ask_largest_object(family: str, room: RoomGroundTruth, number: int, rng: Ge
 
 def _ask_closer(family: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
     camera = room.poses[0, :3, 3]
-    ranges = [(*item.distance_range(camera), item.category) for item in _objects_in_image(room)]
+    # What hangs on a wall is nearly always farther, and a rug closer.
+    objects = [item for item in _objects_in_image(room) if item.stands_on >= 0 and item.category != "rug"]
+    ranges = [(*item.distance_range(camera), item.category) for item in objects]
     pairs = itertools.permutations(ranges, 2)
     cases = [(near[2], far[2]) for near, far in pairs if near[1] + DISTANCE_MARGIN <= far[0]]
     if not cases:
