@@ -5,7 +5,7 @@
     spa3r convert dinov3 dinov3_vitl16_pretrain_lvd1689m.pth checkpoints/dinov3-vitl16
     spa3r convert spa3-vlm official-spa3-vlm checkpoints/spa3-vlm-4b
     spa3r convert assemble checkpoints/spa3-vlm-4b --vlm Qwen/Qwen2.5-VL-3B-Instruct --spa3r checkpoints/spa3r
-    spa3r convert assemble runs/spa3-vlm --vlm spa3-vlm-nano --spa3r runs/quickstart/model --image-width 112
+    spa3r convert assemble runs/spa3-vlm --vlm spa3-vlm-tiny --spa3r runs/quickstart/model --image-width 112
 
 Each command writes a folder that `from_pretrained` loads.
 """

@@ -1,6 +1,6 @@
 """Pre-train Spa3R by Predictive Spatial Field Modeling.
 
-    spa3r pretrain --config rooms-cpu
+    spa3r pretrain --config spa3r-rooms
     accelerate launch --config_file configuration/accelerate/ddp.yaml pretrain.py --config spa3r-paper \\
         --scenes scannet:data/scannet scannetpp:data/scannetpp --output_dir runs/spa3r
 

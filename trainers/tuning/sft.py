@@ -1,6 +1,6 @@
 """Instruction-tune Spa3-VLM with TRL's SFTTrainer.
 
-    spa3r sft --config spa3-vlm-rooms-cpu
+    spa3r sft --config spa3-vlm-nano
     accelerate launch --config_file configuration/accelerate/zero2.yaml sft.py \\
         --config spa3-vlm-vsi590k --instructions data/vsi590k --output_dir runs/spa3-vlm
 

@@ -1,6 +1,6 @@
 """Make the base of a small Spa3-VLM: an untrained Qwen2.5-VL with a taught vision tower and a tokenizer of its words.
 
-    python -m spa3r.trainers.world.base_vlm --preset spa3-vlm-world --vision runs/world/vision/model \
+    python -m spa3r.trainers.world.base_vlm --preset spa3-vlm-nano --vision runs/world/vision/model \
         --instructions runs/world/image_questions runs/world/questions --output runs/world/qwen
 
 The folder is that of a plain Qwen2.5-VL; `spa3r convert assemble` makes a Spa3-VLM of it.

@@ -25,7 +25,7 @@ def test_shorter_texts_are_padded_on_the_left():
     assert byte_tokenizer()(["ab", "a"], padding=True)["attention_mask"] == [[1, 1], [0, 1]]
 
 
-@pytest.mark.parametrize("preset", ["spa3-vlm-tiny", "spa3-vlm-nano"])
+@pytest.mark.parametrize("preset", ["spa3-vlm-tiny"])
 def test_ids_are_those_of_the_presets(preset):
     config, tokenizer = Spa3VLMConfig(**load_preset(preset)).vlm_config, byte_tokenizer()
     text_config = config.text_config

@@ -205,7 +205,7 @@ def test_the_vlm_of_another_spa3_vlm_can_be_used_again(qwen, parts, tmp_path):
 
 
 def test_a_preset_instead_of_a_vlm_is_untrained(parts, tmp_path):
-    assemble(tmp_path / "result", "spa3-vlm-nano", parts / "spa3r", "--fusion", "append")
+    assemble(tmp_path / "result", "spa3-vlm-tiny", parts / "spa3r", "--fusion", "append")
     assert json.loads((tmp_path / "result" / "card.json").read_text())["origins"]["vlm"] is None
     assert answers(tmp_path / "result")
 

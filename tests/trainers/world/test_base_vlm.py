@@ -14,7 +14,7 @@ from spa3r.configuration import Spa3VLMConfig, load_preset
 from spa3r.modeling_spa3r.checkpoints.assemble import load_qwen
 from spa3r.trainers.world.base_vlm import build_base_vlm, main
 
-PRESET = "spa3-vlm-world"
+PRESET = "spa3-vlm-nano"
 
 
 def save_tower(folder, **changes):
