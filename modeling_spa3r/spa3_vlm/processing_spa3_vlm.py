@@ -140,9 +140,15 @@ class Spa3VLMProcessor(ProcessorMixin):
                 for messages in (conversation if is_batch else [conversation])
             ]
             conversation = conversation if is_batch else conversation[0]
-        return super().apply_chat_template(
+        # Marking the answers reads the place of each token many times, which is slow in tensors: make them afterwards.
+        tensor_type = kwargs.get("return_tensors", "auto")
+        marks_answers = tokenize and kwargs.get("return_assistant_tokens_mask") and kwargs.get("return_dict")
+        if marks_answers and tensor_type != "auto":
+            kwargs["return_tensors"] = None
+        output = super().apply_chat_template(
             conversation, chat_template=chat_template, tokenize=tokenize, processor_kwargs=processor_kwargs, **kwargs
         )
+        return output.convert_to_tensors(tensor_type) if marks_answers and tensor_type != "auto" else output
 
     def __call__(
         self, images=None, text=None, videos=None, audio=None, num_frames: int | None = None, **kwargs
