@@ -182,7 +182,7 @@ def render_card(card: Mapping[str, Any]) -> ModelCard:
         **METADATA[card["template"]],
         base_model=list(base_models) or None,
         # Weights trained from scratch get no licence here: whoever trained them chooses one.
-        license="other" if any(checkpoints) else None,
+        license="other" if any(checkpoints) else card.get("license"),
         license_name="licenses-of-the-weights-inside" if any(checkpoints) else None,
     )
     return ModelCard.from_template(data, str(TEMPLATES / f"{card['template']}.md"), published=published, **card)
