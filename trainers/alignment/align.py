@@ -42,6 +42,8 @@ from .views import AlignmentViews
 
 # In the folder of a run, until it ends.
 ENCODINGS = "encodings"
+# Settings of a run, besides the Trainer's, that decide the weights.
+DECISIVE = "min_views max_views images_per_device from_scratch muon_learning_rate distinct_passes".split()
 UNITS = {"depth": "meters", "vggt": "VGGT's unit"}
 # Heads that points do not need.
 UNUSED_HEADS = ("camera_head.", "depth_head.")
@@ -118,7 +120,7 @@ def settings_of_run(
     args: AlignmentTrainingArguments,
 ) -> dict[str, Any]:
     """Settings that decide the final weights of a run, by flat names such as `training_scenes.number`."""
-    settings = training_settings(args, ("min_views", "max_views", "images_per_device", "distinct_passes"))
+    settings = training_settings(args, DECISIVE)
     names = "model_name_or_path scenes exclude held_out_scenes targets geometry"
     settings |= {name: getattr(data_args, name) for name in names.split()}
     settings["training_scenes"] = _digest(train_views.scenes)
@@ -161,15 +163,19 @@ def build_trainer(
             f"{data_args.held_out_scenes}: raise it, or set `eval_strategy: no`."
         )
     checkpoint = checkpoint_to_resume(args)
-    networks = {"model": load_spa3_vlm(data_args.model_name_or_path)} | (
-        {} if geometry is None else {"geometry": geometry}
-    )
+    model = load_spa3_vlm(data_args.model_name_or_path)
+    if args.from_scratch and model.model.fusion.adapter.fc2.weight.any():
+        raise ValueError(
+            f"`from_scratch` draws the adapter's weights anew, but the adapter of `{data_args.model_name_or_path}` is "
+            "trained: leave the option out to train it further, or give a model with a fresh one."
+        )
+    networks = {"model": model} if geometry is None else {"model": model, "geometry": geometry}
     settings = settings_of_run(networks, train_views, held_out_views, data_args, args)
     check_same_run(args.output_dir, settings, args.process_index == 0)
     make_repository(args)
     set_seed(args.seed)
     trainer = AlignmentTrainer(
-        networks["model"],
+        model,
         args,
         train_views,
         geometry=geometry,

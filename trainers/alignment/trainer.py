@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ...modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry
+from ..runs.initialization import initialize_for_scratch
 from ..runs.scene_views_trainer import SceneViewsTrainer
 from .arguments import AlignmentTrainingArguments
 from .encoders import EncodedScenes, FrozenEncoders
@@ -49,6 +51,8 @@ class AlignmentTrainer(SceneViewsTrainer):
         patches_per_token = vlm.config.vlm_config.vision_config.spatial_merge_size**2
         # In bfloat16 most updates would be rounded away.
         fusion = vlm.model.fusion.float().requires_grad_(True)
+        if args.from_scratch:
+            initialize_for_scratch(fusion)
         model = AdapterWithHead(fusion, vlm.config.get_text_config().hidden_size, patches_per_token)
         collator = collate_alignment
         if args.distinct_passes:
@@ -59,6 +63,12 @@ class AlignmentTrainer(SceneViewsTrainer):
         self.unit = unit
         self.report: AlignmentReport | None = None
         self._errors: list[torch.Tensor] = []
+
+    def split_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The matrices of the adapter, which has no blocks, and all else."""
+        matrices = [weight for weight in self.model.fusion.parameters() if weight.ndim == 2]
+        chosen = set(map(id, matrices))
+        return matrices, [weight for weight in self.model.parameters() if id(weight) not in chosen]
 
     def _prepare_inputs(self, inputs):
         # Without the parent's conversion of bytes: the model's image processor makes floats.

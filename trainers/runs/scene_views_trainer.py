@@ -63,12 +63,16 @@ class SceneViewsTrainer(Trainer):
     def create_optimizer(self, model=None):
         """Muon and AdamW for small models that are trained from nothing; else the Trainer's own."""
         if self.optimizer is None and self.args.from_scratch:
-            matrices, others = split_for_muon(self.model)
+            matrices, others = self.split_parameters()
             args = self.args
             self.optimizer = MuonWithAdamW(
                 matrices, others, args.learning_rate, args.muon_learning_rate, args.weight_decay
             )
         return super().create_optimizer() if model is None else super().create_optimizer(model)
+
+    def split_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters that Muon trains, and those that AdamW trains."""
+        return split_for_muon(self.model)
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True):
         """Autocast for the whole computation; accelerate wraps the forward alone, and not FSDP's."""

@@ -143,6 +143,32 @@ def test_a_model_whose_adapter_leaves_image_tokens_alone_is_refused(fusion, room
         build(start, rooms, tmp_path / "run")
 
 
+def test_an_adapter_from_scratch_has_large_weights_and_still_adds_nothing(vlm, rooms, tmp_path):
+    trainer, _, _ = build(vlm, rooms, tmp_path / "run", from_scratch="true")
+    fusion = trainer.vlm.model.fusion
+    weight = fusion.cross_attention.q_proj.weight
+    assert weight.std().item() == pytest.approx(0.8 / weight.shape[1] ** 0.5, rel=0.1)
+    assert not fusion.adapter.fc2.weight.any()
+
+
+def test_muon_trains_the_matrices_of_an_adapter_from_scratch(vlm, rooms, tmp_path):
+    trainer, _, _ = build(vlm, rooms, tmp_path / "run", from_scratch="true", max_steps=2)
+    trainer.train()
+    (muon, adamw) = trainer.optimizer.optimizer.parts
+    names = {id(weight): name for name, weight in trainer.model.named_parameters()}
+    by_muon = {names[id(weight)] for group in muon.param_groups for weight in group["params"]}
+    assert by_muon == {
+        name for name in names.values() if name.startswith("fusion.") and "weight" in name and "norm" not in name
+    }
+    assert len(by_muon) + sum(len(group["params"]) for group in adamw.param_groups) == len(names)
+
+
+def test_a_trained_adapter_is_not_drawn_anew(rooms, tmp_path):
+    start = save(tiny_model(), tmp_path / "vlm")
+    with refused("`from_scratch`", str(start)):
+        build(start, rooms, tmp_path / "run", from_scratch="true")
+
+
 def test_a_vggt_of_another_architecture_is_refused(vlm, rooms, tmp_path):
     config = tiny_config().spatial_config.vggt_config
     config.num_hidden_layers = 3
