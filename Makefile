@@ -4,6 +4,8 @@ BIN := .venv/bin
 SEED ?= 7
 RUN := runs/quickstart/$(SEED)
 NANO := modeling_spa3r/nano
+SHORT := --max_steps 20 --learning_rate 2e-4 --lr_scheduler_type constant --lr_scheduler_kwargs {} --warmup_steps 0 \
+	--logging_steps 5 --save_steps 20 --use_cpu true --report_to none
 WORLD := --views 12 --every 2 --size 112x84
 
 .PHONY: quickstart test lint style bench docs install
@@ -38,11 +40,15 @@ quickstart: install
 	$(BIN)/spa3r benchmark --compare $(RUN)/text-only $(RUN)/spa3-vlm-nano --output $(RUN)/comparison --require-better
 	$(BIN)/spa3r rooms --scenes 64 $(WORLD) --seed 1000 --workers 2 --output $(RUN)/new_rooms
 	$(BIN)/spa3r pretrain --config spa3r-rooms --start_from $(NANO)/spa3r-nano --scenes rooms:$(RUN)/new_rooms \
+		--overrides vggt_checkpoint=null teachers.semantic.checkpoint=null --from_scratch false --held_out_scenes 8 \
 		--output_dir $(RUN)/spa3r $(SHORT)
 	$(BIN)/spa3r room-questions --rooms $(RUN)/new_rooms --output $(RUN)/questions --families benchmark 3d \
 		--turns 6 --views-per-question 12 --questions-per-room 24 --min-visible-share 0.015
+	$(BIN)/spa3r encode-scenes --model $(NANO)/spa3-vlm-nano --instructions $(RUN)/questions --output $(RUN)/scenes \
+		--vision-features
 	$(BIN)/accelerate launch --config_file configuration/accelerate/cpu.yaml sft.py --config spa3-vlm-nano \
-		--model_name_or_path $(NANO)/spa3-vlm-nano --instructions $(RUN)/questions --output_dir $(RUN)/tuned $(SHORT)
+		--model_name_or_path $(NANO)/spa3-vlm-nano --instructions $(RUN)/questions --scene_latents $(RUN)/scenes \
+		--output_dir $(RUN)/tuned $(SHORT)
 
 # A file of tests a core; see above for the threads.
 test: export OMP_NUM_THREADS := 1

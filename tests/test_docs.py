@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tiny_spa3_vlm import tiny_model, tiny_processor
 
 import spa3r
 from spa3r.modeling_spa3r.checkpoints.cards import PUBLISHED
@@ -116,7 +115,7 @@ def test_every_verb_is_shown():
 
 
 def test_every_public_name_is_in_the_reference():
-    documented = re.findall(r"autoclass:: spa3r\.(\w+)$", PAGES["docs/api.md"], re.MULTILINE)
+    documented = re.findall(r"auto(?:class|function):: spa3r\.(\w+)$", PAGES["docs/api.md"], re.MULTILINE)
     assert sorted(documented) == sorted(spa3r.__all__)
 
 
@@ -141,17 +140,11 @@ def test_python_blocks_compile_and_find_their_names(source):
     check_python(source)
 
 
-def test_the_readme_example_runs(rooms, tmp_path, monkeypatch, capsys):
-    (tmp_path / "runs/quickstart/held_out_rooms").mkdir(parents=True)
-    (tmp_path / "runs/quickstart/held_out_rooms/room_000000").symlink_to(rooms / "room_000000")
-    model = tiny_model()
-    model.save_pretrained(tmp_path / "runs/quickstart/tuned/model")
-    tiny_processor().save_pretrained(tmp_path / "runs/quickstart/tuned/model")
+def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (source,) = (param.values[0] for param in blocks("python", {"README.md": PAGES["README.md"]}))
     exec(compile(source, "README.md", "exec"), {})
-    spatial = model.config.spatial_config
-    assert str((1, spatial.num_latents, spatial.hidden_size))[1:-1] in capsys.readouterr().out
+    assert "(1, 64, 128)" in str(capsys.readouterr().out).replace("torch.Size([", "(").replace("])", ")")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/checkpoints.md"])
