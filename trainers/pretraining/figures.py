@@ -105,7 +105,8 @@ def predict_scene(model: Spa3RForPreTraining, item: dict[str, Any]) -> Predicted
         return patches[0, -num_targets:].float().unflatten(1, grid_size)
 
     is_metric = "depth" in inputs
-    unit = relative_cameras(inputs["extrinsics"])[1] if is_metric else 1.0
+    in_units = is_metric and model.config.normalize_cameras
+    unit = relative_cameras(inputs["extrinsics"])[1] if in_units else 1.0
     return PredictedScene(
         images=torch.as_tensor(item["pixel_values"]).permute(0, 2, 3, 1),
         names=[str(index) for index in item["frame_indices"]],

@@ -113,6 +113,8 @@ def build_model(args: ModelArguments, from_scratch: bool = False) -> Spa3RForPre
     """
     config = build_config(args)
     if args.start_from is not None:
+        if from_scratch:
+            raise ValueError(f"`from_scratch` draws new weights, but `start_from` is {args.start_from}: choose one.")
         return Spa3RForPreTraining.from_pretrained(args.start_from, config=config)
     check_teachers(config, args.untrained_teachers)
     model = Spa3RForPreTraining(config)
