@@ -72,10 +72,18 @@ def blocks(language: str, pages=PAGES) -> list:
     return found
 
 
+def expanded(makefile: str) -> str:
+    """The text of a Makefile with its variables replaced by their values."""
+    values = dict(re.findall(r"^(\w+) [:?]= (.*)$", makefile, re.MULTILINE))
+    while any(f"$({name})" in makefile for name in values):
+        makefile = re.sub(r"\$\((\w+)\)", lambda match: values.get(match[1], match[0]), makefile)
+    return makefile
+
+
 def commands() -> list:
     """Arguments of every `spa3r` in shell blocks and the Makefile, started by itself or by `accelerate launch`."""
     sources = [(param.id, param.values[0]) for param in blocks("bash")]
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(BIN)/", "").replace("$(RUN)", "runs")
+    makefile = expanded((ROOT / "Makefile").read_text(encoding="utf-8").replace("$(BIN)/", "").replace("\\\n", " "))
     found = {}
     for source, text in [*sources, ("Makefile", makefile)]:
         for line in text.replace("\\\n", " ").splitlines():
