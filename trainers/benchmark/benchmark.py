@@ -99,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--require-better",
-        action="store_true",
-        help="with --compare, fail unless B is better than A and the interval of the difference is above 0",
+        metavar="COLUMN",
+        help="with --compare, fail unless B is surely better than A in this column of report.json, such as overall",
     )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the checkpoint")
     parser.add_argument("--attn-implementation", help="for example flash_attention_2 (default: the library's choice)")
@@ -115,7 +115,7 @@ def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace)
             parser.error(f"--{name.replace('_', '-')} (here: {value}) has no use with --{what}; leave it out")
     if options.compare is not None:
         return
-    if options.require_better:
+    if options.require_better is not None:
         parser.error("--require-better compares two runs: give --compare A B")
     for name in ("benchmark", "data"):
         if getattr(options, name) is None:
@@ -197,8 +197,8 @@ def compare(options: argparse.Namespace):
         options.output.mkdir(parents=True, exist_ok=True)
         write_text(options.output / "comparison.md", text)
         write_json(options.output / "comparison.json", comparison)
-    if options.require_better:
-        require_better(comparison)
+    if options.require_better is not None:
+        require_better(comparison, options.require_better)
 
 
 def _read_questions(options: argparse.Namespace) -> tuple[BenchmarkData, list[BenchmarkQuestion], list[str]]:

@@ -139,19 +139,26 @@ def _describe_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> dic
     }
 
 
-def require_better(comparison: Mapping[str, Any]):
-    """Refuse a second run whose mean score is not surely above that of the first.
+def require_better(comparison: Mapping[str, Any], key: str):
+    """Refuse a second run that is not surely better than the first in a column.
+
+    Args:
+        comparison (`Mapping`): As `compare_runs` returns it.
+        key (`str`): Key of the column.
 
     Raises:
-        ValueError: If the interval of the difference of the mean reaches down to 0.
+        ValueError: If there is no such column, or the interval of its difference reaches down to 0.
     """
-    mean = comparison["columns"][0]
-    if mean["low"] is None or mean["low"] <= 0:
-        low = "–" if mean["low"] is None else _points(mean["low"])
+    columns = {column["key"]: column for column in comparison["columns"]}
+    if key not in columns:
+        raise ValueError(f"There is no column `{key}` to require; choose one of {', '.join(columns)}.")
+    column = columns[key]
+    if column["low"] is None or column["low"] <= 0:
+        low = "–" if column["low"] is None else _points(column["low"])
         raise ValueError(
-            f"`{comparison['second']['folder']}` is not surely better than `{comparison['first']['folder']}`, as "
-            f"--require-better asks: the difference is {_points(mean['difference'])} points, and its interval begins "
-            f"at {low}. Ask more questions, or train longer."
+            f"`{comparison['second']['folder']}` is not surely better in `{key}` than "
+            f"`{comparison['first']['folder']}`, as --require-better asks: the difference is "
+            f"{_points(column['difference'])} points, and its interval begins at {low}."
         )
 
 

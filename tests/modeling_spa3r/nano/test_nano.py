@@ -22,7 +22,7 @@ from spa3r.data_scripts.scenes.views import SceneViews
 from spa3r.trainers.pretraining.evaluation import evaluate_psfm
 
 SPA3R, VLM, TEXT = "spa3r-nano", "spa3-vlm-nano", "spa3-vlm-nano-text"
-MEGABYTE = 1e6
+MEBIBYTE = 2**20
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,9 @@ def test_an_unknown_model_is_refused_with_those_that_ship():
         spa3r.nano_path("spa3r-huge")
 
 
-def test_spa3r_and_spa3_vlm_together_take_at_most_20_megabytes():
+def test_spa3r_and_spa3_vlm_together_take_at_most_20_mebibytes():
     sizes = [file.stat().st_size for name in (SPA3R, VLM) for file in Path(spa3r.nano_path(name)).iterdir()]
-    assert sum(sizes) <= 20 * MEGABYTE
+    assert sum(sizes) <= 20 * MEBIBYTE
 
 
 @pytest.mark.parametrize("name", [SPA3R, VLM, TEXT])
