@@ -8,7 +8,7 @@ SHORT := --max_steps 20 --learning_rate 2e-4 --lr_scheduler_type constant --lr_s
 	--logging_steps 5 --save_steps 20 --use_cpu true --report_to none
 WORLD := --views 12 --every 2 --size 112x84
 
-.PHONY: quickstart test lint style bench docs install
+.PHONY: quickstart world test lint style bench docs install
 
 install: .venv/installed
 
@@ -50,6 +50,10 @@ quickstart: install
 	$(BIN)/accelerate launch --config_file configuration/accelerate/cpu.yaml sft.py --config spa3-vlm-nano \
 		--model_name_or_path $(NANO)/spa3-vlm-nano --instructions $(RUN)/questions --scene_latents $(RUN)/scenes \
 		--output_dir $(RUN)/tuned $(SHORT)
+
+# The shipped models and their controls again, from nothing, in an evening; see docs/nano.md.
+world: install
+	$(BIN)/spa3r world
 
 # A file of tests a core; see above for the threads.
 test: export OMP_NUM_THREADS := 1

@@ -21,6 +21,7 @@ VERBS = {
     "convert-data": ("data_scripts.instructions.command", "make an instruction set from a published data set"),
     "benchmark-scenes": ("data_scripts.scenes.benchmark_scenes", "list the scenes that pre-training must leave out"),
     "rooms": ("data_scripts.rooms.generate", "render furnished rooms with cameras, depth and objects"),
+    "world": ("trainers.world.world", "make the nano world from nothing: rooms, teachers, models, scores"),
     "room-questions": ("data_scripts.rooms.write_questions", "write questions about rendered rooms"),
 }
 

@@ -1,0 +1,332 @@
+"""All stages of the nano world, from nothing to a table of scores: what each runs, needs, and how long it takes."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+# What the commands of all stages share. Pictures have 8 x 6 patches; rooms to learn from and rooms to be asked about
+# have different seeds; objects of less than 1.5 % of a picture, less than a patch, are not asked about.
+PARTS = {
+    "pictures": "--views 12 --every 2 --size 112x84",
+    "clear": "--min-visible-share 0.015",
+    "asked": "--benchmark rooms --data {at}/questions-held-out --media {at}/held-out-rooms",
+    "kept": "--scene_latents {at}/scenes",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """
+    One command of the world.
+
+    name (`str`): Also that of its log.
+    what (`str`): What it does, in a few words.
+    minutes (`float`): How long it takes on one CPU core, as measured; 0 if unknown.
+    command (`tuple[str, ...]`): Arguments of `python -m`.
+    needs (`tuple[str, ...]`): Names of the stages whose results it uses; they stand earlier in the list.
+    table (`str`, *optional*): A result to show at the end, relative to the folder of the world.
+    """
+
+    name: str
+    what: str
+    minutes: float
+    command: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    table: str | None = None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """
+    What differs between the whole world, on a CPU or a GPU, and a smoke test.
+
+    rooms, held_out_rooms (`int`): Rooms to learn from, and to be asked about.
+    flat, places, benchmark (`int`): Most questions about a room: single images, all views, held-out rooms.
+    teach, pretrain, align, base, tune (`tuple[str, ...]`): Options of these trainings, over their recipes.
+    """
+
+    rooms: int = 4000
+    held_out_rooms: int = 240
+    flat: int = 28
+    places: int = 48
+    benchmark: int = 30
+    teach: tuple[str, ...] = ()
+    pretrain: tuple[str, ...] = ()
+    align: tuple[str, ...] = ()
+    base: tuple[str, ...] = ()
+    tune: tuple[str, ...] = ()
+
+
+def options(**values: object) -> tuple[str, ...]:
+    """Options of a command line; all but texts are written as JSON."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    return tuple(part for name, text in texts.items() for part in (f"--{name}", text))
+
+
+# Two steps of everything. Schedules whose decay is longer than the training are refused.
+_SHORT = {"max_steps": 2, "save_steps": 2, "warmup_steps": 0, "dataloader_num_workers": 0, "report_to": "none"}
+_DECAY = {"lr_scheduler_kwargs": {"num_decay_steps": 1, "min_lr_ratio": 0.1}}
+_VIEWS = {"held_out_scenes": 2, "images_per_device": 24}
+SMOKE = Sizes(
+    rooms=6,
+    held_out_rooms=2,
+    flat=14,
+    places=48,
+    benchmark=20,
+    teach=options(**_SHORT, **_DECAY, **_VIEWS, eval_strategy="no"),
+    pretrain=options(**_SHORT, **_DECAY, **_VIEWS),
+    align=options(**_SHORT, **_VIEWS),
+    base=options(**_SHORT, **_DECAY, per_device_train_batch_size=4),
+    tune=options(**_SHORT, **_DECAY, per_device_train_batch_size=2),
+)
+# Batches for a GPU; not measured.
+CUDA = Sizes(
+    teach=options(images_per_device=768, dataloader_num_workers=6),
+    pretrain=options(images_per_device=768, dataloader_num_workers=6),
+    align=options(images_per_device=768, dataloader_num_workers=6),
+    base=options(per_device_train_batch_size=256, dataloader_num_workers=4),
+    tune=options(per_device_train_batch_size=128, dataloader_num_workers=4),
+)
+
+
+def list_stages(folder: Path, device: str = "cpu", smoke: bool = False) -> list[Stage]:
+    """List all stages in an order in which each follows what it needs.
+
+    Args:
+        folder (`Path`): Where the world is made.
+        device (`str`, *optional*, defaults to `"cpu"`): `"cpu"` or `"cuda"`.
+        smoke (`bool`, *optional*, defaults to `False`): Whether to make a tiny world that only shows that all works.
+    """
+    sizes = SMOKE if smoke else CUDA if device == "cuda" else Sizes()
+    on_device = ("--use_cpu", "true" if device == "cpu" else "false")
+
+    def run(text: str, *more: str) -> tuple[str, ...]:
+        """A command: its words, with `{at}` for the folder and the names of `PARTS` and of numbers in `sizes`."""
+        words = text.format_map(_Kept(PARTS)).split()
+        return (*(word.format(at=folder, **vars(sizes)) for word in words), *more)
+
+    def train(text: str, *more: str) -> tuple[str, ...]:
+        return run(text, *more, *on_device)
+
+    stages = [
+        *_rooms_and_questions(run, sizes),
+        *_spatial_encoder(run, train, sizes),
+        *_language_model(run, train, sizes),
+        *_spa3_vlm_and_controls(run, train, sizes),
+        *_scores(run),
+    ]
+    return stages if sizes == Sizes() else [replace(stage, minutes=0) for stage in stages]
+
+
+class _Kept(dict):
+    """For `str.format_map`: names that are not in the dict stay as they are."""
+
+    def __missing__(self, name: str) -> str:
+        return f"{{{name}}}"
+
+
+def _rooms_and_questions(run, sizes: Sizes) -> list[Stage]:
+    asked = "spa3r room-questions {clear} --questions-per-room"
+    return [
+        Stage(
+            *("rooms", f"draw {sizes.rooms:,} rooms to learn from", 17),
+            run("spa3r rooms {pictures} --seed 100 --scenes {rooms} --output {at}/rooms"),
+        ),
+        Stage(
+            *("held-out-rooms", f"draw {sizes.held_out_rooms:,} rooms to be asked about", 1),
+            run("spa3r rooms {pictures} --seed 200 --scenes {held_out_rooms} --output {at}/held-out-rooms"),
+        ),
+        Stage(
+            *("questions-2d", "ask about single images", 7),
+            run(f"{asked} {{flat}} --rooms {{at}}/rooms --output {{at}}/questions-2d --families 2d --turns 6"),
+            ("rooms",),
+        ),
+        Stage(
+            *("questions", "ask about places", 15),
+            run(
+                f"{asked} {{places}} --rooms {{at}}/rooms --output {{at}}/questions --families benchmark 3d --turns 6 "
+                "--views-per-question 12"
+            ),
+            ("rooms",),
+        ),
+        Stage(
+            *("questions-held-out", "ask what the models will be asked", 1),
+            run(
+                f"{asked} {{benchmark}} --rooms {{at}}/held-out-rooms --output {{at}}/questions-held-out "
+                "--format benchmark --train {at}/questions"
+            ),
+            ("held-out-rooms", "questions"),
+        ),
+    ]
+
+
+def _spatial_encoder(run, train, sizes: Sizes) -> list[Stage]:
+    taught = "spa3r teach --scenes rooms:{at}/rooms --config"
+    return [
+        Stage(
+            *("geometry", "teach a VGGT cameras, depth and points", 45),
+            train(f"{taught} teach-geometry-rooms --output_dir {{at}}/geometry", *sizes.teach),
+            ("rooms",),
+        ),
+        Stage(
+            *("semantic", "teach a DINOv3 the categories of patches", 8),
+            train(f"{taught} teach-semantic-rooms --output_dir {{at}}/semantic", *sizes.teach),
+            ("rooms",),
+        ),
+        Stage(
+            *("vision", "teach the vision tower of the language model the same", 8),
+            train(f"{taught} teach-vision-rooms --output_dir {{at}}/vision", *sizes.teach),
+            ("rooms",),
+        ),
+        Stage(
+            *("spa3r", "pre-train Spa3R", 16),
+            train(
+                "spa3r pretrain --config spa3r-rooms --scenes rooms:{at}/rooms --output_dir {at}/spa3r --overrides "
+                "vggt_checkpoint={at}/geometry/model teachers.semantic.checkpoint={at}/semantic/model",
+                *sizes.pretrain,
+            ),
+            ("geometry", "semantic"),
+        ),
+        Stage(
+            *("spa3r-report", "measure what Spa3R predicts about unseen views", 2),
+            run(
+                "spa3r inspect --model {at}/spa3r/model --scenes rooms:{at}/held-out-rooms --cameras --num-views 12 "
+                "--num-scenes {held_out_rooms} --num-figures 2 --image-width 112 --output {at}/spa3r-report"
+            ),
+            ("spa3r", "held-out-rooms"),
+            "spa3r-report/report.md",
+        ),
+    ]
+
+
+def _language_model(run, train, sizes: Sizes) -> list[Stage]:
+    return [
+        Stage(
+            *("qwen", "make tokens of words, and an untrained Qwen2.5-VL", 0.5),
+            run(
+                "spa3r.trainers.world.base_vlm --preset spa3-vlm-nano --vision {at}/vision/model "
+                "--instructions {at}/questions-2d {at}/questions --output {at}/qwen"
+            ),
+            ("vision", "questions-2d", "questions"),
+        ),
+        Stage(
+            *("base-start", "make it ready for training", 0.2),
+            run("spa3r convert assemble {at}/base-start --vlm {at}/qwen --fusion none --image-width 112"),
+            ("qwen",),
+        ),
+        Stage(
+            *("base", "train the language model on single images", 12),
+            train(
+                "spa3r sft --config spa3-vlm-nano-base --model_name_or_path {at}/base-start "
+                "--instructions {at}/questions-2d --output_dir {at}/base",
+                *sizes.base,
+            ),
+            ("base-start",),
+        ),
+        Stage(
+            *("spa3-vlm", "join it with Spa3R by a new adapter", 0.2),
+            run(
+                "spa3r convert assemble {at}/spa3-vlm --vlm {at}/base/model --spa3r {at}/spa3r/model --image-width 112"
+            ),
+            ("base", "spa3r"),
+        ),
+        Stage(
+            *("scenes", "encode each room once", 9),
+            run(
+                "spa3r encode-scenes --model {at}/spa3-vlm --instructions {at}/questions --output {at}/scenes "
+                "--vision-features"
+            ),
+            ("spa3-vlm", "questions"),
+        ),
+    ]
+
+
+def _spa3_vlm_and_controls(run, train, sizes: Sizes) -> list[Stage]:
+    # On the same questions and for as many steps, whatever the model sees.
+    tuned = "spa3r sft --instructions {at}/questions --config"
+    base = "--model_name_or_path {at}/base/model"
+    return [
+        Stage(
+            *("aligned", "let the adapter find points in space", 7),
+            train(
+                "spa3r align --config spa3-vlm-align-rooms --model_name_or_path {at}/spa3-vlm "
+                "--scenes rooms:{at}/rooms --output_dir {at}/aligned",
+                *sizes.align,
+            ),
+            ("spa3-vlm",),
+            "aligned/report.md",
+        ),
+        Stage(
+            *("tuned", "tune Spa3-VLM on questions about places", 25),
+            train(
+                f"{tuned} spa3-vlm-nano {{kept}} --model_name_or_path {{at}}/aligned/model --output_dir {{at}}/tuned",
+                *sizes.tune,
+            ),
+            ("aligned", "scenes"),
+        ),
+        Stage(
+            *("tuned-text", "tune the base on the text of the questions alone", 16),
+            train(f"{tuned} spa3-vlm-nano-text {base} --output_dir {{at}}/tuned-text", *sizes.tune),
+            ("base",),
+        ),
+        Stage(
+            *("tuned-2d", "tune the base on questions and images, without a scene", 22),
+            train(f"{tuned} spa3-vlm-nano {{kept}} {base} --output_dir {{at}}/tuned-2d", *sizes.tune),
+            ("base", "scenes"),
+        ),
+    ]
+
+
+def _scores(run) -> list[Stage]:
+    beside = ("score-tuned-text", "score-tuned-2d")
+    return [
+        Stage(
+            *("score-tuned-text", "ask the control that sees the text alone", 4),
+            run(
+                "spa3r benchmark {asked} --model {at}/tuned-text/model --without-images "
+                "--output {at}/score-tuned-text",
+                *("--label", "text only"),
+            ),
+            ("tuned-text", "questions-held-out"),
+        ),
+        Stage(
+            *("score-tuned-2d", "ask the control that sees no scene", 6),
+            run(
+                "spa3r benchmark {asked} --model {at}/tuned-2d/model --output {at}/score-tuned-2d",
+                *("--label", "2-D only"),
+            ),
+            ("tuned-2d", "questions-held-out"),
+        ),
+        Stage(
+            *("score-tuned", "ask Spa3-VLM", 7),
+            run(
+                "spa3r benchmark {asked} --model {at}/tuned/model --output {at}/score-tuned "
+                "--beside {at}/score-tuned-text {at}/score-tuned-2d",
+                *("--label", "Spa3-VLM nano"),
+            ),
+            ("tuned", "questions-held-out", *beside),
+            "score-tuned/report.md",
+        ),
+        *(
+            Stage(
+                *(f"compare-{name}", f"compare Spa3-VLM with {name}", 0.3),
+                run(f"spa3r benchmark --compare {{at}}/{name} {{at}}/score-tuned --output {{at}}/compare-{name}"),
+                ("score-tuned",),
+                f"compare-{name}/comparison.md",
+            )
+            for name in beside
+        ),
+        Stage(
+            *("shipped-spa3r", "write the Spa3R that ships", 0.2),
+            run("spa3r.trainers.world.shipping {at}/spa3r/model {at}/nano/spa3r-nano"),
+            ("spa3r",),
+        ),
+        Stage(
+            *("shipped-spa3-vlm", "write the Spa3-VLM that ships", 0.2),
+            run(
+                "spa3r.trainers.world.shipping {at}/tuned/model {at}/nano/spa3-vlm-nano "
+                "--reports {at}/score-tuned {at}/score-tuned-text {at}/score-tuned-2d"
+            ),
+            ("score-tuned",),
+        ),
+    ]
