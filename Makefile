@@ -24,10 +24,10 @@ quickstart: export OMP_NUM_THREADS := 1
 # latents know the room; the shipped Spa3-VLM and a twin that reads the questions alone on the same benchmark, with an
 # error unless Spa3-VLM is surely better where it should be; then a little training from the shipped weights.
 quickstart: install
-	$(BIN)/spa3r rooms --scenes 60 $(WORLD) --seed $(SEED) --workers 2 --output $(RUN)/rooms
+	$(BIN)/spa3r rooms --scenes 100 $(WORLD) --seed $(SEED) --workers 2 --output $(RUN)/rooms
 	$(BIN)/spa3r room-questions --rooms $(RUN)/rooms --output $(RUN)/benchmark \
 		--format benchmark --questions-per-room 30 --min-visible-share 0.015
-	$(BIN)/spa3r inspect --model $(NANO)/spa3r-nano --scenes rooms:$(RUN)/rooms --num-views 12 --num-scenes 60 --cameras \
+	$(BIN)/spa3r inspect --model $(NANO)/spa3r-nano --scenes rooms:$(RUN)/rooms --num-views 12 --num-scenes 40 --cameras \
 		--image-width 112 --num-figures 2 --output $(RUN)/report --require-scene-specific
 	$(BIN)/spa3r ask --model $(NANO)/spa3-vlm-nano --images $(RUN)/rooms/room_000000/color/*.jpg --max-new-tokens 16 \
 		--question "What is the size of this room (in square meters)?" --question "How many chair(s) are in this room?"
