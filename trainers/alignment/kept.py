@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset, Sampler
+from transformers.utils import logging
 
 from ...data_scripts.common.files import replace_when_complete
 from ...data_scripts.scenes.sampling import ViewBatchSampler, seeded_generator
+from ..runs.errors import first_line
 from .encoders import EncodedScenes
 from .views import AlignmentViews, collate_alignment
+
+logger = logging.get_logger(__name__)
 
 
 class KeptEncodings(Dataset):
@@ -55,7 +60,7 @@ def collate_kept(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write_encodings(file: str | Path, scenes: EncodedScenes):
-    """Keep the encodings of a batch."""
+    """Keep the encodings of a batch. On a full disk the run goes on without, and encodes the batch again later."""
     tensors = {
         "image_tokens": torch.cat(scenes.image_tokens),
         "latents": torch.cat(scenes.latents),
@@ -63,8 +68,14 @@ def write_encodings(file: str | Path, scenes: EncodedScenes):
         "num_tokens": torch.tensor([len(tokens) for tokens in scenes.image_tokens]),
         "num_latents": torch.tensor([len(latents) for latents in scenes.latents]),
     }
-    with replace_when_complete(file) as temporary:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    try:
+        with replace_when_complete(file) as temporary:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    except (OSError, SafetensorError) as error:
+        logger.warning_once(
+            f"Encodings cannot be kept in {Path(file).parent} ({first_line(error)}), so later passes encode their "
+            "scenes again: make room, or set `distinct_passes` to 0."
+        )
 
 
 def read_encodings(inputs: Mapping[str, torch.Tensor]) -> EncodedScenes:

@@ -71,6 +71,13 @@ def test_kept_encodings_change_no_bit_of_a_run(vlm, rooms, tmp_path):
     assert all(torch.equal(weights[1][key], tensor) for key, tensor in weights[0].items())
 
 
+def test_a_run_goes_on_where_encodings_cannot_be_kept(vlm, rooms, tmp_path, caplog):
+    trainer, _, _ = build(vlm, rooms, tmp_path / "run", distinct_passes=1, held_out_scenes=0)
+    shutil.rmtree(tmp_path / "run" / "encodings")
+    trainer.train()
+    assert trainer.state.global_step == 4 and str(tmp_path / "run" / "encodings") in caplog.text
+
+
 def test_a_finished_run_leaves_no_encodings(vlm, rooms, tmp_path):
     align(vlm, rooms, tmp_path / "run", distinct_passes=1)
     assert (tmp_path / "run" / "model").is_dir() and not (tmp_path / "run" / "encodings").exists()
