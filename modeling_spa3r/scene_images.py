@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from huggingface_hub.utils import httpx
 
-from ..data_scripts.common.images import BROKEN, UnreadableFrame, open_image, turn_upright, why_unreadable
+from ..data_scripts.common.downloads import download, is_url, local_path
+from ..data_scripts.common.images import BROKEN, UnreadableFrame, open_image, to_rgb, turn_upright, why_unreadable
 from .library import is_valid_image
 
 __all__ = ["SceneImageReader", "list_scenes"]
 
-DOWNLOAD_TIMEOUT = 60  # seconds
+MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_SECONDS = 128 << 20, 60
 
 
 class SceneImageReader:
@@ -78,12 +78,13 @@ class SceneImageReader:
     def _to_rgb(self, image, name: str, input_data_format: str | None) -> PIL.Image.Image:
         """Convert an image to upright RGB bytes on white."""
         if isinstance(image, PIL.Image.Image):
-            image = _turn_upright(image, name)
-            if image.mode == "RGB" and "transparency" not in image.info:
-                return image
-        else:
-            image = _to_bytes(image, name)
-        pixels = self.process_image(image, do_convert_rgb=True, input_data_format=input_data_format)
+            try:
+                image.load()
+            except BROKEN as error:
+                raise UnreadableFrame(f"{name} cannot be read: {why_unreadable(error)}; leave it out.") from error
+            return to_rgb(turn_upright(image), name)
+        pixels = _to_bytes(image, name)
+        pixels = self.process_image(pixels, do_convert_rgb=True, input_data_format=input_data_format)
         return PIL.Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
 
 
@@ -106,12 +107,12 @@ def list_scenes(images) -> tuple[list[list], bool]:
 
 
 def _open_image(source: str | os.PathLike) -> PIL.Image.Image:
-    """Decode an image from a path, URL, data URL or base64 string, with its alpha channel."""
+    """Decode an image from a path, `file://` or web address, data URL or base64 string, with its alpha channel."""
     name = os.fspath(source)
-    if name.startswith(("http://", "https://")):
+    if is_url(name):
         return open_image(_download(name), name[:200])
-    if isinstance(source, os.PathLike) or os.path.exists(name):
-        return open_image(name)
+    if isinstance(source, os.PathLike) or name.startswith("file://") or os.path.exists(name):
+        return open_image(local_path(source))
     try:
         content = base64.b64decode(name.partition(",")[2] if name.startswith("data:") else name)
     except ValueError:
@@ -127,27 +128,13 @@ def _open_image(source: str | os.PathLike) -> PIL.Image.Image:
 
 
 def _download(url: str) -> BytesIO:
+    content = BytesIO()
     try:
-        response = httpx.get(url, follow_redirects=True, timeout=DOWNLOAD_TIMEOUT)
-        if response.is_error:
-            raise OSError(f"the server returned {response.status_code} {response.reason_phrase}")
-    except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
+        download(url, content, MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_SECONDS)
+    except OSError as error:
         raise UnreadableFrame(f"The image `{url[:200]}` cannot be read: {error}; check the address.") from error
-    return BytesIO(response.content)
-
-
-def _turn_upright(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    """Apply the EXIF orientation, and refuse images without pixels or with more than 8 bits."""
-    try:
-        image.load()
-        image = turn_upright(image)
-    except BROKEN as error:
-        raise UnreadableFrame(f"{name} cannot be read: {why_unreadable(error)}; leave it out.") from error
-    if 0 in image.size:
-        raise ValueError(f"{name} is {image.width} x {image.height} pixels; leave out images without pixels.")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        raise ValueError(f"{name} has mode `{image.mode}`, more than 8 bits per channel; convert it to `L` or `RGB`.")
-    return image
+    content.seek(0)
+    return content
 
 
 def _to_bytes(image, name: str) -> np.ndarray:

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..common.files import natural_key
-from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image, turn_upright
+from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image, to_rgb, turn_upright
 from ..common.videos import VIDEO_SUFFIXES, read_frames, spread_evenly
 
 # Rows in memory at once. A row of SPAR-Bench has about 200 KB, one of ViewSpatial-Bench up to a few MB.
@@ -198,4 +198,4 @@ def _images_of(value: pa.Scalar) -> list[tuple[pa.Buffer | None, str | None]]:
 
 def _decode(source: Path | io.BytesIO, name: str) -> Image.Image:
     """Decode an image, RGB and upright. The error names it, with the same text in every process."""
-    return turn_upright(open_image(source, name)).convert("RGB")
+    return to_rgb(turn_upright(open_image(source, name)), f"The image `{name}`")

@@ -1,17 +1,33 @@
-"""Read image files: decoded, turned upright, with one error for files that are missing or broken."""
+"""Read image files: decoded, upright RGB on white, with one error for those that are missing, broken or unusable."""
 
 import errno
 import os
 import stat
+import struct
 from typing import BinaryIO
 
 import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 # Pillow's decoders report broken files by any of these.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError)
+BROKEN = (
+    *(OSError, ValueError, SyntaxError, EOFError, struct.error, TypeError, KeyError, IndexError),
+    PIL.Image.DecompressionBombError,
+)
+# How to turn a photo by its EXIF orientation.
+TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+# Where Pillow finds the orientation.
+METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+WHITE = (255, 255, 255, 255)
 
 
 class UnreadableFrame(ValueError):
@@ -49,9 +65,34 @@ def open_image(source: str | os.PathLike | BinaryIO, name: str | None = None) ->
 
 
 def turn_upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Turn a photo as the EXIF orientation that its camera wrote says."""
-    orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
-    return image if orientation == 1 else PIL.ImageOps.exif_transpose(image)
+    """Turn a photo as the EXIF orientation that its camera wrote says; one with damaged EXIF data stays as it is."""
+    try:
+        turn = TURNS.get(image.getexif().get(PIL.ExifTags.Base.Orientation))
+    except Exception:  # damaged data raise errors of almost any kind in Pillow
+        turn = None
+    if turn is None:
+        return image
+    upright = image.transpose(turn)
+    for name in METADATA:
+        upright.info.pop(name, None)
+    return upright
+
+
+def to_rgb(image: PIL.Image.Image, name: str = "The image") -> PIL.Image.Image:
+    """Convert an image of any mode to RGB, with white where it is transparent.
+
+    Raises:
+        UnreadableFrame: If the image has more than 8 bits per channel, as depth maps do, or no pixels.
+    """
+    if 0 in image.size:
+        raise UnreadableFrame(f"{name} is {image.width} x {image.height} pixels; leave out images without pixels.")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise UnreadableFrame(
+            f"{name} has mode `{image.mode}`, more than 8 bits per channel; convert it to `L` or `RGB`."
+        )
+    if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, WHITE), image.convert("RGBA"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def why_unreadable(error: Exception) -> str:

@@ -1,11 +1,36 @@
 """Make the pixels of Spa3R's views, for pre-training and for the image processor alike."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Sides of an image. Wide videos have 2.4; a panorama has more, and is not to decide how others are cropped.
+MAX_ASPECT_RATIO = 2.5
+
+
+def is_elongated(size: Sequence[int]) -> bool:
+    """Whether an image, given by its two sides, is a panorama or the like."""
+    return max(size) > MAX_ASPECT_RATIO * min(size)
+
+
+def require_similar_shapes(sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse a panorama among other images, all of which would be cropped to a strip of its height.
+
+    Args:
+        sizes (`Mapping[str, tuple[int, int]]`): Height and width of each image, by its name.
+
+    Raises:
+        ValueError: If images have different sizes, and one is a panorama; the message names it.
+    """
+    for name, (height, width) in sizes.items():
+        if is_elongated((height, width)) and len(set(sizes.values())) > 1:
+            raise ValueError(
+                f"{name} has {width} x {height} pixels, a panorama among other images, which would be cropped to its "
+                "shape; crop it or leave it out."
+            )
 
 
 def pretrain_image_size(

@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from ..common.files import natural_key, replace_when_complete
-from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image, turn_upright
+from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image, to_rgb, turn_upright
 from ..common.records import BadRecord
 from ..common.videos import VIDEO_SUFFIXES, frame_rate, index_video, read_frames_at, spread_evenly
 from .spar_markers import draw_markers, place_markers
@@ -180,8 +180,10 @@ def _check_size(path: str) -> tuple[int, int]:
         image = turn_upright(open_image(path))
     except UnreadableFrame as error:
         raise BadRecord("unreadable image", str(error)) from error
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        raise BadRecord("unusable image", f"{path}: of mode {image.mode}, as depth maps are, and not of bytes")
+    try:
+        to_rgb(image, path)
+    except UnreadableFrame as error:
+        raise BadRecord("unusable image", str(error)) from error
     if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
         raise BadRecord("unusable image", f"{path}: {image.width} x {image.height} pixels, too elongated")
     return image.size
@@ -238,7 +240,7 @@ def _marked_copy(folders: MediaFolders, source: str, location: str, markers: Seq
     fingerprint = hashlib.sha256(description.encode()).hexdigest()[:16]
     path = os.path.join(folders.output, "marked", location, f"{fingerprint}.jpg")
     if not os.path.exists(path):
-        upright = turn_upright(open_image(source))
+        upright = to_rgb(turn_upright(open_image(source)), source)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with replace_when_complete(path, _scratch_path(folders.scratch)) as temporary:
             draw_markers(upright, markers).save(temporary, "JPEG", quality=JPEG_QUALITY)

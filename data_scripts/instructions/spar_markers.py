@@ -110,8 +110,8 @@ def place_markers(spar_info: Mapping[str, Any], sizes: Sequence[tuple[int, int]]
 
 
 def draw_markers(image: Image.Image, markers: Sequence[Marker]) -> Image.Image:
-    """Draw markers on a copy of an image at full resolution."""
-    marked = image.convert("RGB")  # a copy, even of an image in RGB
+    """Draw markers on a copy of an RGB image at full resolution."""
+    marked = image.copy()
     draw = ImageDraw.Draw(marked)
     for marker in markers:
         if marker.shape == "ellipse":

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..common.images import open_image, turn_upright
+from ..common.images import open_image, to_rgb, turn_upright
 from ..common.view_pixels import center_crop, crop_start, make_view
 
 # Maps of lower resolution are rounded to whole pixels: ScanNet's are 640 x 480 for images of 1296 x 968.
@@ -43,6 +43,9 @@ def load_frame(
             Whether to turn photos upright. Cameras and depth describe the stored pixels: with them, leave photos as
             they are.
 
+    Raises:
+        ValueError: If the image cannot be read or used, or is too elongated.
+
     Returns:
         `tuple[torch.Tensor, FrameSize]`: Bytes of shape `(3, height, width)`, and the sizes for `fit_intrinsics` and
         `fit_depth`.
@@ -50,7 +53,7 @@ def load_frame(
     if isinstance(image, (str, os.PathLike)):
         image = open_image(image)
     if isinstance(image, Image.Image):
-        image = np.array((turn_upright(image) if upright else image).convert("RGB"))
+        image = np.array(to_rgb(turn_upright(image) if upright else image))
     pixels, resized, cropped = make_view(image, width, patch_size)
     return pixels, FrameSize(image.shape[:2], resized, cropped)
 

@@ -1,9 +1,11 @@
 """Read the views of scenes that `sampling` asks for, and stack them into batches."""
 
+import functools
 import itertools
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from ..common.images import UnreadableFrame
+from ..common.videos import spread_evenly
+from ..common.view_pixels import is_elongated
 from .index import frame_path, read_camera, read_depth, read_images, read_labels
 from .sampling import partition_views, sample_frames, seeded_generator
 from .view_transforms import crop_to_common, fit_depth, fit_intrinsics, load_frame
 
 logger = logging.getLogger(__name__)
+
+# How many scenes are looked at to learn the shape of most images.
+SAMPLED_SCENES = 15
 
 
 class SceneFrames(torch.utils.data.Dataset):
@@ -162,26 +169,40 @@ class SceneViews(SceneFrames):
 
     def make_view(self, scene: dict[str, Any], frame: int, image: Image.Image | np.ndarray) -> dict[str, Any]:
         """Pixels of a frame, with the camera and the depth that follow them."""
-        try:
-            return self._make_view(scene, frame, image)
-        except UnreadableFrame:
-            raise
-        except ValueError as error:
-            raise UnreadableFrame(f"{frame_path(scene, frame)}: {error}") from error
-
-    def _make_view(self, scene: dict[str, Any], frame: int, image: Image.Image | np.ndarray) -> dict[str, Any]:
         has_maps = self.cameras or self.depth or self.labels
-        pixels, size = load_frame(image, self.image_width, upright=not has_maps)
+        with _named(scene, frame):
+            pixels, size = load_frame(image, self.image_width, upright=not has_maps)
+        if is_elongated(size.original) and not self._is_mostly_elongated:
+            height, width = size.original
+            raise UnreadableFrame(
+                f"{frame_path(scene, frame)}: has {width} x {height} pixels, a panorama among other images, which "
+                "would be cropped to its shape; crop it or leave it out"
+            )
         view = {"frame_indices": frame, "pixel_values": pixels}
         if self.cameras:
             extrinsics, intrinsics = read_camera(scene, frame, size.original)
             view["extrinsics"] = extrinsics.float()
             view["intrinsics"] = fit_intrinsics(intrinsics, size).float()
         if self.depth:
-            view["depth"] = fit_depth(read_depth(scene, frame), size)
+            depth = read_depth(scene, frame)
+            with _named(scene, frame):
+                view["depth"] = fit_depth(depth, size)
         if self.labels:
-            view["labels"] = fit_depth(read_labels(scene, frame), size)
+            labels = read_labels(scene, frame)
+            with _named(scene, frame):
+                view["labels"] = fit_depth(labels, size)
         return view
+
+    @functools.cached_property
+    def _is_mostly_elongated(self) -> bool:
+        """Whether most scenes consist of panoramas, as far as their middle frames tell."""
+        found = []
+        for index in spread_evenly(len(self.scenes), SAMPLED_SCENES):
+            scene = self.scenes[index]
+            for _, image in read_images(scene, [scene["num_frames"] // 2]):
+                if not isinstance(image, UnreadableFrame):
+                    found.append(is_elongated(image.size if isinstance(image, Image.Image) else image.shape[:2]))
+        return 2 * sum(found) > len(found)
 
     def arrange(self, views: list[dict[str, Any]], rng: random.Random) -> dict[str, Any]:
         """Stack the views of a scene, context first."""
@@ -191,6 +212,15 @@ class SceneViews(SceneFrames):
         stacked = _stack({name: [view[name] for view in ordered] for name in ordered[0] if name != "frame_indices"})
         frames = [view["frame_indices"] for view in ordered]
         return stacked | {"frame_indices": frames, "num_context_views": num_context_views}
+
+
+@contextmanager
+def _named(scene: dict[str, Any], frame: int) -> Iterator[None]:
+    """Make an error about a frame an `UnreadableFrame` that names it."""
+    try:
+        yield
+    except ValueError as error:
+        raise UnreadableFrame(f"{frame_path(scene, frame)}: {error}") from error
 
 
 def collate_views(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

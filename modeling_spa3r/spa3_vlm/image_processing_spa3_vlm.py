@@ -1,36 +1,48 @@
 """Prepares the images of scenes for the spatial encoder and for the vision tower of Qwen2.5-VL.
 
 Every image is resized (bicubic) to one width and to a height of whole patches; a portrait image is then cropped to its
-middle square. The spatial encoder gets this image. The vision tower gets its top left part, cut to whole squares of
-2 x 2 patches (official code).
+middle square (official code), or fitted whole into that square, on white. The spatial encoder gets this image. The
+vision tower gets its top left part, cut to whole squares of 2 x 2 patches (official code).
 
 Deviation from the official code: the EXIF orientation of a photo is applied.
 """
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import PIL.Image
+import torch
 from transformers import BatchFeature
+from transformers.utils import logging
 
 from ..library import Qwen2VLImageProcessorKwargs, Qwen2VLImageProcessorPil
 from ..scene_images import SceneImageReader
 
 __all__ = ["Spa3VLMImageProcessor"]
 
+logger = logging.get_logger(__name__)
+
+FITS = ("crop", "pad")
 WHITE = 255
 # Height over width. A more elongated image is no photo, and would take gigabytes before it is cropped. Qwen's limit.
 MAX_ASPECT_RATIO = 200
+
+_has_warned: list[bool] = []
 
 
 class Spa3VLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
     r"""
     image_width (`int`, *optional*, defaults to 518):
         Width in pixels that images are resized to: a multiple of `patch_size`, and at least 2 patches.
+    image_fit (`str`, *optional*, defaults to `"crop"`):
+        What becomes of an image that is higher than wide: `"crop"` keeps its middle square, as the published weights
+        expect; `"pad"` shows all of it, smaller, on a white square.
     """
 
     image_width: int
+    image_fit: str
 
 
 class Spa3VLMImageProcessor(SceneImageReader, Qwen2VLImageProcessorPil):
@@ -55,6 +67,7 @@ class Spa3VLMImageProcessor(SceneImageReader, Qwen2VLImageProcessorPil):
     valid_kwargs = Spa3VLMImageProcessorKwargs
     model_input_names = ["pixel_values", "image_grid_thw", "pixel_values_geometry", "geometry_sizes", "num_views"]
     image_width = 518
+    image_fit = "crop"
     # Images already have their final size. `do_resize` resizes those for the vision tower again, by Qwen's rule.
     do_resize = False
 
@@ -73,20 +86,31 @@ class Spa3VLMImageProcessor(SceneImageReader, Qwen2VLImageProcessorPil):
             return super().get_number_of_image_patches(height, width, options)
         return height * width // self.patch_size**2
 
-    def _standardize_kwargs(self, image_width: int | None = None, **kwargs) -> dict:
+    def to_dict(self) -> dict[str, Any]:
+        """Leave out the default `image_fit`, so that settings and fingerprints of older checkpoints stay the same."""
+        settings = super().to_dict()
+        return {name: value for name, value in settings.items() if (name, value) != ("image_fit", FITS[0])}
+
+    def _standardize_kwargs(self, image_width: int | None = None, image_fit: str | None = None, **kwargs) -> dict:
         """Check the options of the constructor or of a call."""
+        if image_fit not in FITS:
+            raise ValueError(f"`image_fit` must be one of {', '.join(FITS)}, got {image_fit!r}.")
         patch_size, side = kwargs["patch_size"], kwargs["patch_size"] * kwargs["merge_size"]
         if image_width % patch_size or image_width < side:
             raise ValueError(
                 f"`image_width` must be a multiple of the patch size {patch_size} and at least {side}, got "
                 f"{image_width}."
             )
-        return super()._standardize_kwargs(**kwargs) | {"image_width": image_width}
+        return super()._standardize_kwargs(**kwargs) | {"image_width": image_width, "image_fit": image_fit}
 
     def _preprocess_image_like_inputs(self, images, *args, **kwargs) -> BatchFeature:
         """Prepare images for both encoders; transformers calls this hook of `preprocess`."""
         return_tensors = kwargs.pop("return_tensors", None)
-        scenes = self.map_scenes(images, partial(self._make_view, options=kwargs), kwargs.get("input_data_format"))
+        sizes: list[tuple[int, int]] = []
+        make_view = partial(self._make_view, options=kwargs, sizes=sizes)
+        scenes = self.map_scenes(images, make_view, kwargs.get("input_data_format"))
+        if kwargs["image_fit"] == "crop":
+            warn_of_crop(sizes)
         whole, framed, side = [], [], kwargs["patch_size"] * kwargs["merge_size"]
         for views in scenes:
             whole += [view[:, : view.shape[1] // side * side, : view.shape[2] // side * side] for view in views]
@@ -98,8 +122,9 @@ class Spa3VLMImageProcessor(SceneImageReader, Qwen2VLImageProcessorPil):
         features["num_views"] = np.array([len(scene) for scene in scenes])
         return BatchFeature(data=dict(features), tensor_type=return_tensors)
 
-    def _make_view(self, image: PIL.Image.Image, name: str, options: dict) -> np.ndarray:
-        """Resize and crop an image; returns RGB bytes of shape `(3, height, width)`."""
+    def _make_view(self, image: PIL.Image.Image, name: str, options: dict, sizes: list) -> np.ndarray:
+        """Resize and crop an image, and note its size; returns RGB bytes of shape `(3, height, width)`."""
+        sizes.append(image.size)
         min_height = options["patch_size"] * options["merge_size"]
         if image.height > MAX_ASPECT_RATIO * image.width:
             raise ValueError(
@@ -112,10 +137,39 @@ class Spa3VLMImageProcessor(SceneImageReader, Qwen2VLImageProcessorPil):
                 f"{name} is {image.width} x {image.height} pixels, resized {width} x {height}, but its height must be "
                 f"at least {min_height} then; crop its width."
             )
-        resized = np.asarray(image.resize((width, height), options["resample"]))
+        if height > width and options["image_fit"] == "pad":
+            image = _fit_on_white(image, width, options["resample"])
+        else:
+            image = image.resize((width, height), options["resample"])
+        resized, height = np.asarray(image), image.height
         top = max((height - width) // 2, 0)
         # A copy, because the next steps are faster channel by channel.
         return np.ascontiguousarray(np.moveaxis(resized[top : top + min(height, width)], -1, 0))
+
+
+def warn_of_crop(sizes: Sequence[tuple[int, int]]) -> None:
+    """Warn, once in a process, of images that are higher than wide: they lose a part of what they show.
+
+    Args:
+        sizes (`Sequence[tuple[int, int]]`): Width and height of each image.
+    """
+    lost = [1 - width / height for width, height in sizes if height > width]
+    worker = torch.utils.data.get_worker_info()
+    if lost and (worker is None or worker.id == 0) and not _has_warned:
+        _has_warned.append(True)
+        logger.warning(
+            f"{len(lost)} of {len(sizes)} images are higher than wide. Only their middle squares are used, as the "
+            f"published weights expect, and up to {max(lost):.0%} of their height is lost. Set `image_fit` to `pad` "
+            "in the image processor's settings to use all of it."
+        )
+
+
+def _fit_on_white(image: PIL.Image.Image, side: int, resample) -> PIL.Image.Image:
+    """Resize a portrait image to the height of a white square, and put it in its middle."""
+    width = max(round(image.width * side / image.height), 1)
+    square = PIL.Image.new("RGB", (side, side), (WHITE, WHITE, WHITE))
+    square.paste(image.resize((width, side), resample), ((side - width) // 2, 0))
+    return square
 
 
 def _frame_on_white(views: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, ImagesKwargs, PilBackend
 
-from ...data_scripts.common.view_pixels import center_crop, make_view
+from ...data_scripts.common.view_pixels import center_crop, make_view, require_similar_shapes
 from ..scene_images import SceneImageReader
 
 __all__ = ["Spa3RImageProcessor"]
@@ -41,8 +41,8 @@ class Spa3RImageProcessor(SceneImageReader, PilBackend):
     `(num_scenes, num_views, 3, height, width)`, RGB in [0, 1], sides multiples of `patch_size`.
 
     Raises:
-        ValueError: If there is no photo, scenes have different numbers of photos, or a photo cannot be read or is too
-            elongated; the message names the photo.
+        ValueError: If there is no photo, scenes have different numbers of photos, or a photo cannot be read, is too
+            elongated, or is a panorama among other photos; the message names the photo.
 
     Example:
 
@@ -78,6 +78,8 @@ class Spa3RImageProcessor(SceneImageReader, PilBackend):
                 f"`images` must hold scenes of equally many photos, got {counts}; prepare these scenes one by one."
             )
         views = [view for scene in scenes for view in scene]
+        names = [f"Image {index} of scene {row}" for row, scene in enumerate(scenes) for index in range(len(scene))]
+        require_similar_shapes(dict(zip(names, (tuple(view.shape[1:]) for view in views), strict=True)))
         size = min(view.shape[1] for view in views), min(view.shape[2] for view in views)
         pixels = torch.stack([center_crop(view, size) for view in views]).unflatten(0, (len(scenes), -1))
         data = {"pixel_values": (pixels.float() / 255).numpy()}

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
-from spa3r.trainers.tuning.instruction_data import load_instructions
+from spa3r.trainers.tuning.instruction_data import load_instructions, open_images
 from spa3r.trainers.tuning.scene_cache import encode_scenes
 from spa3r.trainers.tuning.sft import build_trainer, parse_arguments
 
@@ -164,7 +164,7 @@ def load_record(trainer: SFTTrainer, index: int) -> dict[str, float]:
     start = time.process_time()
     record = trainer.train_dataset[index]
     read = time.process_time()
-    trainer.processing_class.image_processor(record["images"], return_tensors="pt")
+    trainer.processing_class.image_processor(open_images(record["images"]), return_tensors="pt")
     prepared = time.process_time()
     trainer.data_collator([record])
     collated = time.process_time() - prepared

@@ -39,6 +39,11 @@ class AlignmentViews(SceneFrames):
     """
 
     def __init__(self, scenes: Dataset, image_processor: Spa3VLMImageProcessor, depth: bool, seed: int = 0):
+        if image_processor.image_fit != "crop":
+            raise ValueError(
+                f"Alignment needs images whose patches it can place: `image_fit` must be `crop`, got "
+                f"`{image_processor.image_fit}` in the model's processor_config.json."
+            )
         if depth:
             check_labelled(scenes)
         super().__init__(scenes, seed)

@@ -22,6 +22,7 @@ def describe_model(model: Spa3VLMForConditionalGeneration, processor: ProcessorM
         "attention": model.config._attn_implementation,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "image_width": processor.image_processor.image_width,
+        **({"image_fit": fit} if (fit := processor.image_processor.image_fit) != "crop" else {}),
         "repetition_penalty": model.generation_config.repetition_penalty or 1.0,
     }
 

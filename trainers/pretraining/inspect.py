@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ...data_scripts.common.command_line import verb_parser
 from ...data_scripts.common.files import write_text
 from ...data_scripts.common.videos import index_video, read_frames_at, spread_evenly
+from ...data_scripts.common.view_pixels import require_similar_shapes
 from ...data_scripts.scenes.index import load_scene_sources, split_scenes
 from ...data_scripts.scenes.view_transforms import crop_to_common, load_frame
 from ...data_scripts.scenes.views import SceneViews
@@ -43,7 +44,10 @@ class PhotoScene(Dataset):
     """
 
     def __init__(self, scene_id: str, images: dict[int, Path | np.ndarray], num_context_views: int, image_width: int):
-        pixel_values, _ = crop_to_common([load_frame(image, image_width)[0] for image in images.values()])
+        views = [load_frame(image, image_width) for image in images.values()]
+        names = [f"`{image}`" if isinstance(image, Path) else f"Frame {number}" for number, image in images.items()]
+        require_similar_shapes(dict(zip(names, (size.original for _, size in views), strict=True)))
+        pixel_values, _ = crop_to_common([pixels for pixels, _ in views])
         self.item = {
             "pixel_values": pixel_values,
             "num_context_views": num_context_views,

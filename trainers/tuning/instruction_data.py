@@ -1,17 +1,21 @@
 """Instruction sets in the format of TRL's SFTTrainer."""
 
 import hashlib
+import io
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from datasets import Dataset, Image, List, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import ArrowInvalid
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from ...data_scripts.common.images import open_image, to_rgb, turn_upright
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 
 COLUMNS = ("images", "messages")
@@ -49,6 +53,9 @@ def load_instructions(sources: list[str], seed: int) -> Dataset:
     Raises:
         ValueError: If a weight is wrong, a folder has no readable instruction set with images and messages, or a
             record has no answer, a missing image, or another number of images than places for them.
+
+    Returns:
+        `datasets.Dataset`: With the columns `images`, not decoded (see `open_images`), and `messages`.
     """
     parts = []
     for source in sources:
@@ -62,10 +69,39 @@ def load_instructions(sources: list[str], seed: int) -> Dataset:
         part = _load_files(folder, files)
         if missing := [name for name in COLUMNS if name not in part.column_names]:
             raise ValueError(f"The instruction set `{folder}` has no column {missing}, but {part.column_names}.")
-        part = part.select_columns(list(COLUMNS))
+        part = without_decoding(part.select_columns(list(COLUMNS)))
         _check_records(folder, part)
         parts += _weigh(part, weight, seed)
     return concatenate_datasets(parts)
+
+
+def without_decoding(dataset: Dataset) -> Dataset:
+    """Make a data set give its images as `{"bytes", "path"}`, for `open_images`."""
+    return dataset.cast_column("images", List(Image(decode=False)))
+
+
+def open_images(images: Sequence[dict[str, Any] | PIL.Image.Image] | None) -> list[PIL.Image.Image]:
+    """Open the images of a record as all other ways in do: upright RGB on white, with errors that name them.
+
+    The library's own decoder stops at damaged EXIF data and keeps 16-bit images, which then become white. Images that
+    are open stay as they are.
+    """
+    return [_open(image) if isinstance(image, dict) else image for image in images or ()]
+
+
+class InstructionCollator(DataCollatorForVisionLanguageModeling):
+    """TRL's own collator, for records whose images are not decoded."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """See `DataCollatorForVisionLanguageModeling`."""
+        return super().torch_call([example | {"images": open_images(example["images"])} for example in examples])
+
+
+def _open(image: dict[str, Any]) -> PIL.Image.Image:
+    name = image["path"] or "of the instruction set"
+    if "://" in name and not image["bytes"]:
+        return to_rgb(Image().decode_example(image), name)  # the library reads from the web and from archives
+    return to_rgb(turn_upright(open_image(io.BytesIO(image["bytes"]) if image["bytes"] else name, name)), name)
 
 
 def _load_files(folder: str, files: list[str]) -> Dataset:
@@ -90,7 +126,7 @@ def _weigh(part: Dataset, weight: float, seed: int) -> list[Dataset]:
 
 def _check_records(folder: str, part: Dataset):
     """Refuse an instruction set with a useless record, and name the first one; no image is decoded."""
-    described = without_decoding(part).map(_describe_record, remove_columns=list(COLUMNS), desc=f"Checking {folder}")
+    described = part.map(_describe_record, remove_columns=list(COLUMNS), desc=f"Checking {folder}")
     problems = described["problem"]
     row = next((row for row, problem in enumerate(problems) if problem), None)
     if row is not None:
@@ -113,15 +149,10 @@ def _check_records(folder: str, part: Dataset):
 def _missing_image(part: Dataset) -> str | None:
     """The first missing image file, if any; each file is checked once."""
     paths = {}  # an ordered set
-    for batch in without_decoding(part).select_columns("images").iter(1000):
+    for batch in part.select_columns("images").iter(1000):
         images = (image for images in batch["images"] for image in images or ())
         paths |= dict.fromkeys(image["path"] for image in images if image["path"] and not image["bytes"])
     return next((path for path in paths if "://" not in path and not os.path.exists(path)), None)
-
-
-def without_decoding(dataset: Dataset) -> Dataset:
-    """Leave images as their paths and bytes."""
-    return dataset.cast_column("images", List(Image(decode=False)))
 
 
 def _describe_record(record: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +194,7 @@ def leave_images_out(dataset: Dataset) -> Dataset:
         ]
         return {"images": [], "messages": messages}
 
-    return without_decoding(dataset).map(text_alone, desc="Leaving images out")
+    return dataset.map(text_alone, desc="Leaving images out")
 
 
 def check_lengths(dataset: Dataset, processor: Spa3VLMProcessor, max_length: int):
@@ -177,13 +208,13 @@ def check_lengths(dataset: Dataset, processor: Spa3VLMProcessor, max_length: int
     Raises:
         ValueError: If a record is longer.
     """
-    described = without_decoding(dataset).map(_describe_record, remove_columns=list(COLUMNS), desc="Measuring records")
+    described = dataset.map(_describe_record, remove_columns=list(COLUMNS), desc="Measuring records")
     images, text, messages = (np.array(described[name]) for name in ("num_images", "num_bytes", "num_messages"))
     # A token is at least one byte, and no image is higher than wide. Only records above this bound are tokenised.
     side = processor.image_processor.image_width // processor.image_processor.patch_size
     bound = (side // processor.image_processor.merge_size) ** 2 + processor.num_appended_tokens + TOKENS_AROUND
     longest = images * bound + text + (messages + 2) * TOKENS_AROUND
-    collator = DataCollatorForVisionLanguageModeling(processor)
+    collator = InstructionCollator(processor)
     for row in np.flatnonzero(longest > max_length).tolist():
         length = collator([dataset[row]])["input_ids"].shape[1]
         if length > max_length:

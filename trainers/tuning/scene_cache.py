@@ -32,7 +32,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoProcessor, BatchFeature
-from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ...data_scripts.common.command_line import verb_parser
 from ...data_scripts.common.files import remove_unfinished, replace_when_complete, write_json
@@ -43,7 +42,7 @@ from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGe
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..runs.distributed import join_processes
 from ..runs.fingerprint import hash_weights
-from .instruction_data import load_instructions, without_decoding
+from .instruction_data import InstructionCollator, load_instructions, open_images, without_decoding
 
 FINGERPRINT = "fingerprint.json"
 SCENES_PER_SHARD = 64
@@ -87,12 +86,9 @@ def _key(images: Sequence[dict[str, Any]]) -> str:
 
 def with_scene_keys(dataset: Dataset) -> Dataset:
     """Add the column `scene_key`, empty for records without images; no image is decoded."""
-    decoded = dataset.features["images"]
-    dataset = without_decoding(dataset)
-    keyed = dataset.map(
+    return without_decoding(dataset).map(
         lambda record: {"scene_key": _key(record["images"]) if record["images"] else ""}, desc="Scenes"
     )
-    return keyed.cast_column("images", decoded)
 
 
 class SceneLatents:
@@ -194,8 +190,8 @@ class KeptImages(Spa3VLMImageProcessor):
         return BatchFeature({"image_grid_thw": np.array(grids), "num_views": np.array(counts)})
 
 
-class CachedLatentsCollator(DataCollatorForVisionLanguageModeling):
-    """TRL's own collator, with latents instead of the images for the spatial encoder and, if stored, with features
+class CachedLatentsCollator(InstructionCollator):
+    """The collator of records, with latents instead of the images for the spatial encoder and, if stored, with features
     instead of the patches for the vision tower; then no image is read."""
 
     def __init__(self, latents: SceneLatents, processor: Spa3VLMProcessor, **kwargs):
@@ -264,7 +260,8 @@ def encode_scenes(
     for start in range(0, len(own), SCENES_PER_SHARD):
         shard = {}
         for key, row in own[start : start + SCENES_PER_SHARD]:
-            inputs = processor.image_processor(dataset[row]["images"], return_tensors="pt").to(model.device)
+            images = open_images(dataset[row]["images"])
+            inputs = processor.image_processor(images, return_tensors="pt").to(model.device)
             if model.model.spatial_encoder is not None:
                 shard[key] = model.encode_scene(*(inputs[name] for name in GEOMETRY))[0].cpu()
             if vision_features:

@@ -29,7 +29,13 @@ from ..runs.publish import make_repository, push_final_model, train_and_save
 from ..runs.recipes import parse_options
 from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, checkpoint_to_resume
 from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
-from .instruction_data import check_lengths, digest_instructions, leave_images_out, load_instructions, without_decoding
+from .instruction_data import (
+    InstructionCollator,
+    check_lengths,
+    digest_instructions,
+    leave_images_out,
+    load_instructions,
+)
 from .save import save_tuned_model
 from .scene_cache import CachedLatentsCollator, SceneLatents, with_scene_keys
 from .sharding import prepare_for_sharding
@@ -144,13 +150,11 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
     if model_args.use_peft and args.bf16 and model.model.fusion is not None:
         model.model.fusion.float()  # like LoRA layers in peft: in bfloat16 most updates are rounded away
     prepare_for_sharding(model)
-    collator = None
+    collator = InstructionCollator(processor, assistant_only_loss=True, pad_to_multiple_of=args.pad_to_multiple_of)
     if data_args.scene_latents is not None:
         latents = SceneLatents(data_args.scene_latents, model, processor)
         for data in filter(None, (train, evaluation)):
             latents.check_complete(data["scene_key"])
-        if latents.has_vision:
-            train, evaluation = (data and without_decoding(data) for data in (train, evaluation))
         args.remove_unused_columns = False
         collator = CachedLatentsCollator(latents, processor=processor, assistant_only_loss=True)
     trainer = SFTTrainer(

@@ -274,7 +274,7 @@ def test_images_come_in_rgb_and_upright(tmp_path):
     benchmark = read_benchmark("spar-bench", write_spar(tmp_path, [[spar_record(0, gray.getvalue(), turned)]]))
     images = load(benchmark, benchmark.questions[0])
     assert [(image.mode, image.size) for image in images] == [("RGB", (8, 6)), ("RGB", (6, 8))]
-    assert colors(images) == [(80, 80, 80), (9, 9, 9)]
+    assert colors(images) == [(255, 255, 255), (9, 9, 9)]
 
 
 def break_file(name, path):

@@ -1,11 +1,12 @@
 import io
+import os
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from spa3r.data_scripts.common.images import UnreadableFrame, open_image, turn_upright
+from spa3r.data_scripts.common.images import UnreadableFrame, open_image, to_rgb, turn_upright
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8))
 
@@ -33,6 +34,57 @@ def test_photos_are_turned_as_pillow_turns_them(orientation):
     assert upright.size == ((48, 64) if orientation < 5 else (64, 48))
     assert (orientation == 1) == (upright.tobytes() == photo.tobytes())
     assert turn_upright(upright).tobytes() == upright.tobytes()
+
+
+DAMAGED = {
+    "no TIFF": b"Exif\0\0ZZZZ\0\0\0\x08\0\0",
+    "cut off": b"Exif\0\0MM\0",
+    "empty": b"Exif\0\0",
+    "no such orientation": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("exif", DAMAGED.values(), ids=DAMAGED)
+def test_photos_with_damaged_exif_data_stay_as_they_are_stored(kind, exif):
+    stream = io.BytesIO()
+    NOISE.save(stream, kind, exif=exif)
+    photo = open_image(stream)
+    assert turn_upright(photo).tobytes() == photo.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "L", "RGB", "1", "CMYK", "YCbCr", "HSV", "LAB", "RGBX"])
+def test_images_of_any_mode_become_rgb_on_white(mode):
+    seen = NOISE.convert("RGBA")
+    seen.putalpha(NOISE.getchannel("G"))
+    image = seen.convert(mode) if mode not in ("PA", "HSV", "LAB") else NOISE
+    image = {"PA": lambda: NOISE.quantize(8).convert("PA")}.get(mode, lambda: image)()
+    expected = Image.new("RGBA", image.size, "white")
+    expected.alpha_composite(image.convert("RGBA")) if "A" in image.getbands() else expected.paste(
+        image.convert("RGB")
+    )
+    assert to_rgb(image).mode == "RGB" and to_rgb(image).tobytes() == expected.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
+def test_a_transparent_color_becomes_white(mode):
+    image = Image.new(mode, (2, 1), 0)
+    image.putpixel((1, 0), 1 if mode != "RGB" else (1, 1, 1))
+    color = (0, 0, 0) if mode == "RGB" else 0
+    opened = open_image(io.BytesIO(encoded(image, transparency=color)))
+    assert to_rgb(opened).getpixel((0, 0)) == (255, 255, 255) != to_rgb(opened).getpixel((1, 0))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F"])
+def test_images_of_more_than_8_bits_are_refused_by_name(mode):
+    with pytest.raises(UnreadableFrame, match=f"wall.png.*`{mode}`"):
+        to_rgb(Image.new(mode, (4, 3)), "wall.png")
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UnreadableFrame, match="pipe.png`.*regular"):
+        open_image(tmp_path / "pipe.png")
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,39 @@ def test_images_of_different_sizes_in_a_scene_are_cropped_to_a_common_size(scrat
     assert item["pixel_values"].shape == (8, 3, 28, 42)
 
 
+@pytest.mark.parametrize("size", [(240, 80), (80, 240)])
+def test_a_panorama_among_other_images_is_replaced_and_named(scratch, size):
+    for scene in ("room0", "room1"):
+        Image.new("RGB", size).save(scratch / scene / "color" / "7.png")
+    items = [views_of(scratch)[0, scene, 20] for scene in (0, 1, 2)]
+    assert collate_views(items)["pixel_values"].shape == (3, 20, 3, 28, 42)
+    assert [frame for item in items for frame in item["frame_indices"]].count(7) == 1
+    assert all(f"7.png: has {size[0]} x {size[1]}" in item["replaced_frames"][0] for item in items[:2])
+
+
+def test_a_scene_of_panoramas_gives_way_to_the_next(scratch):
+    for frame in range(20):
+        Image.new("RGB", (300, 60)).save(scratch / "room3" / "color" / f"{frame}.png")
+    item = views_of(scratch)[0, 3, 4]
+    assert (item["scene_id"], item["dropped_scenes"]) == ("room4", ["room3"])
+
+
+def test_scenes_of_panoramas_alone_are_used(tmp_path):
+    for scene_id in ("street0", "street1"):
+        write_scene(tmp_path, scene_id, num_frames=4, size=(120, 40))
+    assert views_of(tmp_path)[0, 0, 4]["pixel_values"].shape == (4, 3, 14, 42)
+
+
+def test_transparent_and_16_bit_images_are_read_as_everywhere(scratch):
+    for frame in range(20):
+        Image.new("RGBA", SIZE, (9, 9, 9, 0)).save(scratch / "room0/color" / f"{frame}.png")
+    Image.new("I;16", SIZE, 999).save(scratch / "room0/color/7.png")
+    item = views_of(scratch)[0, 0, 20]
+    assert item["pixel_values"].min() == 255
+    (error,) = item["replaced_frames"]
+    assert "7.png" in error and "`I;16`" in error
+
+
 def test_a_batch_gathers_the_reports_of_its_items(scratch):
     views = views_of(scratch)
     shutil.rmtree(scratch / "room4" / "color")

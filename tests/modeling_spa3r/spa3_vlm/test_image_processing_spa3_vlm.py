@@ -16,6 +16,8 @@ from tiny_spa3_vlm import assert_same_tensors, photo, views_of
 from transformers import AutoImageProcessor
 
 from spa3r import Spa3VLMImageProcessor
+from spa3r.modeling_spa3r import scene_images
+from spa3r.modeling_spa3r.spa3_vlm import image_processing_spa3_vlm
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711])
@@ -46,6 +48,39 @@ def test_a_portrait_image_is_cropped_to_its_middle_square(processor):
     image = photo(0, width=60, height=122)
     # 122 * 56 / 60 is 8.1 patches, 112 pixels: 28 of them above the square.
     np.testing.assert_allclose(views(processor, image)[0], resized(image, 56, 112)[:, 28:84], atol=1e-7)
+
+
+def test_a_portrait_image_can_be_shown_whole_on_white(processor):
+    image = photo(0, width=60, height=120)
+    view = views(processor.__class__(image_width=56, image_fit="pad"), image)[0]
+    np.testing.assert_allclose(view[:, :, 14:42], resized(image, 28, 56), atol=1e-7)
+    assert view[:, :, :14].min() == view[:, :, 42:].min() == 1
+    assert processor.get_number_of_image_patches(120, 60, {"image_fit": "pad"}) == 16
+
+
+@pytest.mark.parametrize("options", [{}, {"image_fit": "pad"}])
+def test_how_portrait_images_are_fitted_is_saved_unless_it_is_the_default(options, tmp_path):
+    Spa3VLMImageProcessor(**options).save_pretrained(tmp_path)
+    assert ("image_fit" in (tmp_path / "preprocessor_config.json").read_text()) == bool(options)
+    loaded = Spa3VLMImageProcessor.from_pretrained(tmp_path)
+    assert loaded.image_fit == options.get("image_fit", "crop")
+
+
+def test_another_way_to_fit_images_is_refused():
+    with refused("`image_fit`", "'stretch'"):
+        Spa3VLMImageProcessor(image_fit="stretch")
+
+
+def test_cropped_portrait_images_are_counted_in_one_warning(processor, caplog, monkeypatch):
+    monkeypatch.setattr(image_processing_spa3_vlm, "_has_warned", [])
+    monkeypatch.setattr(image_processing_spa3_vlm.logger, "propagate", True)
+    portrait = photo(0, width=45, height=80)
+    for images in ([photo(0)], [photo(0), portrait, portrait], [portrait]):
+        processor(images)
+    assert [record.getMessage()[:50] for record in caplog.records] == [
+        "2 of 3 images are higher than wide. Only their mid"
+    ]
+    assert "44%" in caplog.text and "`image_fit`" in caplog.text
 
 
 def test_the_default_width_is_518():
@@ -166,13 +201,21 @@ def server(tmp_path_factory):
         server.shutdown()
 
 
-@pytest.mark.parametrize("source", ["path", "string", "url", "base64", "base64 in lines", "data url"])
+@pytest.mark.parametrize("limit", ["MAX_DOWNLOAD_BYTES", "MAX_DOWNLOAD_SECONDS"])
+def test_a_download_beyond_a_limit_is_refused(processor, server, monkeypatch, limit):
+    monkeypatch.setattr(scene_images, limit, 1 if limit.endswith("BYTES") else 1e-9)
+    with refused(f"{server}/image.png"):
+        processor([f"{server}/image.png"])
+
+
+@pytest.mark.parametrize("source", ["path", "string", "url", "file address", "base64", "base64 in lines", "data url"])
 def test_every_kind_of_source_is_read_with_its_transparency(source, processor, server, tmp_path):
     image, _ = transparent("RGBA")
     (tmp_path / "image.png").write_bytes(encoded(image))
     sources = {
         "path": tmp_path / "image.png",
         "string": str(tmp_path / "image.png"),
+        "file address": (tmp_path / "image.png").as_uri(),
         "url": f"{server}/image.png",
         "base64": base64.b64encode(encoded(image)).decode(),
         "base64 in lines": base64.encodebytes(encoded(image)).decode(),

@@ -11,7 +11,7 @@ from tiny_instructions import NUM_RECORDS, losses, trainer_of
 from tiny_spa3_vlm import GEOMETRY, tiny_model, tiny_processor
 
 from spa3r.trainers.tuning import scene_cache as scene_latents
-from spa3r.trainers.tuning.instruction_data import load_instructions
+from spa3r.trainers.tuning.instruction_data import load_instructions, open_images
 from spa3r.trainers.tuning.scene_cache import SceneLatents, encode_scenes, with_scene_keys
 
 main = verb("encode-scenes")
@@ -30,7 +30,7 @@ def test_each_scene_has_the_latents_of_its_images(latents, instructions):
     records = [record for record in with_scene_keys(load_instructions([str(instructions)], 0)) if record["scene_key"]]
     assert len(records) == 5  # three records have no image
     for record in records:
-        inputs = processor.image_processor(record["images"], return_tensors="pt")
+        inputs = processor.image_processor(open_images(record["images"]), return_tensors="pt")
         assert torch.equal(store[record["scene_key"]], model.encode_scene(*(inputs[name] for name in GEOMETRY))[0])
 
 

@@ -5,16 +5,17 @@ import shutil
 
 import pytest
 import torch
-from datasets import Dataset, Image, List
+from datasets import Dataset, List
+from datasets import Image as ImageColumn
+from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from tiny_instructions import NUM_RECORDS, command_line, losses, message, trainer_of
 from tiny_spa3_vlm import photo, tiny_model, tiny_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
-from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from spa3r.trainers.runs.recipes import RECIPES
-from spa3r.trainers.tuning.instruction_data import check_lengths, load_instructions
+from spa3r.trainers.tuning.instruction_data import InstructionCollator, check_lengths, load_instructions, open_images
 from spa3r.trainers.tuning.sft import build_trainer, parse_arguments, run
 
 LORA = {
@@ -227,7 +228,7 @@ def write_record(folder, images, *messages):
     """An instruction set of one record."""
     (folder / "data").mkdir()
     record = {"images": [str(image) for image in images], "messages": list(messages)}
-    Dataset.from_list([record]).cast_column("images", List(Image())).to_parquet(folder / "data" / "0.parquet")
+    Dataset.from_list([record]).cast_column("images", List(ImageColumn())).to_parquet(folder / "data" / "0.parquet")
     return str(folder)
 
 
@@ -254,6 +255,21 @@ def test_a_record_that_cannot_be_learnt_from_is_named(messages, named, door, tmp
         load_instructions([write_record(tmp_path, [door], *messages)], seed=0)
 
 
+def test_images_are_opened_upright_and_on_white_whatever_their_exif_data(tmp_path):
+    Image.new("RGBA", (8, 6), (9, 9, 9, 0)).save(tmp_path / "clear.png")
+    Image.new("RGB", (8, 6), (9, 9, 9)).save(tmp_path / "damaged.png", exif=b"Exif\0\0ZZZZ\0\0\0\x08\0\0")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (8, 6), (9, 9, 9)).save(tmp_path / "turned.png", exif=turned)
+    images = [tmp_path / f"{name}.png" for name in ("clear", "damaged", "turned")]
+    (record,) = load_instructions([write_record(tmp_path, images, message("user", "What?", 3), ANSWER)], seed=0)
+    opened = open_images(record["images"])
+    assert [image.size for image in opened] == [(8, 6), (8, 6), (6, 8)]
+    assert [image.getpixel((0, 0)) for image in opened] == [(255, 255, 255), (9, 9, 9), (9, 9, 9)]
+    with_bytes = [{"bytes": path.read_bytes(), "path": None} for path in images]
+    assert [image.tobytes() for image in open_images(with_bytes)] == [image.tobytes() for image in opened]
+
+
 def test_a_missing_image_is_named_before_training(door, tmp_path):
     folder = write_record(tmp_path, [door], message("user", "What is it?", 1), ANSWER)
     load_instructions([folder], seed=0)
@@ -277,7 +293,7 @@ def test_an_instruction_set_that_cannot_be_used_is_named(content, door, tmp_path
 
 def test_the_length_of_a_record_is_that_of_its_tokens_in_training(instructions):
     data, processor = load_instructions([str(instructions)], seed=0), tiny_processor()
-    collator = DataCollatorForVisionLanguageModeling(processor)
+    collator = InstructionCollator(processor)
     lengths = [collator([record])["input_ids"].shape[1] for record in data]
     check_lengths(data, processor, max(lengths))
     longest = lengths.index(max(lengths))
