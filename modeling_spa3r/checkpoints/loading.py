@@ -17,6 +17,8 @@ __all__ = ["load_spa3_vlm", "load_whole", "require_checkpoint"]
 # What `save_pretrained` of model and processor write. Without a config.json transformers builds the full-size model.
 REQUIRED_FILES = ("config.json", "processor_config.json", "tokenizer.json")
 WEIGHTS = (".safetensors", ".bin")
+ADAPTER = "model.fusion."
+OWN_PARTS = (ADAPTER, "model.spatial_encoder.")
 
 
 def require_checkpoint(name: str):
@@ -33,12 +35,14 @@ def require_checkpoint(name: str):
         )
 
 
-def load_whole(model_class: type, name: str, **options) -> PreTrainedModel:
+def load_whole(model_class: type, name: str, may_hold_more: bool = False, **options) -> PreTrainedModel:
     """Load a model whose weights are exactly those that its configuration asks for.
 
     Args:
         model_class (`type`): Model class or Auto class.
         name (`str`): Folder, or name on the Hub.
+        may_hold_more (`bool`, *optional*, defaults to `False`):
+            Whether the checkpoint may hold weights of parts that the model has not.
         options (*optional*): Passed to `from_pretrained`.
 
     Raises:
@@ -46,9 +50,10 @@ def load_whole(model_class: type, name: str, **options) -> PreTrainedModel:
         ValueError: If weights are missing, unexpected or of another shape.
     """
     require_checkpoint(name)
+    where = f"`{name}` does not fit " + ("its own `config.json`" if "config" not in options else "the configuration")
     model, info = _load(model_class, name, options)
-    where = f"`{name}` does not fit its own `config.json`"
-    require_exact_tensors(where, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    unexpected = [] if may_hold_more else info["unexpected_keys"]
+    require_exact_tensors(where, info["missing_keys"], unexpected, info["mismatched_keys"])
     return model
 
 
@@ -85,7 +90,10 @@ def load_spa3_vlm(name: str, **options) -> Spa3VLMForConditionalGeneration:
             Spa3VLMConfig.from_pretrained(folder)  # refuses a model of another kind, which needs no other files
         raise ValueError(f"The folder `{name}` lacks {', '.join(missing)} of a Spa3-VLM; copy the checkpoint again.")
     model, info = _load(Spa3VLMForConditionalGeneration, name, options)
-    missing = [key for key in info["missing_keys"] if not key.startswith("model.fusion.")]
+    adapter = {key for key in model.state_dict() if key.startswith(ADAPTER)}
+    # A part of an adapter would work with random weights, and one that the model has no place for would be lost.
+    missing = set(info["missing_keys"]) - (adapter if adapter <= set(info["missing_keys"]) else set())
+    unexpected = [key for key in info["unexpected_keys"] if key.startswith(OWN_PARTS)]
     where = f"The weights in `{name}` do not fit its `config.json`"
-    require_exact_tensors(where, missing, [], info["mismatched_keys"])
+    require_exact_tensors(where, missing, unexpected, info["mismatched_keys"])
     return model

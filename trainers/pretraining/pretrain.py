@@ -22,7 +22,7 @@ from ...data_scripts.common.files import write_text
 from ...data_scripts.scenes.index import load_scene_sources, split_scenes
 from ...data_scripts.scenes.views import SceneViews, collate_views
 from ...modeling_spa3r.checkpoints.cards import write_card
-from ...modeling_spa3r.checkpoints.loading import require_checkpoint
+from ...modeling_spa3r.checkpoints.loading import load_whole, require_checkpoint
 from ...modeling_spa3r.spa3r.image_processing_spa3r import Spa3RImageProcessor
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from ..runs.errors import first_line
@@ -115,7 +115,8 @@ def build_model(args: ModelArguments, from_scratch: bool = False) -> Spa3RForPre
     if args.start_from is not None:
         if from_scratch:
             raise ValueError(f"`from_scratch` draws new weights, but `start_from` is {args.start_from}: choose one.")
-        return Spa3RForPreTraining.from_pretrained(args.start_from, config=config)
+        # Overrides may drop a target, whose weights the checkpoint still holds.
+        return load_whole(Spa3RForPreTraining, args.start_from, may_hold_more=True, config=config)
     check_teachers(config, args.untrained_teachers)
     model = Spa3RForPreTraining(config)
     if from_scratch:

@@ -1,11 +1,13 @@
 """The command that looks into a checkpoint: scenes, photos or a video in; table, report and figures out."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from terminal import refusal, verb
 
 from spa3r import Spa3RForPreTraining
@@ -104,6 +106,30 @@ def test_latents_that_do_not_tell_scenes_apart_fail_the_requirement(source, chec
     with pytest.raises(SystemExit, match="^spa3r inspect: "):
         main(["--model", checkpoint, *given, *options])
     assert (tmp_path / "report.md").is_file()
+
+
+@pytest.mark.parametrize("change", ["part", "unrelated", "shape"])
+def test_weights_that_do_not_fit_are_refused_before_any_figure(change, checkpoint, photos, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    (name,) = (name for name in weights if name.endswith("latent_queries"))
+    rest = {key: tensor for key, tensor in weights.items() if key != name}
+    changed = {"part": rest, "unrelated": {"x": torch.zeros(1)}, "shape": rest | {name: weights[name][:2].clone()}}
+    save_file(changed[change], tmp_path / "model/model.safetensors", {"format": "pt"})
+    with pytest.raises(SystemExit, match="latent_queries"):
+        main(
+            [
+                "--model",
+                tmp_path / "model",
+                "--image-width",
+                "56",
+                "--output",
+                tmp_path / "report",
+                "--images",
+                *photos,
+            ]
+        )
+    assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize(

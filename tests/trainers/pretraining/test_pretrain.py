@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_pretraining import TINY_RECIPE
 from transformers import AutoImageProcessor, AutoModel, TrainerCallback
 
@@ -107,6 +107,20 @@ def start(tmp_path_factory):
     folder = tmp_path_factory.mktemp("start") / "model"
     Spa3RForPreTraining(Spa3RConfig.from_dict(load_preset("spa3r-tiny"))).save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("change", ["unrelated", "missing", "shape"])
+def test_a_model_to_start_from_with_other_weights_is_refused(change, start, tmp_path):
+    shutil.copytree(start, tmp_path / "start")
+    weights = load_file(start / "model.safetensors")
+    if change == "shape":
+        weights["model.latent_queries"] = weights["model.latent_queries"][:2].clone()
+    else:
+        del weights["model.latent_queries"]
+    weights = {"other.weight": torch.zeros(2)} if change == "unrelated" else weights
+    save_file(weights, tmp_path / "start" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"start` .*(?s:.*)`model.latent_queries"):
+        build_model(ModelArguments(start_from=str(tmp_path / "start")))
 
 
 def test_checkpoints_of_a_run_from_a_model_with_unnamed_teachers_hold_them(start, tmp_path, rooms):
