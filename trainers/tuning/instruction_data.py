@@ -1,9 +1,11 @@
 """Instruction sets in the format of TRL's SFTTrainer."""
 
+import copy
 import hashlib
 import io
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,20 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset, Image, List, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
-from pyarrow import ArrowInvalid
+from pyarrow import ArrowException, ArrowInvalid
+from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from ...data_scripts.common.images import open_image, to_rgb, turn_upright
+from ...data_scripts.common.images import BROKEN, UnreadableFrame, open_image, to_rgb, turn_upright
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 
 COLUMNS = ("images", "messages")
+ROLES = ("system", "user", "assistant", "tool")
+# Placeholders of other formats, and what the tokenizer would read as a part of the chat template.
+LITERAL = re.compile(r"<image>|<video>|<\|[a-z_]+\|>")
+END_OF_JPEG = b"\xff\xd9"
+# As in `spa3r convert-data`.
+MAX_ASPECT_RATIO = 20
 # Upper bound on the tokens that a chat template adds to a message, or a processor to an image.
 TOKENS_AROUND = 16
 
@@ -69,7 +78,7 @@ def load_instructions(sources: list[str], seed: int) -> Dataset:
         part = _load_files(folder, files)
         if missing := [name for name in COLUMNS if name not in part.column_names]:
             raise ValueError(f"The instruction set `{folder}` has no column {missing}, but {part.column_names}.")
-        part = without_decoding(part.select_columns(list(COLUMNS)))
+        part = _with_image_column(folder, part.select_columns(list(COLUMNS)))
         _check_records(folder, part)
         parts += _weigh(part, weight, seed)
     return concatenate_datasets(parts)
@@ -104,6 +113,17 @@ def _open(image: dict[str, Any]) -> PIL.Image.Image:
     return to_rgb(turn_upright(open_image(io.BytesIO(image["bytes"]) if image["bytes"] else name, name)), name)
 
 
+def _with_image_column(folder: str, part: Dataset) -> Dataset:
+    """Take images in the forms that Parquet files hold without the metadata of `datasets`: paths, bytes, or both."""
+    try:
+        return without_decoding(part)
+    except (TypeError, ValueError, ArrowException) as error:
+        raise ValueError(
+            f"The column `images` of the instruction set `{folder}` holds {part.features['images']}, and no lists of "
+            "images: write it as a list of paths, of bytes, or of both as `path` and `bytes`."
+        ) from error
+
+
 def _load_files(folder: str, files: list[str]) -> Dataset:
     try:
         return load_dataset("parquet", data_files=files, split="train")
@@ -125,8 +145,8 @@ def _weigh(part: Dataset, weight: float, seed: int) -> list[Dataset]:
 
 
 def _check_records(folder: str, part: Dataset):
-    """Refuse an instruction set with a useless record, and name the first one; no image is decoded."""
-    described = part.map(_describe_record, remove_columns=list(COLUMNS), desc=f"Checking {folder}")
+    """Refuse an instruction set with a record that training could not use, and name the first one."""
+    described = part.map(_examine_record, remove_columns=list(COLUMNS), desc=f"Checking {folder}")
     problems = described["problem"]
     row = next((row for row, problem in enumerate(problems) if problem), None)
     if row is not None:
@@ -158,22 +178,35 @@ def _missing_image(part: Dataset) -> str | None:
 def _describe_record(record: dict[str, Any]) -> dict[str, Any]:
     """The problem of a record, if any, and the numbers that bound its length."""
     images, messages = record["images"] or [], record["messages"] or []
-    contents = [message["content"] for message in messages]
+    contents = [message["content"] or "" for message in messages]
     # A message can be a plain text; TRL then puts all images before the first user message.
     texts = [
         content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
         for content in contents
     ]
-    places = sum(part["type"] == "image" for content in contents if isinstance(content, list) for part in content)
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    kinds, places = {part.get("type") for part in parts}, sum(part.get("type") == "image" for part in parts)
     roles = [message["role"] for message in messages]
+    unknown = [role for role in roles if role not in ROLES]
+    literal = next((match[0] for text in texts if (match := LITERAL.search(text))), None)
     empty = [index for index, role in enumerate(roles) if role == "assistant" and not texts[index].strip()]
     problem = ""
-    if not roles or roles[-1] != "assistant":
+    if unknown:
+        problem = f"has a turn of `{unknown[0]}`; turns are of {', '.join(ROLES)}"
+    elif kinds - {"image", "text"}:
+        problem = (
+            f"has parts of the types {sorted(kinds, key=str)} in its messages; only image and text can be trained"
+        )
+    elif not roles or roles[-1] != "assistant":
         problem = f"does not end with an answer: its turns are of {roles}"
     elif empty:
         problem = f"has an empty answer, in turn {empty[0]}"
+    elif literal:
+        problem = f"has `{literal}` in a text, where it stays text; write images as parts of a message instead"
     elif places != len(images) and not any(isinstance(content, str) for content in contents):
         problem = f"has {len(images)} images, but places for {places} in its messages"
+    else:
+        problem = _refusal_of_trl(messages, len(images))
     return {
         "problem": problem,
         "num_images": len(images),
@@ -195,6 +228,51 @@ def leave_images_out(dataset: Dataset) -> Dataset:
         return {"images": [], "messages": messages}
 
     return dataset.map(text_alone, desc="Leaving images out")
+
+
+def _examine_record(record: dict[str, Any]) -> dict[str, Any]:
+    """As `_describe_record`, with the problems of images."""
+    described = _describe_record(record)
+    problems = map(_problem_of_image, record["images"] or ())
+    return described | {"problem": described["problem"] or next(filter(None, problems), "")}
+
+
+def _refusal_of_trl(messages: Sequence[dict[str, Any]], num_images: int) -> str:
+    """Why TRL would not put the images into the messages; empty if it would."""
+    try:
+        prepare_multimodal_messages(copy.deepcopy(messages), images=[None] * num_images)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        return f"is refused by TRL ({' '.join(str(error).split())})"
+    return ""
+
+
+def _problem_of_image(image: dict[str, Any]) -> str:
+    """What is wrong with an image, as the processor would find in training; empty if nothing is, or it is missing."""
+    name = image["path"] or "without a name"
+    if not image["bytes"] and ("://" in name or not os.path.exists(name)):
+        return ""  # missing files are looked for at each start
+    try:
+        size = _measure(image)
+    except UnreadableFrame as error:
+        return f"has an image that cannot be used ({error})"
+    if max(size) > MAX_ASPECT_RATIO * min(size):
+        return f"has the image `{name}` of {size[0]} x {size[1]} pixels, which is too elongated"
+    return ""
+
+
+def _measure(image: dict[str, Any]) -> tuple[int, int]:
+    """Width and height of an image; all but complete JPEG files of 8 bits are decoded for it."""
+    try:
+        with open(image["path"], "rb") if not image["bytes"] else io.BytesIO(image["bytes"]) as file:
+            with PIL.Image.open(file) as opened:
+                is_jpeg, size = opened.format == "JPEG", opened.size
+            if is_jpeg:
+                file.seek(-len(END_OF_JPEG), os.SEEK_END)
+                if file.read() == END_OF_JPEG:
+                    return size
+    except BROKEN:
+        pass  # the full decoder says why
+    return _open(image).size
 
 
 def check_lengths(dataset: Dataset, processor: Spa3VLMProcessor, max_length: int):

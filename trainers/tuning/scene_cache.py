@@ -191,8 +191,8 @@ class KeptImages(Spa3VLMImageProcessor):
 
 
 class CachedLatentsCollator(InstructionCollator):
-    """The collator of records, with latents instead of the images for the spatial encoder and, if stored, with features
-    instead of the patches for the vision tower; then no image is read."""
+    """The collator of records, with latents instead of the images for the spatial encoder and, if stored, with
+    features instead of the patches for the vision tower; then no image is read."""
 
     def __init__(self, latents: SceneLatents, processor: Spa3VLMProcessor, **kwargs):
         if latents.has_vision:
