@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoProcessor, set_seed
 from transformers.utils import logging
-from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
+from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpoint
@@ -36,9 +36,11 @@ from .instruction_data import (
     leave_images_out,
     load_instructions,
 )
+from .lora import check_frozen, lora_config
 from .save import save_tuned_model
 from .scene_cache import CachedLatentsCollator, SceneLatents, with_scene_keys
 from .sharding import prepare_for_sharding
+from .token_count import KeepTokenCount
 
 logger = logging.get_logger(__name__)
 
@@ -164,9 +166,11 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
         train_dataset=train,
         eval_dataset=evaluation,
         processing_class=processor,
-        peft_config=get_peft_config(model_args),
+        peft_config=lora_config(model_args, model),
         callbacks=[StopOnNonFiniteLoss()],
     )
+    check_frozen(trainer.model)
+    trainer.add_callback(KeepTokenCount(trainer))
     trainer.add_callback(MarkCompleteCheckpoints(trainer.accelerator))
     has_copy = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     if not has_copy and any(weight.requires_grad and weight.dtype == torch.bfloat16 for weight in model.parameters()):

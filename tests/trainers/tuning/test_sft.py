@@ -1,5 +1,6 @@
 """Instruction tuning with TRL's SFTTrainer: trained weights, loss, instruction sets and refusals."""
 
+import json
 import re
 import shutil
 
@@ -8,7 +9,7 @@ import torch
 from datasets import Dataset, List
 from datasets import Image as ImageColumn
 from PIL import Image
-from pyarrow import parquet
+from pyarrow import Table, parquet
 from safetensors.torch import load_file, save_file
 from tiny_instructions import NUM_RECORDS, command_line, losses, message, trainer_of
 from tiny_spa3_vlm import photo, tiny_model, tiny_processor
@@ -142,6 +143,50 @@ def test_a_run_continues_from_its_last_complete_checkpoint_to_the_same_bits(vlm,
     expected = trainer.model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
     assert losses(tmp_path / "run") == losses(output)
+    counts = losses(output, "num_tokens")
+    assert losses(tmp_path / "run", "num_tokens") == counts and sorted(set(counts)) == counts
+    states = [json.loads((run / "checkpoint-4/trainer_state.json").read_text()) for run in (tmp_path / "run", output)]
+    assert states[0]["stateful_callbacks"] == states[1]["stateful_callbacks"]
+
+
+ALL_LINEAR = {"use_peft": "true", "lora_target_modules": "all-linear"}
+
+
+@pytest.mark.parametrize(
+    ("options", "adapted"),
+    [
+        (ALL_LINEAR, ["model.vlm.language_model."]),
+        (ALL_LINEAR | {"lora_modules_to_save": "fusion"}, ["model.vlm.language_model."]),
+        (ALL_LINEAR | {"lora_target_modules": "q_proj"}, ["model.vlm.language_model.", "model.fusion."]),
+        (ALL_LINEAR | {"lora_target_modules": r".*\.(q_proj|fc1)"}, ["model.vlm.language_model.", "model.fusion."]),
+    ],
+    ids=str,
+)
+def test_lora_reaches_the_language_model_and_the_adapter_alone(options, adapted, vlm, instructions, tmp_path):
+    trainer = trainer_of(vlm, instructions, tmp_path, max_steps=2, **options)
+    names = [name.removeprefix("base_model.model.") for name, _ in trainer.model.named_parameters()]
+    layers = [name for name in names if "lora_" in name]
+    assert layers and all(name.startswith(tuple(adapted)) for name in layers)
+    assert any(name.startswith(adapted[0]) for name in layers)
+    trainer.train()
+    before, after = tiny_model().state_dict(), trainer.model.merge_and_unload().state_dict()
+    changed = {name for name in before if not torch.equal(after[name], before[name])}
+    assert changed and not any(is_frozen(name) for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("lora_target_modules", "qkv", "model.*frozen.*`qkv`"),
+        ("lora_target_modules", r"model\.spatial_encoder\..*", "model.spatial_encoder"),
+        ("lora_target_modules", "no_such_layer", "nothing"),
+        ("lora_modules_to_save", "spatial_encoder", "model.spatial_encoder"),
+    ],
+)
+def test_lora_of_what_stays_frozen_is_refused_by_name(option, value, named, vlm, instructions, tmp_path):
+    options = ALL_LINEAR | {option: value}
+    with pytest.raises(ValueError, match=f"`{option}`.*{named}"):
+        trainer_of(vlm, instructions, tmp_path, **options)
 
 
 def test_lora_trains_the_adapter_and_low_rank_weights_and_merges(vlm, instructions, tmp_path):
@@ -239,6 +284,63 @@ def door(tmp_path):
 
 
 ANSWER = message("assistant", "A chair.")
+TEXT_ANSWER = [{"role": "assistant", "content": "A chair."}]
+
+
+def spoil(path, kind):
+    """Make an image one that the processor refuses."""
+    if kind == "16 bits":
+        Image.new("I;16", (48, 36), 999).save(path)
+    elif kind == "no image":
+        path.write_bytes(b"no image")
+    elif kind == "elongated":
+        Image.new("RGB", (999, 9)).save(path)
+    else:
+        format = {"half a PNG": "PNG", "half a JPEG": "JPEG", "half a WebP": "WEBP"}[kind]
+        photo(0, 96, 72).save(path, format)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("has_bytes", [False, True])
+@pytest.mark.parametrize("kind", ["16 bits", "no image", "elongated", "half a PNG", "half a JPEG", "half a WebP"])
+def test_an_image_that_training_could_not_use_is_named_before_it(kind, has_bytes, door, tmp_path):
+    spoil(tmp_path / "bad.png", kind)
+    good = [message("user", "What is it?", 1), ANSWER]
+    rows = [
+        {"images": [{"path": str(path), "bytes": None}], "messages": good} for path in (door, tmp_path / "bad.png")
+    ]
+    if has_bytes:
+        rows[1]["images"][0]["bytes"] = (tmp_path / "bad.png").read_bytes()
+    (tmp_path / "data").mkdir()
+    Dataset.from_list(rows).cast_column("images", List(ImageColumn())).to_parquet(tmp_path / "data" / "0.parquet")
+    with pytest.raises(ValueError, match=f"Record 1 .*`{tmp_path}`.*bad.png"):
+        load_instructions([str(tmp_path)], seed=0)
+
+
+def test_complete_jpeg_files_are_accepted_whatever_follows_them(door, tmp_path):
+    for name, rest in (("a.jpg", b""), ("b.jpg", b"trailing data of a phone")):
+        photo(0).save(tmp_path / name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + rest)
+    images = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
+    assert len(load_instructions([write_record(tmp_path, images, message("user", "What?", 2), ANSWER)], seed=0)) == 1
+
+
+@pytest.mark.parametrize("form", ["struct", "path", "bytes"])
+def test_parquet_without_metadata_of_datasets_is_read_alike(form, door, tmp_path):
+    image = {"struct": {"bytes": None, "path": str(door)}, "path": str(door), "bytes": door.read_bytes()}[form]
+    messages = [message("user", "What is it?", 1), ANSWER]
+    (tmp_path / "data").mkdir()
+    parquet.write_table(Table.from_pylist([{"images": [image], "messages": messages}]), tmp_path / "data/0.parquet")
+    (record,) = load_instructions([str(tmp_path)], seed=0)
+    assert open_images(record["images"])[0].tobytes() == photo(0).tobytes()
+
+
+def test_a_column_of_images_that_holds_none_is_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    row = {"images": [7], "messages": [message("user", "What?", 1), ANSWER]}
+    parquet.write_table(Table.from_pylist([row]), tmp_path / "data/0.parquet")
+    with pytest.raises(ValueError, match=f"`images`.*`{tmp_path}`.*int64"):
+        load_instructions([str(tmp_path)], seed=0)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +350,13 @@ ANSWER = message("assistant", "A chair.")
         pytest.param([message("user", "What?", 1), message("assistant", " ")], "turn 1", id="empty answer"),
         pytest.param([message("user", "What?", 2), ANSWER], "1 images.*2", id="too many places"),
         pytest.param([message("user", "What?"), ANSWER], "1 images.*0", id="no place"),
+        pytest.param(
+            [message("human", "What?", 1), message("gpt", "A chair.")], "`human`", id="role of another format"
+        ),
+        pytest.param([message("user", "<image>What?", 1), ANSWER], "`<image>`", id="literal placeholder"),
+        pytest.param([{"role": "user", "content": "<image>What?"}, *TEXT_ANSWER], "`<image>`", id="in plain text"),
+        pytest.param([message("user", "<|image_pad|>?", 1), ANSWER], r"`<\|image_pad\|>`", id="control token"),
+        pytest.param([{"role": "system", "content": "Look."}, *TEXT_ANSWER], "TRL", id="no user to show images to"),
     ],
 )
 def test_a_record_that_cannot_be_learnt_from_is_named(messages, named, door, tmp_path):
@@ -354,10 +463,11 @@ def test_a_model_of_another_kind_is_refused(instructions, tmp_path):
         trainer_of(tmp_path / "encoder", instructions, tmp_path / "run")
 
 
-def test_a_model_with_weights_missing_is_refused(vlm, instructions, tmp_path):
+@pytest.mark.parametrize("part", [".spatial_encoder.encoder.", ".fusion.cross_attention.q_"])
+def test_a_model_with_weights_missing_is_refused(part, vlm, instructions, tmp_path):
     shutil.copytree(vlm, tmp_path / "vlm")
     weights = load_file(vlm / "model.safetensors")
-    weights = {name: tensor for name, tensor in weights.items() if ".spatial_encoder.encoder." not in name}
+    weights = {name: tensor for name, tensor in weights.items() if part not in name}
     save_file(weights, tmp_path / "vlm" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="`model.spatial_encoder.encoder"):
+    with pytest.raises(ValueError, match=f"`model{part}"):
         trainer_of(tmp_path / "vlm", instructions, tmp_path / "run")

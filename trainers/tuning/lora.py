@@ -1,0 +1,69 @@
+"""LoRA of the language model and the adapter alone: both encoders stay frozen, whatever the targets say."""
+
+import re
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedModel
+from trl import ModelConfig, get_peft_config
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+LANGUAGE_MODEL, ADAPTER = ("model.vlm.language_model.", "lm_head."), ("model.fusion.",)
+FROZEN = ("model.vlm.visual.", "model.spatial_encoder.")
+ALL_LINEAR = "all-linear"
+
+
+def lora_config(model_args: ModelConfig, model: PreTrainedModel) -> "PeftConfig | None":
+    """The configuration of LoRA layers, restricted to the language model and the adapter; `None` without `use_peft`.
+
+    `all-linear` means those of the language model. Targets that also name layers of the frozen encoders, as `q_proj`
+    does, leave those out.
+
+    Raises:
+        ValueError: If a target names layers of the frozen encoders alone, or something that does not exist.
+    """
+    config = get_peft_config(model_args)
+    if config is None:
+        return None
+    if isinstance(config.target_modules, str) and config.target_modules.isidentifier():
+        config.target_modules = {config.target_modules}  # a pattern to peft, but meant as a name, as in a list
+    _check("lora_target_modules", config.target_modules, [name for name, _ in model.named_modules()])
+    _check("lora_modules_to_save", config.modules_to_save, [name for name, _ in model.named_modules()])
+    _check("lora_target_parameters", config.target_parameters, [name for name, _ in model.named_parameters()])
+    allowed = LANGUAGE_MODEL if _is_all_linear(config.target_modules) else LANGUAGE_MODEL + ADAPTER
+    config.exclude_modules = rf"(?!{'|'.join(map(re.escape, allowed))}).*"
+    return config
+
+
+def check_frozen(model: PreTrainedModel):
+    """Raise `ValueError` if a weight of the encoders would be trained."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and any(f".{part}" in f".{name}" for part in FROZEN):
+            raise ValueError(
+                f"`{name}` would be trained, but both encoders stay frozen: restrict `lora_target_modules` and "
+                "`lora_modules_to_save` to the language model and `fusion`."
+            )
+
+
+def _is_all_linear(targets) -> bool:
+    return isinstance(targets, str) and targets.lower() == ALL_LINEAR
+
+
+def _check(option: str, targets, names: list[str]):
+    """Refuse a target that names nothing which may be trained."""
+    if targets is None or _is_all_linear(targets):
+        return
+    for target in [targets] if isinstance(targets, str) else targets:
+        is_pattern = isinstance(targets, str)
+        found = [name for name in names if (re.fullmatch(target, name) if is_pattern else _ends_with(name, target))]
+        if not any(f"{name}.".startswith(LANGUAGE_MODEL + ADAPTER) for name in found):
+            what = f"names `{found[0]}`, a part that stays frozen" if found else "names nothing in the model"
+            raise ValueError(
+                f"`{option}` {what}, got `{target}`: name layers of `model.vlm.language_model` or `model.fusion`, or "
+                f"`{ALL_LINEAR}`."
+            )
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}")
