@@ -71,7 +71,7 @@ def test_spa3r_predicts_unseen_views_better_than_the_nearest_view(nano_rooms):
     views = SceneViews(load_scenes("rooms", nano_rooms), image_width=112, cameras=True, depth=True)
     metrics = evaluate_psfm(model, views, num_views=12, show_progress=False).metrics()
     assert metrics["geometry_cosine_own"] > metrics["geometry_cosine_nearest"]
-    assert metrics["geometry_cosine_own"] > metrics["geometry_cosine_other"] + 0.1
+    assert metrics["geometry_cosine_own"] > metrics["geometry_cosine_other"] + 0.05
     assert metrics["depth_abs_rel_own"] < metrics["depth_abs_rel_mean"]
 
 
