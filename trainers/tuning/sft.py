@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 from datasets import Dataset
-from transformers import AutoProcessor, set_seed
+from transformers import AutoProcessor, PreTrainedModel, set_seed
 from transformers.utils import logging
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
@@ -25,6 +25,7 @@ from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpo
 from ...modeling_spa3r.checkpoints.self_contained import push_self_contained
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..runs.distributed import start_workers_from_clean_server
+from ..runs.optimizers import MuonWithAdamW, split_for_muon
 from ..runs.publish import make_repository, push_final_model, train_and_save
 from ..runs.recipes import parse_options
 from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, checkpoint_to_resume
@@ -74,9 +75,12 @@ class InstructionArguments:
 
 @dataclass
 class TuningArguments(SFTConfig):
-    """TRL's arguments, with no limit on the length of a record, and only the final model published."""
+    """TRL's arguments, with no limit on the length of a record, Muon, and only the final model published."""
 
     max_length: int | None = field(default=None, metadata={"help": "refuse records of more tokens; none is cut"})
+    muon_learning_rate: float | None = field(
+        default=None, metadata={"help": "train matrices of the language model by Muon: small models from nothing"}
+    )
 
     # With `every_save`, TRL's default, each checkpoint pushes the whole output folder, logs included.
     hub_strategy: str = field(default="end", metadata={"help": "when to upload; end: the final model alone"})
@@ -137,6 +141,11 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
             f"`without_images` leaves nothing to take from `scene_latents`, got `{data_args.scene_latents}`; give one "
             "of the two."
         )
+    if args.muon_learning_rate is not None and model_args.use_peft:
+        raise ValueError(
+            f"`muon_learning_rate` trains whole matrices, got {args.muon_learning_rate:g} with `use_peft`; leave one "
+            "out."
+        )
     require_checkpoint(model_args.model_name_or_path)
     Spa3VLMConfig.from_pretrained(model_args.model_name_or_path)  # refuses a model of another kind
     make_repository(args)
@@ -167,6 +176,7 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
         eval_dataset=evaluation,
         processing_class=processor,
         peft_config=lora_config(model_args, model),
+        optimizers=(_muon(model, args), None),
         callbacks=[StopOnNonFiniteLoss()],
     )
     check_frozen(trainer.model)
@@ -181,6 +191,14 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
     return trainer
 
 
+def _muon(model: PreTrainedModel, args: TuningArguments) -> MuonWithAdamW | None:
+    """Muon for small models that learn from nothing; by default the optimizer that the Trainer builds."""
+    if args.muon_learning_rate is None:
+        return None
+    matrices, others = split_for_muon(model)
+    return MuonWithAdamW(matrices, others, args.learning_rate, args.muon_learning_rate, args.weight_decay)
+
+
 def settings_of_run(
     trainer: SFTTrainer, data_args: InstructionArguments, model_args: ModelConfig
 ) -> dict[str, object]:
@@ -191,11 +209,15 @@ def settings_of_run(
     )
     # Only what differs from the defaults, so that a new option of the library does not make another run.
     defaults = asdict(ModelConfig())
-    # Left out of the settings where it is false, as in earlier runs.
-    without_images = {"without_images": True} if data_args.without_images else {}
+    # Left out of the settings where they are off, as in earlier runs.
+    chosen = {
+        "without_images": data_args.without_images or None,
+        "muon_learning_rate": trainer.args.muon_learning_rate,
+    }
+    chosen = {name: value for name, value in chosen.items() if value is not None}
     settings = (
         training_settings(trainer.args, names.split())
-        | without_images
+        | chosen
         | {
             "distributed_type": trainer.accelerator.distributed_type.value,
             "instructions": data_args.instructions,

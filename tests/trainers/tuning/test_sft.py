@@ -109,6 +109,29 @@ def test_training_without_images_has_the_loss_of_the_text_alone(vlm, instruction
     assert trainer.compute_loss(trainer.model, batch).isfinite()
 
 
+def test_muon_trains_the_matrices_of_the_language_model_and_adamw_the_rest(vlm, instructions, tmp_path):
+    trainer = trainer_of(vlm, instructions, tmp_path, learning_rate=0, muon_learning_rate=0.01, max_steps=1)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.train()
+    changed = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    projections = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight", "down_proj.weight")
+    layers = [name for name in before if ".language_model.layers." in name and name.endswith(projections)]
+    assert layers and set(layers) <= changed
+    assert all(".language_model.layers." in name and before[name].ndim == 2 for name in changed)
+
+
+def test_a_run_with_muon_continues_to_the_same_bits(vlm, instructions, tmp_path):
+    options = {"muon_learning_rate": 0.01, "save_steps": 2}
+    whole = trainer_of(vlm, instructions, tmp_path / "whole", **options)
+    whole.train()
+    first = trainer_of(vlm, instructions, tmp_path / "resumed", **options)
+    first.train()
+    resumed = trainer_of(vlm, instructions, tmp_path / "resumed", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "resumed" / "checkpoint-2"))
+    pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    assert all(torch.equal(expected, found) for expected, found in pairs)
+
+
 def test_the_card_says_that_training_saw_no_images(vlm, instructions, tmp_path):
     run(trainer_of(vlm, instructions, tmp_path, max_steps=1, without_images="true"), [str(instructions)], True)
     assert "without its images" in (tmp_path / "model" / "README.md").read_text()
@@ -419,6 +442,7 @@ def test_the_length_of_a_record_is_that_of_its_tokens_in_training(instructions):
         ({"per_device_train_batch_size": 0}, ValueError, "`per_device_train_batch_size`"),
         ({"gradient_accumulation_steps": 0}, ValueError, "`gradient_accumulation_steps`"),
         ({"config": "vsi"}, ValueError, "`vsi`"),
+        ({"use_peft": True, "muon_learning_rate": 0.02}, ValueError, "`muon_learning_rate` .*0.02"),
         ({"without_images": True, "scene_latents": "kept"}, ValueError, "`kept`"),
         ({"learning_rat": 1}, ValueError, "`--learning_rate`"),
     ],
