@@ -35,7 +35,7 @@ class DataArguments:
     exclude_may_match_nothing: bool = field(default=False, metadata={"help": "go on if `exclude` leaves out no scene"})
     held_out_scenes: int = field(default=8, metadata={"help": "scenes kept for evaluation"})
     image_width: int = field(default=518, metadata={"help": "width in pixels that images are resized to"})
-    context_ratio: float = field(default=0.5, metadata={"help": "share of encoded views, 1 - the paper's mask ratio"})
+    context_ratio: float = field(default=0.5, metadata={"help": "share of views that are encoded"})
     cameras: bool = field(default=False, metadata={"help": "use the scenes' cameras, not VGGT's estimates"})
     depth: bool = field(default=False, metadata={"help": "train the depth probe on the scenes' depth"})
     figures: int = field(default=4, metadata={"help": "held-out scenes drawn at each evaluation"})
