@@ -32,7 +32,7 @@ COMMON = {
     "use_cpu": "train on the CPU",
     "push_to_hub": "upload the final model",
     "hub_model_id": "repository to upload to",
-    "resume_from_checkpoint": "checkpoint to resume from, if not the last one",
+    "resume_from_checkpoint": "resume from it, not from the last one",
 }
 
 
