@@ -29,7 +29,7 @@ class SceneViewsArguments(TrainingArguments):
     max_views: int = field(default=12, metadata={"help": "most views of a scene in a batch"})
     images_per_device: int = field(default=24, metadata={"help": "images in a batch of one device"})
     from_scratch: bool = field(default=False, metadata={"help": "initial weights and Muon for small models"})
-    muon_learning_rate: float = field(default=0.02, metadata={"help": "peak learning rate of Muon"})
+    muon_learning_rate: float = field(default=0.02, metadata={"help": SUPPRESS})
     save_total_limit: int = field(default=3, metadata={"help": "checkpoints to keep, at least 2"})
     ddp_find_unused_parameters: bool = field(default=False, metadata={"help": SUPPRESS})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": SUPPRESS})

@@ -150,7 +150,9 @@ def test_a_source_that_sends_nothing_is_given_up(stalling_url, monkeypatch):
 
 
 def test_a_source_that_sends_nothing_ends_on_ctrl_c(stalling_url):
-    program = "from spa3r.data_scripts.common.videos import read_frames; print(flush=True); "
+    # A shell that runs the tests in the background has its children ignore Ctrl-C.
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "from spa3r.data_scripts.common.videos import read_frames; print(flush=True); "
     program += f"read_frames({stalling_url!r}, 3)"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
