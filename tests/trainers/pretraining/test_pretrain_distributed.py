@@ -36,6 +36,8 @@ RECIPE = {
     "gradient_accumulation_steps": 1,
     "logging_steps": 1,
     "max_steps": STEPS,
+    # Above rounding: Adam would otherwise move an entry whose gradient is next to nothing by as much as any other.
+    "adam_epsilon": 1e-4,
     "save_steps": 1,
     "save_total_limit": 10,
     "report_to": "none",
