@@ -21,7 +21,7 @@ from ...configuration import Spa3RConfig, Spa3VLMConfig, load_preset
 from ...data_scripts.rooms.labels import LABELS
 from ...data_scripts.scenes.index import load_scene_sources, split_scenes
 from ...data_scripts.scenes.views import SceneViews
-from ...modeling_spa3r.checkpoints.loading import require_checkpoint
+from ...modeling_spa3r.checkpoints.loading import load_whole, require_checkpoint
 from ...modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry
 from ..runs.initialization import initialize_for_scratch
 from ..runs.publish import make_repository, train_and_save
@@ -49,7 +49,7 @@ def build_teacher(args: TeacherArguments) -> PreTrainedModel:
     options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
     if args.start_from is not None:
         require_checkpoint(args.start_from)
-        return TEACHERS[args.teacher].from_pretrained(args.start_from, **options)
+        return load_whole(TEACHERS[args.teacher], args.start_from, **options)
     if args.teacher == "semantic":
         vision_config = spa3r_config(args.preset).teacher_config("semantic").vision_config
         return AutoModel.from_config(vision_config, **options)
