@@ -40,6 +40,23 @@ def truth(batch):
     return geometry_truth(batch["extrinsics"], batch["intrinsics"], batch["depth"], normalize=False)
 
 
+def tiny_vggt():
+    """An untrained VGGT of two layers."""
+    config = VGGTConfig(
+        image_size=112,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        patch_embedding="conv",
+        camera_layers=1,
+        camera_heads=2,
+        dense_hidden_size=16,
+        dense_channels=[8, 8, 8, 8],
+        dense_layers=[0, 0, 1, 1],
+    )
+    return VGGTForGeometry(config)
+
+
 def perfect(truth):
     """The output of a model that knows the truth."""
     ones = torch.ones_like(truth.depth)
@@ -157,19 +174,7 @@ def test_corresponding_patches_show_nearby_points(truth):
 
 def test_taught_attention_learns_correspondences(batch, truth):
     torch.manual_seed(0)
-    config = VGGTConfig(
-        image_size=112,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        patch_embedding="conv",
-        camera_layers=1,
-        camera_heads=2,
-        dense_hidden_size=16,
-        dense_channels=[8, 8, 8, 8],
-        dense_layers=[0, 0, 1, 1],
-    )
-    model = VGGTForGeometry(config)
+    model = tiny_vggt()
     teacher, correspondences = AttentionTeacher(model, [0, 1]), find_correspondences(truth, PATCH_SIZE)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
@@ -184,19 +189,7 @@ def test_taught_attention_learns_correspondences(batch, truth):
 
 def test_depth_of_chosen_views_is_that_of_all_views(batch):
     torch.manual_seed(0)
-    config = VGGTConfig(
-        image_size=112,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        patch_embedding="conv",
-        camera_layers=1,
-        camera_heads=2,
-        dense_hidden_size=16,
-        dense_channels=[8, 8, 8, 8],
-        dense_layers=[0, 0, 0, 0],
-    )
-    model, images = VGGTForGeometry(config).eval(), batch["pixel_values"].float() / 255
+    model, images = tiny_vggt().eval(), batch["pixel_values"].float() / 255
     views = torch.tensor([2, 0])
     with torch.no_grad():
         torch.testing.assert_close(model(images, dense_views=views).depth, model(images).depth[:, views])
