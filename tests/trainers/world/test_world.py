@@ -1,6 +1,7 @@
 """`spa3r world`: the order of its stages, what it skips and refuses, and a tiny world made whole."""
 
 import json
+import re
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
@@ -10,6 +11,7 @@ from refusals import refused
 from transformers import AutoModelForImageTextToText
 
 from spa3r.trainers.integrations import cli
+from spa3r.trainers.runs.recipes import RECIPES
 from spa3r.trainers.world import world
 from spa3r.trainers.world.stages import Stage, list_stages
 from spa3r.trainers.world.world import format_results, format_times, is_done, log_of, minutes_left, run_stages
@@ -148,3 +150,11 @@ def test_its_tables_are_shown(tiny_world):
     ]
     assert format_times(stages, tiny_world).count("\n| ") == len(stages)
     assert "| – | – |" not in format_times(stages, tiny_world)
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_what_a_recipe_reads_from_the_world_is_written_by_a_stage(recipe, tmp_path):
+    lines = (RECIPES / f"{recipe}.yaml").read_text().splitlines()
+    read = [line for line in lines if not line.startswith(("#", "output_dir"))]
+    folders = set(re.findall(r"runs/world/([\w-]+)", "\n".join(read)))
+    assert folders <= {stage.name for stage in list_stages(tmp_path)}
