@@ -1,14 +1,14 @@
 """Configuration of Spa3-VLM: a vision-language model that queries the latents of a scene."""
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_spa3r import Spa3RConfig
-from .configuration_vggt import check_model_type, refuse_unknown
+from .configuration_vggt import find_part, refuse_unknown
 
 __all__ = ["Spa3VLMConfig"]
 
@@ -78,6 +78,8 @@ class Spa3VLMConfig(PreTrainedConfig):
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
+        if self.vlm_config is not None:
+            kwargs.pop("text_config", None)  # what `to_dict` adds; `vlm_config` holds it too
         refuse_unknown(self, kwargs)
         if isinstance(self.spatial_config, dict):
             # A part that was saved with the whole may hold settings of a trainer too: see `refuse_unknown`.
@@ -114,10 +116,49 @@ class Spa3VLMConfig(PreTrainedConfig):
         """The language model's configuration."""
         return self.vlm_config.get_text_config(*args, **kwargs)
 
+    @property
+    def text_config(self) -> PreTrainedConfig:
+        """The language model's configuration, under the name that DeepSpeed, PEFT and TRL read."""
+        return self.get_text_config()
+
+    @property
+    def vision_config(self) -> PreTrainedConfig:
+        """The vision tower's configuration."""
+        return self.vlm_config.vision_config
+
+    @property
+    def hidden_size(self) -> int:
+        """Number of channels of the language model."""
+        return self.text_config.hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of layers of the language model."""
+        return self.text_config.num_hidden_layers
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Number of attention heads of the language model."""
+        return self.text_config.num_attention_heads
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens that the language model knows."""
+        return self.text_config.vocab_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, and the language model's once more as `text_config`, where PEFT reads sizes."""
+        return super().to_dict() | {"text_config": self.text_config.to_dict()}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The settings that a file holds, each once."""
+        settings = super().to_diff_dict()
+        return {name: value for name, value in settings.items() if name != "text_config"}
+
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        check_model_type(cls, pretrained_model_name_or_path, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        settings, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return find_part(cls, settings, pretrained_model_name_or_path), rest
 
     def validate_architecture(self):
         """Part of the `@strict` validation."""

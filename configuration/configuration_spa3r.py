@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_vggt import VGGTConfig, check_model_type, refuse_unknown
+from .configuration_vggt import VGGTConfig, find_part, refuse_unknown
 
 __all__ = ["Spa3RConfig", "Spa3RTeacherConfig"]
 
@@ -179,9 +179,9 @@ class Spa3RConfig(PreTrainedConfig):
         return Spa3RTeacherConfig(**self.teachers[name])
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        check_model_type(cls, pretrained_model_name_or_path, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        settings, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return find_part(cls, settings, pretrained_model_name_or_path), rest
 
     def validate_architecture(self):
         """Part of the `@strict` validation."""

@@ -6,17 +6,25 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import Dinov2WithRegistersConfig, PreTrainedConfig
 
-__all__ = ["VGGTConfig", "check_model_type", "refuse_unknown"]
+__all__ = ["VGGTConfig", "find_part", "refuse_unknown"]
 
 
-def check_model_type(config_class: type[PreTrainedConfig], checkpoint: str | os.PathLike, **kwargs):
-    """Refuse a checkpoint of another model; the library would fill what is missing with random weights."""
-    model_type = config_class.get_config_dict(checkpoint, **kwargs)[0].get("model_type", config_class.model_type)
-    if model_type != config_class.model_type:
-        raise ValueError(
-            f"`{checkpoint}` holds a `{model_type}` model, not `{config_class.model_type}`; load it with that "
-            "model's class, or convert it with `spa3r convert`."
-        )
+def find_part(config_class: type[PreTrainedConfig], settings: dict[str, Any], checkpoint: str | os.PathLike) -> dict:
+    """Find the settings of a class in a file, also where they are a part of a larger model's.
+
+    Raises:
+        ValueError: If the file holds another model; the library would read it with a warning.
+    """
+    parts = [settings]
+    for part in parts:  # grows while it is read: parts have parts
+        if part.get("model_type", config_class.model_type) == config_class.model_type:
+            # The version tells a saved part from a new one, see `refuse_unknown`.
+            return {"transformers_version": settings.get("transformers_version")} | part
+        parts += [value for value in part.values() if isinstance(value, dict) and "model_type" in value]
+    raise ValueError(
+        f"`{checkpoint}` holds a `{settings['model_type']}` model, not `{config_class.model_type}`; load it with that "
+        "model's class, or convert it with `spa3r convert`."
+    )
 
 
 def refuse_unknown(config: PreTrainedConfig, settings: dict[str, Any]):
@@ -37,6 +45,7 @@ LIBRARY_SETTINGS = {
     "experts_implementation",
     "model_type",
     "name_or_path",
+    "num_labels",
     "output_attentions",
     "torch_dtype",
     "transformers_version",
@@ -116,9 +125,9 @@ class VGGTConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        check_model_type(cls, pretrained_model_name_or_path, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        settings, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return find_part(cls, settings, pretrained_model_name_or_path), rest
 
     @property
     def num_blocks(self) -> int:

@@ -18,6 +18,7 @@ import functools
 from collections.abc import Callable
 
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.generation import GenerationMode
 from transformers.image_utils import is_valid_image
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -31,6 +32,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 __all__ = [
     "ALL_ATTENTION_FUNCTIONS",
+    "CheckedModel",
     "GenerationMode",
     "ModelOutput",
     "OutputRecorder",
@@ -43,6 +45,28 @@ __all__ = [
     "record_outputs",
     "torch_compilable_check",
 ]
+
+
+class CheckedModel(PreTrainedModel):
+    """A model that loads checkpoints of its own type only.
+
+    A configuration is also found as a part of a larger model's, whose weights have other names: the library would
+    warn, and draw all weights at random.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        if kwargs.get("config") is None and pretrained_model_name_or_path is not None:
+            names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+            options = {name: kwargs[name] for name in names if name in kwargs}
+            settings, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **options)
+            expected = cls.config_class.model_type
+            if (model_type := settings.get("model_type", expected)) != expected:
+                raise ValueError(
+                    f"`{pretrained_model_name_or_path}` holds a `{model_type}` model, not `{expected}`; load it with "
+                    "that model's class, or convert it with `spa3r convert`."
+                )
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
 
 def record_outputs(forward: Callable) -> Callable:

@@ -14,13 +14,13 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationMixin
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import logging
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
-from ..library import can_return_tuple
+from ..library import CheckedModel, can_return_tuple
 from ..spa3r.modeling_spa3r import Spa3RModel
 from ..vggt.modeling_vggt import VGGTModel, check_pixel_range
 from .fusion import FUSIONS
@@ -72,7 +72,7 @@ SPATIAL_ENCODERS = {
 }
 
 
-class Spa3VLMPreTrainedModel(PreTrainedModel):
+class Spa3VLMPreTrainedModel(CheckedModel):
     config: Spa3VLMConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"

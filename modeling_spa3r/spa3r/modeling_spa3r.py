@@ -29,7 +29,7 @@ from ...configuration.configuration_spa3r import Spa3RConfig
 from ...configuration.configuration_vggt import VGGTConfig
 from ..geometry import PRoPE, camera_rays, homogeneous, plucker_rays, pose_encoding_to_cameras, relative_cameras
 from ..layers import MLP, Attention, Block, Rope2D, grid_positions
-from ..library import ModelOutput, OutputRecorder, record_outputs
+from ..library import CheckedModel, ModelOutput, OutputRecorder, record_outputs
 from ..vggt.modeling_vggt import (
     VGGTCameraHead,
     VGGTDenseHead,
@@ -151,7 +151,7 @@ class FeatureWhitening(nn.Module):
         self.std.copy_(features.std(0).clamp(min=1e-3))
 
 
-class Spa3RPreTrainedModel(PreTrainedModel):
+class Spa3RPreTrainedModel(CheckedModel):
     config: Spa3RConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"

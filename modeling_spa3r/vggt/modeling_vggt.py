@@ -15,13 +15,20 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import Dinov2WithRegistersModel, PreTrainedModel
+from transformers import Dinov2WithRegistersModel
 from transformers import initialization as init
 
 from ...configuration.configuration_vggt import VGGTConfig
 from ..geometry import pose_encoding_to_cameras
 from ..layers import MLP, Attention, Block, LayerScale, Rope2D, grid_positions
-from ..library import ModelOutput, OutputRecorder, can_return_tuple, record_outputs, torch_compilable_check
+from ..library import (
+    CheckedModel,
+    ModelOutput,
+    OutputRecorder,
+    can_return_tuple,
+    record_outputs,
+    torch_compilable_check,
+)
 
 __all__ = ["VGGTCameraHead", "VGGTDenseHead", "VGGTForGeometry", "VGGTModel", "VGGTPreTrainedModel"]
 
@@ -141,7 +148,7 @@ class VGGTViTPatchEmbedding(nn.Module):
 PATCH_EMBEDDINGS = {"conv": VGGTConvPatchEmbedding, "vit": VGGTViTPatchEmbedding}
 
 
-class VGGTPreTrainedModel(PreTrainedModel):
+class VGGTPreTrainedModel(CheckedModel):
     config: VGGTConfig
     base_model_prefix = "vggt"
     main_input_name = "pixel_values"
