@@ -8,7 +8,7 @@ SHORT := --max_steps 20 --learning_rate 2e-4 --lr_scheduler_type constant --lr_s
 	--logging_steps 5 --save_steps 20 --use_cpu true --report_to none
 WORLD := --views 12 --every 2 --size 112x84
 
-.PHONY: quickstart world test lint style bench docs install
+.PHONY: quickstart world test lint style bench gpu docs install
 
 install: .venv/installed
 
@@ -75,6 +75,10 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_instruction_sets.py --output runs/bench_instruction_sets.json
 	$(BIN)/python tests/benchmarks/sft_memory.py
 	$(BIN)/python tests/benchmarks/bench_benchmarks.py --output runs/bench_benchmarks.json
+
+# What only a GPU can tell, within 9 minutes; started again, what has not finished. See tests/gpu/README.md.
+gpu: install
+	$(BIN)/python tests/gpu/run.py --output runs/gpu.json --minutes 9
 
 # The site, in build/docs: a broken link, or a name that the API page has and the package has not, is an error.
 docs: install
