@@ -8,19 +8,52 @@ read tensor values, so an accelerator has to synchronise. They run once per forw
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ..library import torch_compilable_check
 
-__all__ = ["check_inputs", "check_latents", "is_given", "split_views"]
+__all__ = ["cached_offset", "check_inputs", "check_latents", "find_placeholders", "is_given", "split_views"]
 
 
 def is_given(tensors: Tensor | Sequence[Tensor] | None) -> bool:
     """Whether there is at least one entry. An empty tensor only tells ranks to skip an encoder; see `lockstep`."""
     return tensors is not None and len(tensors) > 0
+
+
+def cached_offset(past_key_values: Cache | None) -> Tensor | None:
+    """What the images in a cache take off the positions of the text that follows, of shape `(batch_size, 1)`."""
+    return getattr(past_key_values, "rope_deltas", None)
+
+
+def find_placeholders(
+    config: Spa3VLMConfig, embeddings: nn.Module, inputs_embeds: Tensor, image_grid_thw: Tensor | None
+) -> dict[str, Tensor]:
+    """Find the image placeholders of a text that is given as embeddings.
+
+    Args:
+        embeddings (`nn.Module`): Maps token ids to embeddings.
+        inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`): The text.
+        image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`, *optional*): See `Spa3VLMModel.forward`.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `input_ids`, in which all text has an id that is no placeholder's, and
+        `mm_token_type_ids`, both of shape `(batch_size, sequence_length)`.
+    """
+    placeholder = embeddings(torch.tensor(config.image_token_id, device=inputs_embeds.device))
+    is_placeholder = (inputs_embeds == placeholder).all(-1)
+    is_image = is_placeholder
+    if config.num_appended_tokens and image_grid_thw is not None:
+        num_features = image_grid_thw.prod(-1).sum() // config.vision_config.spatial_merge_size**2
+        # Latents come after a scene's last image, and count as text.
+        rank_from_end = is_placeholder.flip(-1).cumsum(-1).flip(-1)
+        has_latents = is_placeholder.sum() > num_features
+        is_image = is_placeholder & ~(has_latents & (rank_from_end <= config.num_appended_tokens))
+    any_text = 0 if config.image_token_id else 1
+    ids = torch.full_like(is_placeholder, any_text, dtype=torch.long)
+    return {"input_ids": ids.masked_fill(is_placeholder, config.image_token_id), "mm_token_type_ids": is_image.int()}
 
 
 def check_inputs(
@@ -57,7 +90,7 @@ def check_inputs(
             f"`{source}`; pass them too."
         )
     if source is not None:
-        _check_room_for_images(input_ids, past_key_values)
+        _check_room_for_images(past_key_values)
     if input_ids is None:
         return
     is_placeholder = input_ids == config.image_token_id
@@ -70,7 +103,8 @@ def check_inputs(
                 "processor returned, or text without placeholders."
             ),
         )
-        if not (num_cached and is_placeholder.any()):
+        # The cache knows where its images are, unless it was filled by another model.
+        if not (num_cached and is_placeholder.any()) or cached_offset(past_key_values) is not None:
             return
     _check_token_types(input_ids, mm_token_type_ids, image_grid_thw)
     if source in ("pixel_values", "vision_features"):
@@ -106,15 +140,11 @@ def _image_source(
     return given[0] if given else None
 
 
-def _check_room_for_images(input_ids: Tensor | None, past_key_values: Cache | None):
+def _check_room_for_images(past_key_values: Cache | None):
     if past_key_values is not None and past_key_values.get_seq_length():
         raise ValueError(
             f"Images cannot follow the {int(past_key_values.get_seq_length())} tokens in `past_key_values`; leave out "
             "`pixel_values` and the geometry if the cache holds these images, otherwise pass an empty cache."
-        )
-    if input_ids is None:
-        raise ValueError(
-            "Images need `input_ids` with their placeholders, got `inputs_embeds` alone; pass `input_ids`."
         )
 
 

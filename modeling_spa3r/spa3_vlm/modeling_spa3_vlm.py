@@ -24,7 +24,7 @@ from ..library import CheckedModel, can_return_tuple
 from ..spa3r.modeling_spa3r import Spa3RModel
 from ..vggt.modeling_vggt import VGGTModel, check_pixel_range
 from .fusion import FUSIONS
-from .input_checks import check_inputs, check_latents, is_given, split_views
+from .input_checks import cached_offset, check_inputs, check_latents, find_placeholders, is_given, split_views
 from .lockstep import dummy_fusion_pass, dummy_image_pass, needs_dummy_pass, unsplit_classes
 
 __all__ = ["Spa3VLMForConditionalGeneration", "Spa3VLMModel", "Spa3VLMPreTrainedModel"]
@@ -263,10 +263,20 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
                 self.rope_deltas = None  # of an earlier batch
             return None
         if attention_mask is None or attention_mask.ndim != 2:
+            self.rope_deltas = cached_offset(past_key_values)
             return None
         # The VLM would return a position for every column of the mask, also for cached tokens.
         positions = (attention_mask.long().cumsum(-1) - 1)[:, -num_tokens:]
-        return positions if self.rope_deltas is None else positions + self.rope_deltas
+        return add_offset(positions, cached_offset(past_key_values))
+
+    def place_images(
+        self, input_ids: Tensor, mm_token_type_ids: Tensor, image_grid_thw: Tensor, attention_mask: Tensor | None
+    ) -> Tensor:
+        """Positions of shape `(3, batch_size, sequence_length)`: frame, row and column. See `forward`."""
+        positions, self.rope_deltas = self.vlm.get_rope_index(
+            input_ids, mm_token_type_ids, image_grid_thw=image_grid_thw, attention_mask=attention_mask
+        )
+        return positions
 
     @can_return_tuple
     def forward(
@@ -331,17 +341,23 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             "vision_features": vision_features,
         }
         has_images = pixel_values is not None or is_given(vision_features)
+        text = {"input_ids": input_ids, "mm_token_type_ids": mm_token_type_ids}
         if has_images or position_ids is None:
-            given = {"mm_token_type_ids": mm_token_type_ids, "mm_encoder_outputs": mm_encoder_outputs, **image_inputs}
-            check_inputs(self.config, input_ids, past_key_values=past_key_values, **given)
-        if position_ids is None:
-            num_tokens = (inputs_embeds if input_ids is None else input_ids).shape[1]
+            if input_ids is None:
+                text = find_placeholders(self.config, self.get_input_embeddings(), inputs_embeds, image_grid_thw)
+            given = {**text, "mm_encoder_outputs": mm_encoder_outputs, **image_inputs}
+            check_inputs(self.config, past_key_values=past_key_values, **given)
+        if position_ids is None and input_ids is None and (has_images or mm_encoder_outputs):
+            position_ids = self.place_images(**text, image_grid_thw=image_grid_thw, attention_mask=attention_mask)
+        elif position_ids is None:
+            num_tokens = text["input_ids"].shape[1]
             position_ids = self._position_ids(past_key_values, num_tokens, attention_mask, image_grid_thw is not None)
         zero = None
         if has_images:
             mm_encoder_outputs = {"image": self.get_image_features(**image_inputs, return_dict=True)}
-        elif inputs_embeds is None and not mm_encoder_outputs and needs_dummy_pass(self, past_key_values):
-            zero = dummy_image_pass(self, input_ids.device, spatial_latents is not None, vision_features is not None)
+        elif not mm_encoder_outputs and needs_dummy_pass(self, past_key_values):
+            device = (inputs_embeds if input_ids is None else input_ids).device
+            zero = dummy_image_pass(self, device, spatial_latents is not None, vision_features is not None)
         outputs = self.vlm(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -353,6 +369,8 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
+        if mm_encoder_outputs and outputs.past_key_values is not None:
+            outputs.past_key_values.rope_deltas = self.rope_deltas  # for text that follows, see `cached_offset`
         if zero is not None:
             # As with images, the image path runs before the text forward, and after it backward.
             outputs.last_hidden_state = outputs.last_hidden_state + zero
@@ -466,22 +484,31 @@ class Spa3VLMForConditionalGeneration(Spa3VLMPreTrainedModel, GenerationMixin):
         """Positions of shape `(4, batch_size, sequence_length)`: in the text, then frame, row and column."""
         text = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
         input_ids, cache = model_kwargs.get("input_ids", inputs_tensor), model_kwargs.get("past_key_values")
-        if not input_ids.shape[1]:
-            input_ids = None  # only `inputs_embeds`
-        has_whole_sequence = (inputs_tensor if input_ids is None else input_ids).shape[1] == text.shape[1]
-        num_cached = int(cache.get_seq_length()) if has_whole_sequence and cache is not None else 0
-        check_inputs(self.config, **{**model_kwargs, "input_ids": input_ids, "num_cached": num_cached})
-        types, grids = model_kwargs.get("mm_token_type_ids"), model_kwargs.get("image_grid_thw")
-        if not has_whole_sequence:
-            # `input_ids` holds only the tokens that follow the last call.
-            vision = text if self.model.rope_deltas is None else text + self.model.rope_deltas
-            vision = vision.expand(3, -1, -1)
-        elif input_ids is not None and types is not None and grids is not None:
-            # The whole sequence is here, so the positions do not depend on an earlier call.
+        given = {"mm_token_type_ids": None, "image_grid_thw": None, **model_kwargs, "input_ids": input_ids}
+        embeds = model_kwargs.get("inputs_embeds")
+        if not input_ids.shape[1]:  # only `inputs_embeds`
+            given |= find_placeholders(self.config, self.get_input_embeddings(), embeds, given["image_grid_thw"])
+        ids = given["input_ids"]
+        num_cached = 0 if cache is None else int(cache.get_seq_length())
+        has_whole_sequence = ids.shape[1] == text.shape[1]
+        check_inputs(self.config, **given, num_cached=num_cached if has_whole_sequence else 0)
+        offset = cached_offset(cache)
+        if not has_whole_sequence or (num_cached and offset is not None):
+            # Images are in the cache, and text follows.
+            vision = add_offset(text, offset).expand(3, -1, -1)
+        elif given["mm_token_type_ids"] is not None and given["image_grid_thw"] is not None:
+            names = ("input_ids", "mm_token_type_ids", "image_grid_thw")
             mask = model_kwargs.get("attention_mask")
-            vision, self.model.rope_deltas = self.model.vlm.get_rope_index(
-                input_ids, types, image_grid_thw=grids, attention_mask=mask
-            )
+            vision = self.model.place_images(**{name: given[name] for name in names}, attention_mask=mask)
         else:
             vision, self.model.rope_deltas = text.expand(3, -1, -1), None
+            if offset is not None:
+                cache.rope_deltas = None  # of what this cache held before
         return torch.cat([text[None], vision])
+
+
+def add_offset(positions: Tensor, offset: Tensor | None) -> Tensor:
+    """Move positions of shape `(batch_size, num_tokens)` by an offset of each row, or of each group of rows."""
+    if offset is None:
+        return positions
+    return positions + offset.to(positions.device).repeat_interleave(len(positions) // len(offset), dim=0)

@@ -252,19 +252,132 @@ def test_a_hand_written_loop_with_a_cache_gives_the_greedy_tokens(conversations,
     assert torch.cat(tokens, dim=1).equal(expected)
 
 
-@pytest.mark.parametrize(
-    "change, named",
-    [
-        (lambda inputs, scene: {**scene, **inputs}, ["`past_key_values`", "`pixel_values`", " 85 "]),
-        (lambda inputs, scene: without(inputs, "mm_token_type_ids"), ["`mm_token_type_ids`"]),
-    ],
-    ids=["the same images again", "no token types"],
-)
-def test_a_conversation_that_cannot_continue_its_cache_is_refused(change, named, model, scene):
+# What a conversation may leave out when it goes on: the cache knows where its images are.
+LEFT_OUT = {
+    "nothing": lambda whole, scene: {**whole, "image_grid_thw": scene["image_grid_thw"]},
+    "the grid": lambda whole, scene: whole,
+    "the grid and the token types": lambda whole, scene: without(whole, "mm_token_type_ids"),
+    "the token types of new text": lambda whole, scene: {**whole, **only(scene, "mm_token_type_ids")},
+    "the old text": lambda whole, scene: {
+        "input_ids": whole["input_ids"][:, scene["input_ids"].shape[1] + NUM_TOKENS - 1 :],
+        **only(whole, "attention_mask"),
+    },
+}
+
+
+@pytest.mark.parametrize("left_out", LEFT_OUT)
+def test_a_conversation_goes_on_without_what_its_cache_knows(left_out, model, scene):
     cache = DynamicCache(config=model.config.get_text_config())
     tokens = generate(model, scene, past_key_values=cache)
-    with refused(*named):
-        generate(model, change(longer(scene, tokens, " And?"), scene), past_key_values=cache)
+    generate(model, batch_of(model, CONVERSATIONS[3]))  # whose images have other places
+    whole = longer(scene, tokens, " And then?")
+    new = LEFT_OUT[left_out](whole, scene)
+    assert generate(model, new, past_key_values=cache).equal(append_greedily(model, {**scene, **whole}))
+
+
+def test_a_cache_that_is_used_again_forgets_its_images(model, scene):
+    cache = StaticCache(model.config.get_text_config(), max_cache_len=128)
+    generate(model, scene, past_key_values=cache)
+    cache.reset()
+    text = batch_of(model, CONVERSATIONS[1])
+    tokens = generate(model, text, past_key_values=cache)
+    whole = longer(text, tokens, " And?")
+    assert generate(model, whole, past_key_values=cache).equal(append_greedily(model, whole))
+
+
+def test_images_again_after_their_cache_are_refused(model, scene):
+    cache = DynamicCache(config=model.config.get_text_config())
+    tokens = generate(model, scene, past_key_values=cache)
+    with refused("`past_key_values`", "`pixel_values`", " 85 "):
+        generate(model, {**scene, **longer(scene, tokens, " And?")}, past_key_values=cache)
+
+
+def test_images_in_the_cache_of_another_model_need_token_types(model, scene):
+    cache = DynamicCache(config=model.config.get_text_config())
+    tokens = generate(model, scene, past_key_values=cache)
+    del cache.rope_deltas
+    with refused("`mm_token_type_ids`"):
+        generate(model, without(longer(scene, tokens, " And?"), "mm_token_type_ids"), past_key_values=cache)
+
+
+# Text as embeddings.
+
+
+def as_embeddings(model, inputs) -> dict[str, torch.Tensor]:
+    """The inputs, with embeddings instead of ids and without token types."""
+    embeddings = model.get_input_embeddings()(inputs["input_ids"]).detach()
+    return {**without(inputs, "input_ids", "mm_token_type_ids"), "inputs_embeds": embeddings}
+
+
+@pytest.mark.parametrize("mode", ["greedy", "no_cache", "static_cache", "beams"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_embeddings_with_images_give_the_tokens_of_ids(variant, mode):
+    model = make_model(**VARIANTS[variant])
+    inputs, kwargs = batch_of(model), {"num_beams": 2} if mode == "beams" else MODES[mode]
+    tokens = model.generate(**as_embeddings(model, inputs), **kwargs, max_new_tokens=NUM_TOKENS, do_sample=False)
+    assert tokens.equal(generate(model, inputs, **kwargs))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_embeddings_with_images_give_the_logits_of_ids(variant):
+    model = make_model(**VARIANTS[variant])
+    inputs = batch_of(model)
+    torch.testing.assert_close(model(**as_embeddings(model, inputs)).logits, model(**inputs).logits)
+
+
+def test_embeddings_with_encoded_images_give_the_logits_of_ids(model, batch):
+    features = model.get_image_features(**without(batch, *TEXT))
+    inputs = only(as_embeddings(model, batch), "inputs_embeds", "attention_mask", "image_grid_thw")
+    with torch.no_grad():
+        given, expected = model(**inputs, mm_encoder_outputs={"image": features}).logits, model(**batch).logits
+    torch.testing.assert_close(given, expected)
+
+
+def test_a_soft_prompt_of_peft_trains_before_images(scene):
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(make_model(), config)
+    output = model(**scene, labels=scene["input_ids"])
+    output.loss.backward()
+    assert output.logits.shape[1] == scene["input_ids"].shape[1] + 4
+    trained = [name for name, weight in model.named_parameters() if weight.grad is not None]
+    assert trained == ["prompt_encoder.default.embedding.weight"]
+
+
+# Dictionaries of outputs.
+
+DICTIONARIES = {
+    "greedy": {},
+    "sampling": {"do_sample": True},
+    "beams": {"num_beams": 2},
+    "assisted": {"assistant_model": None},
+    "prompt lookup": {"prompt_lookup_num_tokens": 2},
+}
+
+
+@pytest.mark.parametrize("mode", DICTIONARIES)
+def test_attentions_and_hidden_states_of_each_step_are_returned(mode, eager, scene):
+    kwargs = {"assistant_model": eager} if mode == "assisted" else DICTIONARIES[mode]
+    requested = {"output_attentions": True, "output_hidden_states": True, "output_scores": True}
+    output = eager.generate(**scene, **kwargs, **requested, return_dict_in_generate=True, max_new_tokens=4)
+    text, rows = eager.config.text_config, kwargs.get("num_beams", 1)
+    num_tokens = 0
+    for step, (attentions, states) in enumerate(zip(output.attentions, output.hidden_states, strict=True)):
+        assert (len(attentions), len(states)) == (text.num_hidden_layers, text.num_hidden_layers + 1)
+        num_new = states[0].shape[1]
+        num_tokens += num_new
+        assert attentions[0].shape == (rows, text.num_attention_heads, num_new, num_tokens)
+        assert states[0].shape == (rows, num_new, text.hidden_size)
+        assert num_new == (scene["input_ids"].shape[1] if step == 0 else 1)
+    assert num_tokens == output.sequences.shape[1] - 1
+
+
+@pytest.fixture(scope="module")
+def eager():
+    model = make_model()
+    model.set_attn_implementation("eager")
+    return model
 
 
 def test_new_images_after_a_cached_text_are_refused(model, scene):

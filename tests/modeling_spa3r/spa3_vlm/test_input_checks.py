@@ -42,7 +42,7 @@ def first_view_of_another_shape(sizes):
     return torch.cat([torch.tensor([[28, 112]]), sizes[1:]])  # with as many pixels
 
 
-def text_as_embeddings(inputs):
+def embeddings_without_placeholders(inputs):
     vocabulary = torch.nn.functional.one_hot(inputs["input_ids"] % 32, 32)  # of the model's hidden size
     return {**without(inputs, "input_ids"), "inputs_embeds": vocabulary.float()}
 
@@ -78,8 +78,15 @@ REFUSED = {
     "geometry empty": (with_value("pixel_values_geometry", lambda pixels: pixels[:0]), "(0, 3)"),
     "patches cut": (with_value("pixel_values", lambda patches: patches[4:]), "`image_grid_thw`"),
     "images given twice": (images_given_twice, "`pixel_values` and `mm_encoder_outputs`"),
-    "text as embeddings": (text_as_embeddings, "`input_ids`"),
+    "embeddings without placeholders": (embeddings_without_placeholders, "Row 0 has 0"),
 }
+
+
+@pytest.mark.parametrize("method", ["forward", "generate"])
+def test_embeddings_of_placeholders_without_images_are_refused(method, model, batch):
+    inputs = {"inputs_embeds": model.get_input_embeddings()(batch["input_ids"]).detach()}
+    with refused("18 image placeholders"):
+        getattr(model, method)(**inputs, attention_mask=batch["attention_mask"])
 
 
 @pytest.mark.parametrize("method", ["forward", "generate"])
