@@ -9,7 +9,7 @@ Deviations from the official code:
 - A fresh adapter leaves the VLM's logits unchanged, also after `from_pretrained`. The official code's is random there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import torch
@@ -31,6 +31,31 @@ __all__ = ["Spa3VLMForConditionalGeneration", "Spa3VLMModel", "Spa3VLMPreTrained
 
 logger = logging.get_logger(__name__)
 
+# A single scene of 24 views of 518 x 392 fills an accelerator; many small ones are needed for that.
+PIXELS_PER_CALL = 24 * 518 * 392
+
+
+def encode_together(scenes: Sequence[Tensor], encode: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Encode scenes of equal shape in one call, as far as they are small.
+
+    Args:
+        scenes (`list[torch.Tensor]` of shape `(num_views, 3, height, width)`): Views of each scene.
+        encode (`Callable`): Encodes scenes of one shape that are stacked along a new first dimension.
+
+    Returns:
+        `list[torch.Tensor]`: The encodings, in the order of the scenes.
+    """
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for index, scene in enumerate(scenes):
+        by_shape.setdefault(tuple(scene.shape), []).append(index)
+    encoded = {}
+    for (num_views, _, height, width), indices in by_shape.items():
+        size = max(1, PIXELS_PER_CALL // (num_views * height * width))
+        for start in range(0, len(indices), size):
+            chosen = indices[start : start + size]
+            encoded |= zip(chosen, encode(torch.stack([scenes[index] for index in chosen])), strict=True)
+    return [encoded[index] for index in range(len(scenes))]
+
 
 class Spa3RSceneEncoder(Spa3RModel):
     """Spa3R that encodes all scenes of a batch in one call.
@@ -46,9 +71,8 @@ class Spa3RSceneEncoder(Spa3RModel):
         Returns:
             `list[torch.Tensor]` of shape `(num_latents, latent_size)`: Latents of each scene.
         """
-        # One scene at a time: scenes differ in number and size of views, and a single one fills an accelerator.
         encode = super().forward
-        return [encode(scene[None]).latents.squeeze(0) for scene in scenes]
+        return encode_together(scenes, lambda stack: encode(stack).latents)
 
 
 class VGGTSceneEncoder(VGGTModel):
@@ -57,13 +81,14 @@ class VGGTSceneEncoder(VGGTModel):
     def forward(self, scenes: Sequence[Tensor]) -> list[Tensor]:
         """See `Spa3RSceneEncoder.forward`. A scene has one latent per patch of all its views."""
         encode, layer = super().forward, self.config.num_hidden_layers - 2
-        latents = []
-        for scene in scenes:
-            if scene.device.type != "cpu":
-                check_pixel_range(scene)
-            (tokens,) = encode(scene[None], output_layers=(layer,)).layer_patch_tokens
-            latents.append(tokens.flatten(0, 2))
-        return latents
+
+        def encode_stack(stack: Tensor) -> Tensor:
+            if stack.device.type != "cpu":
+                check_pixel_range(stack)
+            (tokens,) = encode(stack, output_layers=(layer,)).layer_patch_tokens
+            return tokens.flatten(1, 2)
+
+        return encode_together(scenes, encode_stack)
 
 
 SPATIAL_ENCODERS = {

@@ -38,6 +38,9 @@ class TeachingArguments(SceneViewsArguments):
         dense_share (`float`, *optional*, defaults to 1):
             Share of the views of a batch, drawn at random, whose depth and points are predicted. On small models the
             dense heads cost as much as all else.
+        color_weight (`float`, *optional*, defaults to 1):
+            Weight of the loss by which a vision transformer learns the color of each patch. Without it, features tell
+            categories alone, and are easier to predict for an unseen view.
         curriculum (`list[str]`, *optional*):
             `STEP:VIEWS`, such as `0:2 300:4`: from that step on, the views of a scene are cut into groups of so many
             neighbours, each a scene of its own; at first cameras are close to each other. `STEP:0` ends it.
@@ -47,6 +50,7 @@ class TeachingArguments(SceneViewsArguments):
     correspondence_weight: float = field(default=0.0, metadata={"help": "weight of taught correspondences"})
     correspondence_layers: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "layers to teach them"})
     dense_share: float = field(default=1.0, metadata={"help": "share of views whose depth and points are predicted"})
+    color_weight: float = field(default=1.0, metadata={"help": "weight of the colors of patches"})
     curriculum: list[str] = field(default_factory=list, metadata={"help": "STEP:VIEWS, groups of neighbouring views"})
 
     def __post_init__(self):

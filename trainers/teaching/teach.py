@@ -40,7 +40,7 @@ TEACHERS = {
 # Settings of a run, besides the Trainer's, that decide the weights.
 DECISIVE = (
     "min_views max_views images_per_device from_scratch muon_learning_rate normalize_scenes correspondence_weight "
-    "correspondence_layers dense_share curriculum"
+    "correspondence_layers dense_share color_weight curriculum"
 ).split()
 
 

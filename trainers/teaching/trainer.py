@@ -110,6 +110,7 @@ class CategoryTrainer(TeachingTrainer):
         """The sum of the losses of `category_losses`."""
         batch = self.take_reports(inputs)
         losses = category_losses(model, batch["pixel_values"].flatten(0, 1), batch["labels"].flatten(0, 1))
+        losses["color"] = self.args.color_weight * losses["color"]
         self.record_losses(losses)
         return sum(losses.values())
 

@@ -9,7 +9,8 @@ nor reads an image. That takes far more room: 8 MB for a scene of 8 images with 
 latents. A model with `fusion: none` has these features alone; those of a model with latents and the same vision tower
 serve it, too.
 
-Scenes are shared out over the processes. The same command, run again, encodes the missing scenes. A fingerprint
+Scenes are shared out over the processes. Small scenes keep an accelerator busy only several at a time, read by workers
+of their own: --scenes-per-batch, --workers. The same command, run again, encodes the missing scenes. A fingerprint
 records the weights, their type and the image sizes that made the latents; training refuses latents of another model.
 """
 
@@ -17,7 +18,8 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoProcessor, BatchFeature
 
@@ -229,6 +232,8 @@ def encode_scenes(
     dataset: Dataset,
     folder: str | os.PathLike,
     vision_features: bool = False,
+    scenes_per_batch: int = 1,
+    num_workers: int = 0,
 ):
     """Write the latents of all scenes that have none yet; every process must call it.
 
@@ -238,6 +243,8 @@ def encode_scenes(
         dataset (`Dataset`): With a column `images`.
         folder (`str` or `os.PathLike`): Where the shards are written.
         vision_features (`bool`, *optional*, defaults to `False`): Whether to store features of the vision tower.
+        scenes_per_batch (`int`, *optional*, defaults to 1): Scenes that are encoded at once.
+        num_workers (`int`, *optional*, defaults to 0): Processes that read images; 0 reads them in this one.
 
     Raises:
         ValueError: If the folder holds latents of another encoder.
@@ -257,23 +264,68 @@ def encode_scenes(
     own = sorted(rows.items())[state.process_index :: state.num_processes]
     state.wait_for_everyone()  # all processes list the same shards before there are new ones
     progress = tqdm(total=len(own), desc="Encoding scenes", unit="scene", disable=not state.is_local_main_process)
-    for start in range(0, len(own), SCENES_PER_SHARD):
-        shard = {}
-        for key, row in own[start : start + SCENES_PER_SHARD]:
-            images = open_images(dataset[row]["images"])
-            inputs = processor.image_processor(images, return_tensors="pt").to(model.device)
-            if model.model.spatial_encoder is not None:
-                shard[key] = model.encode_scene(*(inputs[name] for name in GEOMETRY))[0].cpu()
-            if vision_features:
-                features = model.model.encode_images(inputs["pixel_values"], inputs["image_grid_thw"])
-                shard[key + VISION_SUFFIX] = features.cpu()
-                shard[key + GRIDS_SUFFIX] = inputs["image_grid_thw"].cpu()
-            progress.update()
-        # Named by its content, so that no two processes or runs write the same file.
-        name = hashlib.sha256("".join(shard).encode()).hexdigest()[:16]
-        with replace_when_complete(folder / f"latents-{name}.safetensors") as temporary:
-            save_file(shard, temporary)
+    shard, keys_of_shard = {}, []
+    for keys, inputs in SceneReader(dataset, processor).read(own, scenes_per_batch, num_workers):
+        shard |= _encode(model, keys, inputs, vision_features)
+        keys_of_shard += keys
+        progress.update(len(keys))
+        if len(keys_of_shard) >= SCENES_PER_SHARD:
+            _write_shard(shard, folder)
+            shard, keys_of_shard = {}, []
+    if shard:
+        _write_shard(shard, folder)
     state.wait_for_everyone()
+
+
+@dataclass
+class SceneReader:
+    """Reads the images of scenes; a class, so that it can be sent to workers."""
+
+    dataset: Dataset
+    processor: Spa3VLMProcessor
+
+    def __call__(self, scenes: Sequence[tuple[str, int]]) -> tuple[list[str], BatchFeature]:
+        """The keys of some scenes, given with their rows, and what the processor makes of their images."""
+        keys, rows = zip(*scenes, strict=True)
+        images = [open_images(self.dataset[row]["images"]) for row in rows]
+        return list(keys), self.processor.image_processor(images, return_tensors="pt")
+
+    def read(
+        self, scenes: Sequence[tuple[str, int]], batch_size: int, num_workers: int
+    ) -> Iterator[tuple[list[str], BatchFeature]]:
+        """Read all scenes, batch after batch."""
+        # A process with threads can deadlock in a fork.
+        context = "forkserver" if num_workers else None
+        yield from DataLoader(
+            scenes, batch_size, collate_fn=self, num_workers=num_workers, multiprocessing_context=context
+        )
+
+
+def _encode(
+    model: Spa3VLMForConditionalGeneration, keys: Sequence[str], inputs: BatchFeature, vision_features: bool
+) -> dict[str, Tensor]:
+    """What is stored of the scenes of a batch, by their keys."""
+    inputs, stored = inputs.to(model.device), {}
+    if model.model.spatial_encoder is not None:
+        latents = model.encode_scene(*(inputs[name] for name in (*GEOMETRY, "num_views")))
+        stored |= dict(zip(keys, latents.cpu(), strict=True))
+    if vision_features:
+        grids = inputs["image_grid_thw"]
+        features = model.model.encode_images(inputs["pixel_values"], grids).cpu()
+        num_tokens = grids.prod(-1) // model.config.vlm_config.vision_config.spatial_merge_size**2
+        counts = inputs["num_views"].tolist()
+        per_scene = [int(each.sum()) for each in num_tokens.split(counts)]
+        stored |= {key + VISION_SUFFIX: each for key, each in zip(keys, features.split(per_scene), strict=True)}
+        stored |= {key + GRIDS_SUFFIX: each for key, each in zip(keys, grids.cpu().split(counts), strict=True)}
+    # Slices of a batch share its memory, which safetensors refuses to write.
+    return {name: tensor.clone() for name, tensor in stored.items()}
+
+
+def _write_shard(shard: dict[str, Tensor], folder: Path):
+    """Write a file of latents. It is named by its content, so that no two processes or runs write the same one."""
+    name = hashlib.sha256("".join(shard).encode()).hexdigest()[:16]
+    with replace_when_complete(folder / f"latents-{name}.safetensors") as temporary:
+        save_file(shard, temporary)
 
 
 def main(arguments: Sequence[str] | None = None):
@@ -284,6 +336,8 @@ def main(arguments: Sequence[str] | None = None):
     parser.add_argument("--output", required=True, help="folder for the latents")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's")
     parser.add_argument("--vision-features", action="store_true", help="also store features of the vision tower")
+    parser.add_argument("--scenes-per-batch", type=int, default=1, help="encoded at once (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
     options = parser.parse_args(arguments)
     state = join_processes()
     model = load_spa3_vlm(options.model, dtype=options.dtype or "auto")
@@ -291,4 +345,8 @@ def main(arguments: Sequence[str] | None = None):
     processor = AutoProcessor.from_pretrained(options.model)
     with state.main_process_first():
         dataset = load_instructions(options.instructions, seed=0)
-    encode_scenes(model, processor, dataset, options.output, options.vision_features)
+    encode_scenes(
+        *(model, processor, dataset, options.output, options.vision_features),
+        scenes_per_batch=options.scenes_per_batch,
+        num_workers=options.workers,
+    )

@@ -42,7 +42,10 @@ class Sizes:
 
     rooms, held_out_rooms (`int`): Rooms to learn from, and to be asked about.
     flat, places, benchmark (`int`): Most questions about a room: single images, all views, held-out rooms.
-    teach, pretrain, align, base, tune (`tuple[str, ...]`): Options of these trainings, over their recipes.
+    teach, classify, pretrain, base, encode, align, tune (`tuple[str, ...]`):
+        Options over the recipes of VGGT, of the two vision transformers, of Spa3R, of the base VLM, of the encoding of
+        rooms, of alignment, and of tuning.
+    jobs (`int`): Most stages at a time, if there are as many cores.
     """
 
     rooms: int = 4000
@@ -51,10 +54,13 @@ class Sizes:
     places: int = 48
     benchmark: int = 30
     teach: tuple[str, ...] = ()
+    classify: tuple[str, ...] = ()
     pretrain: tuple[str, ...] = ()
-    align: tuple[str, ...] = ()
     base: tuple[str, ...] = ()
+    encode: tuple[str, ...] = ()
+    align: tuple[str, ...] = ()
     tune: tuple[str, ...] = ()
+    jobs: int = 2
 
 
 def options(**values: object) -> tuple[str, ...]:
@@ -74,19 +80,37 @@ SMOKE = Sizes(
     places=48,
     benchmark=20,
     teach=options(**_SHORT, **_DECAY, **_VIEWS, eval_strategy="no"),
+    classify=options(**_SHORT, **_DECAY, **_VIEWS, eval_strategy="no"),
     pretrain=options(**_SHORT, **_DECAY, **_VIEWS),
     align=options(**_SHORT, **_VIEWS),
     base=options(**_SHORT, **_DECAY, per_device_train_batch_size=4),
     tune=options(**_SHORT, **_DECAY, per_device_train_batch_size=2),
 )
-# Batches for a GPU; not measured.
+
+
+def decaying(max_steps: int, num_decay_steps: int, min_lr_ratio: float = 0.02) -> dict[str, object]:
+    """Steps of a training, and those at its end in which the learning rate falls."""
+    schedule = {"num_decay_steps": num_decay_steps, "min_lr_ratio": min_lr_ratio}
+    return {"max_steps": max_steps, "lr_scheduler_kwargs": schedule}
+
+
+# Steps of small models wait for the host, not for the GPU: batches are large, and four stages share it. Workers are as
+# many as 16 cores feed.
 CUDA = Sizes(
-    teach=options(images_per_device=768, dataloader_num_workers=6),
-    pretrain=options(images_per_device=768, dataloader_num_workers=6),
-    align=options(images_per_device=768, dataloader_num_workers=6),
-    base=options(per_device_train_batch_size=256, dataloader_num_workers=4),
-    tune=options(per_device_train_batch_size=128, dataloader_num_workers=4),
+    teach=options(images_per_device=384, dataloader_num_workers=7),
+    classify=options(images_per_device=128, dataloader_num_workers=3),
+    pretrain=options(images_per_device=384, dataloader_num_workers=7, **decaying(1500, 700)),
+    base=options(per_device_train_batch_size=64, dataloader_num_workers=6, **decaying(1000, 450)),
+    encode=("--scenes-per-batch", "32", "--workers", "8"),
+    align=options(images_per_device=384, dataloader_num_workers=6, max_steps=1500),
+    tune=options(per_device_train_batch_size=64, dataloader_num_workers=4, **decaying(2000, 1000)),
+    jobs=4,
 )
+
+
+def sizes_of(device: str = "cpu", smoke: bool = False) -> Sizes:
+    """The sizes of a world; see `list_stages`."""
+    return SMOKE if smoke else CUDA if device == "cuda" else Sizes()
 
 
 def list_stages(folder: Path, device: str = "cpu", smoke: bool = False) -> list[Stage]:
@@ -97,7 +121,7 @@ def list_stages(folder: Path, device: str = "cpu", smoke: bool = False) -> list[
         device (`str`, *optional*, defaults to `"cpu"`): `"cpu"` or `"cuda"`.
         smoke (`bool`, *optional*, defaults to `False`): Whether to make a tiny world that only shows that all works.
     """
-    sizes = SMOKE if smoke else CUDA if device == "cuda" else Sizes()
+    sizes = sizes_of(device, smoke)
     on_device = ("--use_cpu", "true" if device == "cpu" else "false")
 
     def run(text: str, *more: str) -> tuple[str, ...]:
@@ -170,12 +194,12 @@ def _spatial_encoder(run, train, sizes: Sizes) -> list[Stage]:
         ),
         Stage(
             *("semantic", "teach a DINOv3 the categories of patches", 8),
-            train(f"{taught} teach-semantic-rooms --output_dir {{at}}/semantic", *sizes.teach),
+            train(f"{taught} teach-semantic-rooms --output_dir {{at}}/semantic", *sizes.classify),
             ("rooms",),
         ),
         Stage(
             *("vision", "teach the vision tower of the language model the same", 8),
-            train(f"{taught} teach-vision-rooms --output_dir {{at}}/vision", *sizes.teach),
+            train(f"{taught} teach-vision-rooms --output_dir {{at}}/vision", *sizes.classify),
             ("rooms",),
         ),
         Stage(
@@ -234,7 +258,8 @@ def _language_model(run, train, sizes: Sizes) -> list[Stage]:
             *("scenes", "encode each room once", 9),
             run(
                 "spa3r encode-scenes --model {at}/spa3-vlm --instructions {at}/questions --output {at}/scenes "
-                "--vision-features"
+                "--vision-features",
+                *sizes.encode,
             ),
             ("spa3-vlm", "questions"),
         ),

@@ -4,7 +4,8 @@
     spa3r world --device cuda --output runs/world-gpu
     spa3r world --smoke --output runs/smoke
 
-Every stage is a command of its own, whose output goes to <output>/logs. Two run at a time where there are two cores.
+Every stage is a command of its own, whose output goes to <output>/logs. Two run at a time where there are two cores,
+four on a GPU.
 The same command, run again after an interruption, goes on where it stopped. The result tables stand in the folders of
 their stages, and are printed at the end. <output>/nano holds the checkpoints in the form in which they ship.
 """
@@ -21,7 +22,7 @@ from typing import Protocol
 
 from ...data_scripts.common.command_line import verb_parser
 from ...data_scripts.common.files import claim_folder, write_json
-from .stages import Stage, list_stages
+from .stages import Stage, list_stages, sizes_of
 
 SECONDS_BETWEEN_LOOKS = 0.5
 LAST_LINES = 5
@@ -174,7 +175,7 @@ def main(arguments: Sequence[str] | None = None):
     for name in ("logs", "done"):
         (folder / name).mkdir(exist_ok=True)
     stages = list_stages(folder, options.device, options.smoke)
-    jobs = min(2, cores)
+    jobs = min(sizes_of(options.device, options.smoke).jobs, cores)
     environment = {"OMP_NUM_THREADS": str(cores // jobs)} | (
         {} if options.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
     )
