@@ -25,6 +25,9 @@ class Stage:
     command (`tuple[str, ...]`): Arguments of `python -m`.
     needs (`tuple[str, ...]`): Names of the stages whose results it uses; they stand earlier in the list.
     table (`str`, *optional*): A result to show at the end, relative to the folder of the world.
+    result (`str`, *optional*):
+        A folder that appears when it is complete. Its command refuses to write it a second time, so a stage that was
+        stopped right after that is done.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Stage:
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
     table: str | None = None
+    result: str | None = None
 
 
 @dataclass(frozen=True)
@@ -232,11 +236,13 @@ def _language_model(run, train, sizes: Sizes) -> list[Stage]:
                 "--instructions {at}/questions-2d {at}/questions --output {at}/qwen"
             ),
             ("vision", "questions-2d", "questions"),
+            result="qwen",
         ),
         Stage(
             *("base-start", "make it ready for training", 0.2),
             run("spa3r convert assemble {at}/base-start --vlm {at}/qwen --fusion none --image-width 112"),
             ("qwen",),
+            result="base-start",
         ),
         Stage(
             *("base", "train the language model on single images", 12),
@@ -253,6 +259,7 @@ def _language_model(run, train, sizes: Sizes) -> list[Stage]:
                 "spa3r convert assemble {at}/spa3-vlm --vlm {at}/base/model --spa3r {at}/spa3r/model --image-width 112"
             ),
             ("base", "spa3r"),
+            result="spa3-vlm",
         ),
         Stage(
             *("scenes", "encode each room once", 9),
@@ -345,6 +352,7 @@ def _scores(run) -> list[Stage]:
             *("shipped-spa3r", "write the Spa3R that ships", 0.2),
             run("spa3r.trainers.world.shipping {at}/spa3r/model {at}/nano/spa3r-nano"),
             ("spa3r",),
+            result="nano/spa3r-nano",
         ),
         Stage(
             *("shipped-spa3-vlm", "write the Spa3-VLM that ships", 0.2),
@@ -353,5 +361,6 @@ def _scores(run) -> list[Stage]:
                 "--reports {at}/score-tuned {at}/score-tuned-text {at}/score-tuned-2d"
             ),
             ("score-tuned",),
+            result="nano/spa3-vlm-nano",
         ),
     ]

@@ -73,12 +73,20 @@ def run_stages(stages: Sequence[Stage], folder: Path, jobs: int, start: Callable
                 running.remove(entry)
                 if status != 0:
                     raise ValueError(_describe_failure(stage, folder, status))
-                write_json(_mark(stage, folder), {"command": stage.command, "seconds": time.monotonic() - began})
+                _note_done(stage, folder, began)
                 done.add(stage.name)
     finally:
         for _, process, _ in running:
             process.terminate()
+        for stage, process, began in running:
             process.wait()
+            # It may have come to its end just before it was told to.
+            if process.poll() == 0:
+                _note_done(stage, folder, began)
+
+
+def _note_done(stage: Stage, folder: Path, began: float):
+    write_json(_mark(stage, folder), {"command": stage.command, "seconds": time.monotonic() - began})
 
 
 def start_process(stage: Stage, log: Path, environment: dict[str, str]) -> subprocess.Popen:
@@ -97,7 +105,7 @@ def is_done(stage: Stage, folder: Path) -> bool:
     """
     mark = _mark(stage, folder)
     if not mark.is_file():
-        return False
+        return stage.result is not None and (folder / stage.result).is_dir()
     before = json.loads(mark.read_text(encoding="utf-8"))["command"]
     if before != list(stage.command):
         different = [part for part in stage.command if part not in before] or list(stage.command)

@@ -178,6 +178,20 @@ def test_vggt_latents_are_the_tokens_of_all_views_before_the_last_layer(scene):
 # Scenes that are encoded once.
 
 
+@pytest.mark.parametrize("representation", ["spa3r", "vggt"])
+def test_small_scenes_of_equal_shape_are_encoded_in_one_call(representation):
+    model = tiny_model(spatial_representation=representation)
+    encoder = model.model.spatial_encoder
+    scenes = [torch.rand(views, 3, 28, size) for views, size in ((2, 42), (3, 42), (2, 42), (2, 28), (2, 42))]
+    singles = [encoder([scene])[0] for scene in scenes]
+    calls = []
+    vggt = getattr(encoder, "vggt", encoder)
+    vggt.frame_blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    for together, single in zip(encoder(scenes), singles, strict=True):
+        torch.testing.assert_close(together, single, rtol=0, atol=1e-5)
+    assert len(calls) == 3
+
+
 def test_encoded_latents_give_the_logits_of_the_geometry_even_from_a_file(model, batch, tmp_path):
     latents = latents_of(model, batch)
     assert latents.shape == (3, 8, 32)  # none of the row without images

@@ -111,3 +111,12 @@ def test_views_are_put_into_the_order_of_their_frames():
 def test_groups_are_neighbouring_views_and_leave_out_the_rest():
     batch = {"pixel_values": torch.arange(10).reshape(2, 5)}
     assert group_views(batch, 2)["pixel_values"].tolist() == [[0, 1], [2, 3], [5, 6], [7, 8]]
+
+
+def test_without_weight_colors_are_not_learned(rooms, tmp_path):
+    trainer, _ = build(tmp_path, rooms, "semantic", color_weight=0.0)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).backward()
+    per_patch = trainer.model.num_categories + 3
+    gradient = trainer.model.head.weight.grad.unflatten(0, (-1, per_patch))
+    assert gradient[:, :-3].abs().sum() > 0 and not gradient[:, -3:].any()

@@ -156,6 +156,19 @@ def test_a_killed_encoding_continues_with_the_missing_scenes(vlm, instructions, 
     assert all(torch.equal(whole[key], resumed[key]) for key in whole.shards)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_scenes_encoded_together_equal_single_ones(workers, latents_and_features, vlm, instructions, tmp_path):
+    command = ["--model", vlm, "--instructions", instructions, "--output", tmp_path, "--vision-features"]
+    main([str(part) for part in (*command, "--scenes-per-batch", 3, "--workers", workers)])
+    model, processor = tiny_model(), tiny_processor()
+    single, together = (SceneLatents(folder, model, processor) for folder in (latents_and_features, tmp_path))
+    assert single.shards.keys() == together.shards.keys()
+    for key in single.shards:
+        torch.testing.assert_close(together[key], single[key], rtol=0, atol=1e-5)
+        torch.testing.assert_close(together.vision_features(key), single.vision_features(key), rtol=0, atol=1e-5)
+        assert together.image_grids(key) == single.image_grids(key)
+
+
 @pytest.mark.parametrize("change", ["weights", "image_width"])
 def test_latents_of_another_encoder_are_refused(change, latents):
     model, processor = tiny_model(seed=int(change == "weights")), tiny_processor()

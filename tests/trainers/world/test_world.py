@@ -95,6 +95,20 @@ def test_stages_that_run_beside_one_that_fails_are_ended(folder):
     assert runs["ask"].is_terminated and not is_done(ASK, folder)
 
 
+def test_a_stage_that_ends_beside_one_that_fails_is_done(folder):
+    runs = {"rooms": Run(), "teach": Run(status=1), "ask": Run()}
+    with refused("`teach`"):
+        run_stages(STAGES, folder, 2, lambda stage, log: runs[stage.name])
+    assert is_done(ASK, folder)
+
+
+def test_a_stage_whose_complete_result_stands_there_is_done(folder):
+    stage = Stage("qwen", "make", 1, ("x",), result="qwen")
+    assert not is_done(stage, folder)
+    (folder / "qwen").mkdir()
+    assert is_done(stage, folder)
+
+
 def test_the_end_of_the_log_of_a_failed_stage_is_told(folder):
     log_of(ROOMS, folder).write_text("line\n" * 9 + "spa3r rooms: there is no room on the disk.\n")
     with refused("there is no room on the disk"):
