@@ -25,9 +25,9 @@ def graph_breaks(job: Job):
             torch._dynamo.reset()
             found = torch._dynamo.explain(model)(*inputs)
             reasons = [
-                f"{break_.reason} at {place.filename.split('/')[-1]}:{place.lineno} {place.line}"[:400]
-                for break_ in found.break_reasons
-                for place in break_.user_stack[-1:]
+                f"{place.filename.split('/')[-1]}:{place.lineno} {place.line}: {reason.reason}"[:300]
+                for reason in found.break_reasons
+                for place in reason.user_stack[-1:]
             ]
             job.note(**{name: {"graphs": found.graph_count, "breaks": found.graph_break_count, "reasons": reasons}})
             job.check(f"{name}, breaks of the graph", found.graph_break_count, 0)

@@ -1,6 +1,7 @@
 """Spa3-VLM-4B of random weights: tokens a second, many questions of one scene, and steps of instruction tuning."""
 
 import torch
+from gpu.figures_vggt import longest_kernels
 from gpu.job import Job
 from gpu.models import full_inputs, full_photos, full_processor, full_vlm
 from tiny_spa3_vlm import conversation, prepare
@@ -37,6 +38,14 @@ def generate(job: Job):
     job.note(seconds=seconds, tokens_per_second=(num_tokens - 1) / (seconds - first))
     if job.on_gpu:
         job.note(weights_gb=sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9)
+
+
+def answer_kernels(job: Job):
+    """Which kernels the time to the first token goes to, and that of 16 more tokens."""
+    model = full_vlm(job)
+    inputs = full_inputs(job, full_processor(job))
+    job.note(first_token=longest_kernels(job, lambda: answer(model, inputs, 1)))
+    job.note(with_16_more=longest_kernels(job, lambda: answer(model, inputs, 17)))
 
 
 def questions(job: Job):
@@ -110,7 +119,7 @@ def measure_steps(job: Job, model: nn.Module, losses: list[Tensor]):
 def trainable_vlm(job: Job) -> Spa3VLMForConditionalGeneration:
     model = full_vlm(job).train()
     model.freeze_encoders()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable()
     return model
 
 

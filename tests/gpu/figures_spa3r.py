@@ -5,7 +5,7 @@ import time
 
 import torch
 from gpu.correctness import use_tf32
-from gpu.figures_vggt import longest_kernels
+from gpu.figures_vggt import compile_blocks, longest_kernels
 from gpu.job import Job
 from gpu.models import base_config, view_size
 from torch import nn
@@ -145,3 +145,30 @@ def pretraining_kernels(job: Job):
         update(trained, optimizer)
 
     job.note(**longest_kernels(job, step))
+
+
+def pretraining_variants(job: Job):
+    """Seconds of a step as it is, with the large teachers' weights in bfloat16, and with blocks compiled."""
+    use_tf32(True)
+    model, trained, optimizer = build_pretraining(job)
+    views = job.views(*SCENES[0], *view_size(job))
+    losses = {}
+
+    def measure(name: str):
+        def step():
+            loss = forward(job, model, views).loss
+            loss.backward()
+            update(trained, optimizer)
+
+        with torch.no_grad():
+            losses[name] = forward(job, model, views).loss.item()
+        compile_seconds = job.seconds(step)
+        seconds = job.median_seconds(step, repeats=3, warm_up=0)
+        job.note(losses=losses, **{name: {"seconds": seconds, "first": compile_seconds, "peak_gb": job.peak_gb(step)}})
+
+    job.attempt("as it is", lambda: measure("as it is"))
+    for module in (model.model.vggt, model.teachers["semantic"]):
+        module.to(torch.bfloat16)
+    job.attempt("teachers in bfloat16", lambda: measure("teachers in bfloat16"))
+    compile_blocks(job, model)
+    job.attempt("compiled blocks too", lambda: measure("compiled blocks too"))

@@ -6,9 +6,11 @@ from contextlib import nullcontext
 import torch
 from gpu.job import Job, difference, matmul_tflops
 from gpu.models import base_config, view_size
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import GradientCheckpointingLayer
 
 from spa3r import VGGTModel
 
@@ -59,6 +61,13 @@ def vggt(job: Job):
         job.attempt(name, measure)
 
 
+def compile_blocks(job: Job, model: nn.Module):
+    """Compile each block of the model's transformers on its own."""
+    for block in model.modules():
+        if isinstance(block, GradientCheckpointingLayer):
+            block.compile(dynamic=False, **({} if job.on_gpu else {"backend": "eager"}))
+
+
 @torch.no_grad()
 def vggt_compiled(job: Job):
     """The same with every block compiled."""
@@ -68,12 +77,8 @@ def vggt_compiled(job: Job):
     expected = model(views).patch_tokens
     eager = job.median_seconds(lambda: model(views))
     job.note(matmul_tflops=peak, eager_seconds=eager)
-    blocks = [*model.frame_blocks, *model.global_blocks]
-    if hasattr(model.patch_embedding, "vit"):
-        blocks += [*model.patch_embedding.vit.encoder.layer]
     torch._dynamo.utils.counters.clear()
-    for block in blocks:
-        block.compile(dynamic=False, **({} if job.on_gpu else {"backend": "eager"}))
+    compile_blocks(job, model)
     job.note(seconds_to_compile=job.seconds(lambda: model(views)))
     graphs = torch._dynamo.utils.counters["stats"].get("unique_graphs")
     seconds = job.median_seconds(lambda: model(views))
@@ -85,8 +90,8 @@ def vggt_compiled(job: Job):
 
 
 def longest_kernels(job: Job, function: Callable, number: int = 20) -> dict[str, list[dict]]:
-    """Kernels, and operations of torch, that take most of the device's time."""
-    function()
+    """Kernels, and operations of torch, that take most of the device's time, and how long the device is busy."""
+    seconds = job.median_seconds(function)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if job.on_gpu else [])
     with profile(activities=activities) as profiler:
         function()
@@ -96,7 +101,10 @@ def longest_kernels(job: Job, function: Callable, number: int = 20) -> dict[str,
         # Ranges that surround other kernels are named after what the host does.
         if not event.key.startswith(("Optimizer.", "ProfilerStep", "Torch-Compiled")):
             on_device["CPU" not in str(event.device_type)].append(event)
-    return {"kernels": _longest(job, on_device[True], number), "operations": _longest(job, on_device[False], number)}
+    kernels, operations = (_longest(job, on_device[place], number) for place in (True, False))
+    return {"seconds": seconds, "busy_share": kernels[0]["seconds"] / seconds, "kernels": kernels} | {
+        "operations": operations
+    }
 
 
 def _longest(job: Job, events: list, number: int) -> list[dict]:

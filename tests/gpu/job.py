@@ -4,6 +4,7 @@ import json
 import os
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+# Characters of a traceback to keep.
+ERROR_TAIL = 4000
 
 
 def write_json(file: Path, content: Any):
@@ -70,7 +74,8 @@ class Job:
         return None
 
     def _note_failure(self, what: str, error: Exception):
-        self.checks.append({"what": what, "value": None, "limit": 0, "holds": False, "error": repr(error)[:1500]})
+        said = "".join(traceback.format_exception(error))[-ERROR_TAIL:]
+        self.checks.append({"what": what, "value": None, "limit": 0, "holds": False, "error": said})
         self.note()
 
     def synchronize(self):
@@ -115,8 +120,8 @@ class Job:
         """Smooth random views of shape `(num_scenes, num_views, 3, height, width)` on the device, the same on any."""
         generator = torch.Generator().manual_seed(seed)
         coarse = torch.rand(num_scenes * num_views, 3, 9, 12, generator=generator)
-        views = nn.functional.interpolate(coarse.to(self.device), (height, width), mode="bilinear", align_corners=True)
-        return views.clamp(0, 1).unflatten(0, (num_scenes, num_views))
+        views = nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
+        return views.clamp(0, 1).unflatten(0, (num_scenes, num_views)).to(self.device)
 
 
 def difference(given: Any, expected: Any) -> float:

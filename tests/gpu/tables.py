@@ -18,10 +18,15 @@ def print_summary(results: dict):
         print(f"{name:22} {result['status']:7} {result['seconds']:6.1f} s  {held} of {len(result['checks'])} checks")
         for check in result["checks"]:
             if not check["holds"]:
-                said = check.get("error") or f"{check['value']:.3g}, allowed {check['limit']:.3g}"
-                print(f"    {check['what']}: {said}")
+                said = f"{check['value']:.3g}, allowed {check['limit']:.3g}" if check["value"] is not None else ""
+                print(f"    {check['what']}: {said or last_line(check['error'])}")
         if result.get("error"):
-            print("    " + result["error"].strip().splitlines()[-1][:200])
+            print(f"    {last_line(result['error'])}")
+
+
+def last_line(text: str) -> str:
+    """Of a traceback: what went wrong."""
+    return (text.strip().splitlines() or [""])[-1][:300]
 
 
 def table_of(results: dict | None) -> str:

@@ -35,7 +35,7 @@ class FakeWorker:
     """Runs nothing: `vggt` loses it, all else passes."""
 
     def __init__(self, options, folder):
-        self.folder, self.alive = folder, True
+        self.folder, self.alive, self.ready = folder, True, True
 
     def run(self, name, limit):
         self.alive = name != "vggt"

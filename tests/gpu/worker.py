@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from gpu.job import Job, write_json
+from gpu.job import ERROR_TAIL, Job, write_json
 from gpu.parts import PARTS
 
 
@@ -36,7 +36,7 @@ def run_part(name: str, job: Job) -> dict:
         return job.result() | {"status": status}
     except Exception as error:
         job.device_is_lost = isinstance(error, getattr(torch, "AcceleratorError", ()))
-        return job.result() | {"status": "failed", "error": traceback.format_exc()[-6000:]}
+        return job.result() | {"status": "failed", "error": traceback.format_exc()[-ERROR_TAIL:]}
 
 
 def clean(device: torch.device):
@@ -58,6 +58,8 @@ def main():
     folder, device = Path(folder), torch.device(device)
     if device.type == "cuda":
         torch.zeros(1, device=device)
+    # The shipped models are tiny: many threads wait for one another.
+    torch.set_num_threads(min(torch.get_num_threads(), 8))
     import spa3r  # noqa: F401  # also so that each part finds it loaded
 
     transformers.utils.logging.set_verbosity_error()
