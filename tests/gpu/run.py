@@ -30,6 +30,8 @@ from gpu.tables import print_summary, table_of  # noqa: E402
 FINISHED = ("passed", "missed")
 # Seconds for a worker to import torch and transformers on a machine that has just started.
 START_LIMIT = 150
+# Nothing is downloaded, and no library warns that it forks.
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 # Characters of a worker's output to keep when it dies.
 LOG_TAIL = 3000
 
@@ -44,7 +46,7 @@ class Worker:
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": import_path(folder), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
+            env=os.environ | {"PYTHONPATH": import_path(folder)} | ENVIRONMENT,
             stdin=subprocess.PIPE,
             stdout=self.log.open("w"),
             stderr=subprocess.STDOUT,
