@@ -30,6 +30,7 @@ from ..common.files import natural_key
 from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image
 from ..common.scene_ids import SCANNET_SCAN
 from ..common.videos import VIDEO_SUFFIXES, import_av, index_video, read_frames_at
+from .raw_downloads import how_to_prepare
 
 logger = logging.getLogger(__name__)
 
@@ -121,16 +122,17 @@ def load_scenes(
     scenes = scenes.add_column("interval", [interval] * len(scenes), feature=List(Value("int64"), length=2))
     filled = [row for row, num_frames in enumerate(scenes["num_frames"]) if num_frames >= MIN_FRAMES]
     short = sorted(set(kept) - set(scenes.select(filled)["scene_id"]), key=natural_key)
+    remedy = how_to_prepare(kind, root, kept, short) if short or not folders else ""
     if not filled:
         raise FileNotFoundError(
             f"No {kind} scenes are left in `{root}`: of {len(folders)} scenes found as `{pattern}`, "
-            f"{len(excluded)} are excluded and {len(short)} have fewer than {MIN_FRAMES} frames."
+            f"{len(excluded)} are excluded and {len(short)} have fewer than {MIN_FRAMES} frames.{remedy}"
         )
     if short:
         named = ", ".join(short[:MAX_NAMED]) + (", ..." if len(short) > MAX_NAMED else "")
         logger.warning(
             f"{len(short)} of {len(folders)} scenes in {root} have fewer than {MIN_FRAMES} frames and are dropped: "
-            f"{named}."
+            f"{named}.{remedy}"
         )
     return scenes.select(filled)
 

@@ -18,6 +18,7 @@ VERBS = {
     "encode-scenes": ("trainers.tuning.scene_cache", "encode each scene of instruction sets once"),
     "benchmark": ("trainers.benchmark.benchmark", "score a model on a benchmark, or compare two runs"),
     "convert": ("modeling_spa3r.checkpoints.command", "import published checkpoints, or assemble a Spa3-VLM"),
+    "scenes": ("data_scripts.scenes.export_scannet", "export raw recordings of ScanNet for pre-training"),
     "convert-data": ("data_scripts.instructions.command", "make an instruction set from a published data set"),
     "benchmark-scenes": ("data_scripts.scenes.benchmark_scenes", "list the scenes that pre-training must leave out"),
     "rooms": ("data_scripts.rooms.generate", "render furnished rooms with cameras, depth and objects"),
