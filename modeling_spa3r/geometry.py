@@ -23,6 +23,7 @@ __all__ = [
     "pose_encoding_to_cameras",
     "relative_cameras",
     "rotation_to_quaternion",
+    "without_autocast",
 ]
 
 
@@ -49,8 +50,9 @@ def homogeneous(matrices: Tensor) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(..., 4, 4)`.
     """
-    bottom = matrices.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*matrices.shape[:-2], 1, 4)
-    return torch.cat([matrices, bottom], dim=-2)
+    # Made on the device: a list of numbers would be copied there, and the host would wait.
+    bottom = torch.eye(4, dtype=matrices.dtype, device=matrices.device)[3:]
+    return torch.cat([matrices, bottom.expand(*matrices.shape[:-2], 1, 4)], dim=-2)
 
 
 @without_autocast
@@ -145,9 +147,10 @@ def cameras_to_pose_encoding(extrinsics: Tensor, intrinsics: Tensor, image_size:
         `torch.Tensor` of shape `(..., 9)`, with w >= 0 in the quaternion.
     """
     quaternion = rotation_to_quaternion(extrinsics[..., :3, :3])
-    focal = torch.stack([intrinsics[..., 1, 1], intrinsics[..., 0, 0]], dim=-1)
-    field_of_view = 2 * torch.atan(focal.new_tensor(image_size) / 2 / focal)
-    return torch.cat([extrinsics[..., :3, 3], quaternion, field_of_view], dim=-1)
+    height, width = image_size
+    focal_y, focal_x = intrinsics[..., 1, 1], intrinsics[..., 0, 0]
+    half_views = torch.stack([torch.atan(height / 2 / focal_y), torch.atan(width / 2 / focal_x)], dim=-1)
+    return torch.cat([extrinsics[..., :3, 3], quaternion, 2 * half_views], dim=-1)
 
 
 @without_autocast

@@ -37,6 +37,9 @@ class Rope2D:
     attention module calls `rotate` before and `restore` after its attention product. Frequencies fall from 1 to about
     1 / base. Within each half, the two channels of a rotated pair are `head_dim / 4` apart, as in CroCo and DUSt3R.
 
+    Products are in the dtype of queries and keys. In bfloat16 that takes 0.4 of the memory traffic of products in
+    float32, and the rotated tensors are off by 0.24 % of their norm instead of 0.17 % (docs/performance.md).
+
     Args:
         positions (`torch.Tensor` of shape `(num_tokens, 2)` or `(batch_size, num_tokens, 2)`): Integers (y, x).
         head_dim (`int`): Channels of an attention head, a multiple of 4.
@@ -53,7 +56,10 @@ class Rope2D:
         exponents = torch.arange(num_frequencies, device=positions.device, dtype=torch.float32) / num_frequencies
         angles = positions[..., None].float() * base**-exponents
         angles = angles.unsqueeze(-4)  # (..., heads = 1, tokens, 2, head_dim / 4)
-        self.cos, self.sin = angles.cos(), angles.sin()
+        cos, sin = angles.cos(), angles.sin()
+        # One entry for each channel of a head: the pair (a, b) becomes (a cos - b sin, b cos + a sin).
+        self.cos = torch.stack([cos, cos], dim=-2).flatten(-3)
+        self.sin = torch.stack([-sin, sin], dim=-2).flatten(-3)
 
     def to(self, device: torch.device, **kwargs) -> "Rope2D":
         """Copy to another device; accelerate calls this between the layers of a model that spans devices."""
@@ -63,17 +69,23 @@ class Rope2D:
 
     def rotate(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode queries and keys, each of shape `(batch_size, num_heads, num_tokens, head_dim)`."""
-        return self._apply(query), self._apply(key), value
+        cos, sin = self.cos.to(query.dtype), self.sin.to(query.dtype)
+        return _rotate_pairs(query, cos, sin), _rotate_pairs(key, cos, sin), value
 
     def restore(self, output: Tensor) -> Tensor:
         """Return the attention output unchanged, because `rotate` leaves the values unchanged."""
         return output
 
-    def _apply(self, hidden_states: Tensor) -> Tensor:
-        halves = hidden_states.unflatten(-1, (2, 2, -1))
-        first, second = halves.unbind(-2)
-        rotated = torch.stack([first * self.cos - second * self.sin, second * self.cos + first * self.sin], dim=-2)
-        return rotated.flatten(-3).to(hidden_states.dtype)
+
+def _rotate_pairs(hidden_states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    y_first, y_second, x_first, x_second = hidden_states.chunk(4, dim=-1)
+    partners = torch.cat([y_second, y_first, x_second, x_first], dim=-1)
+    # In place on tensors made here: these products are bound by memory traffic.
+    rotated = hidden_states * cos
+    if rotated.dtype is torch.float32:
+        return rotated.add_(partners.mul_(sin))
+    # Half precision gains from one rounding less; float32 would only get other bits on other machines.
+    return rotated.addcmul_(partners, sin)
 
 
 def eager_attention_forward(

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ..library import CheckedModel, can_return_tuple
 from ..spa3r.modeling_spa3r import Spa3RModel
-from ..vggt.modeling_vggt import VGGTModel, check_pixel_range
+from ..vggt.modeling_vggt import VGGTModel
 from .fusion import FUSIONS
 from .input_checks import cached_offset, check_inputs, check_latents, find_placeholders, is_given, split_views
 from .lockstep import dummy_fusion_pass, dummy_image_pass, needs_dummy_pass, unsplit_classes
@@ -83,8 +83,6 @@ class VGGTSceneEncoder(VGGTModel):
         encode, layer = super().forward, self.config.num_hidden_layers - 2
 
         def encode_stack(stack: Tensor) -> Tensor:
-            if stack.device.type != "cpu":
-                check_pixel_range(stack)
             (tokens,) = encode(stack, output_layers=(layer,)).layer_patch_tokens
             return tokens.flatten(1, 2)
 

@@ -27,16 +27,18 @@ from transformers import initialization as init
 
 from ...configuration.configuration_spa3r import Spa3RConfig
 from ...configuration.configuration_vggt import VGGTConfig
-from ..geometry import PRoPE, camera_rays, homogeneous, plucker_rays, pose_encoding_to_cameras, relative_cameras
+from ..geometry import (
+    PRoPE,
+    camera_rays,
+    homogeneous,
+    plucker_rays,
+    pose_encoding_to_cameras,
+    relative_cameras,
+    without_autocast,
+)
 from ..layers import MLP, Attention, Block, Rope2D, grid_positions
 from ..library import CheckedModel, ModelOutput, OutputRecorder, record_outputs
-from ..vggt.modeling_vggt import (
-    VGGTCameraHead,
-    VGGTDenseHead,
-    VGGTForGeometry,
-    VGGTModel,
-    check_pixel_range,
-)
+from ..vggt.modeling_vggt import VGGTCameraHead, VGGTDenseHead, VGGTForGeometry, VGGTModel
 from .teachers import Spa3RTeacher, build_untrained, check_same_architecture, load_pretrained
 
 __all__ = ["Spa3RForPreTraining", "Spa3RModel", "Spa3RPreTrainedModel"]
@@ -294,8 +296,6 @@ class Spa3RModel(Spa3RPreTrainedModel):
         >>> latents = model(**views).latents
         ```
         """
-        if pixel_values.device.type != "cpu":
-            check_pixel_range(pixel_values)
         with torch.no_grad():
             features = self.vggt(pixel_values).patch_tokens
         return Spa3RModelOutput(latents=self.encode(features, self.vggt.grid_size(pixel_values)))
@@ -501,10 +501,10 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             "depth": depth[..., ::patch_size, ::patch_size].flatten(-2).float(),
         }
 
+    @without_autocast
     def _estimate_cameras(self, camera_tokens: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         # In full precision even under autocast, as in VGGT's own code.
-        with torch.autocast(camera_tokens.device.type, enabled=False):
-            pose_encoding = self.camera_head(camera_tokens.to(self.dtype))[-1].float()
+        pose_encoding = self.camera_head(camera_tokens.to(self.dtype))[-1].float()
         field_of_view = pose_encoding[..., 7:].clamp(min=MIN_FIELD_OF_VIEW)
         return pose_encoding_to_cameras(torch.cat([pose_encoding[..., :7], field_of_view], dim=-1), image_size)
 

@@ -21,14 +21,7 @@ from transformers import initialization as init
 from ...configuration.configuration_vggt import VGGTConfig
 from ..geometry import pose_encoding_to_cameras
 from ..layers import MLP, Attention, Block, LayerScale, Rope2D, grid_positions
-from ..library import (
-    CheckedModel,
-    ModelOutput,
-    OutputRecorder,
-    can_return_tuple,
-    record_outputs,
-    torch_compilable_check,
-)
+from ..library import CheckedModel, ModelOutput, OutputRecorder, can_return_tuple, record_outputs
 
 __all__ = ["VGGTCameraHead", "VGGTDenseHead", "VGGTForGeometry", "VGGTModel", "VGGTPreTrainedModel"]
 
@@ -106,16 +99,21 @@ def normalize_images(
 
 
 def check_pixel_range(pixel_values: Tensor):
-    """Refuse images outside [0, 1]. Reading the values makes the host wait for an accelerator."""
-    if pixel_values.is_meta:
-        return
-    torch_compilable_check(
-        (pixel_values >= 0) & (pixel_values <= 1),
-        lambda: (
-            f"`pixel_values` must lie in [0, 1], got {pixel_values.min():.4g} to {pixel_values.max():.4g}; "
-            "do not normalise the images, and divide bytes by 255."
-        ),
-    )
+    """Refuse images outside [0, 1].
+
+    On a GPU, and in compiled code, the device checks while the host goes on. The process then fails at its next
+    synchronisation; on a GPU it ends, and the sentence is in the device's assertion.
+
+    Raises:
+        ValueError: If a value is not in [0, 1]; a `RuntimeError` on a GPU and in compiled code.
+    """
+    remedy = "do not normalise the images, and divide bytes by 255."
+    in_range = ((pixel_values >= 0) & (pixel_values <= 1)).all()
+    if pixel_values.device.type in ("cuda", "meta") or torch.compiler.is_compiling():
+        torch._assert_async(in_range, f"`pixel_values` must lie in [0, 1]; {remedy}")
+    elif not in_range:
+        low, high = pixel_values.aminmax()
+        raise ValueError(f"`pixel_values` must lie in [0, 1], got {low:.4g} to {high:.4g}; {remedy}")
 
 
 class VGGTConvPatchEmbedding(nn.Module):
@@ -297,9 +295,7 @@ class VGGTModel(VGGTPreTrainedModel):
             raise ValueError(
                 f"`pixel_values` must be floating point in [0, 1], got {pixel_values.dtype}; divide bytes by 255."
             )
-        # Reading values would stall an accelerator in training; there, only the models that users call check them.
-        if pixel_values.device.type == "cpu":
-            check_pixel_range(pixel_values)
+        check_pixel_range(pixel_values)
         if num_context_views is not None and not 0 < num_context_views <= num_views:
             raise ValueError(
                 f"`num_context_views` must be in [1, num_views], got {num_context_views} for {num_views} views; leave "
@@ -535,8 +531,6 @@ class VGGTForGeometry(VGGTPreTrainedModel):
         >>> depth = model(torch.rand(1, 2, 3, 392, 518)).depth
         ```
         """
-        if pixel_values.device.type != "cpu":
-            check_pixel_range(pixel_values)
         image_size = tuple(pixel_values.shape[-2:])
         features = self.vggt(pixel_values, num_context_views, output_layers=self.config.dense_layers)
         pose_encodings = self.camera_head(features.camera_tokens)

@@ -331,6 +331,19 @@ def test_rotary_products_depend_on_relative_position_only():
     assert_close(products[0], products[1], tolerance=1e-4)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+def test_rotation_multiplies_complex_numbers(dtype, tolerance):
+    positions = torch.tensor([[0, 0], [3, 1], [36, 27]])
+    query = torch.randn(2, 4, 3, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    rotated, _, _ = Rope2D(positions, head_dim=32).rotate(query, query, query)
+    angles = positions[:, :, None] * 100.0 ** -(torch.arange(8).double() / 8)
+    real, imaginary = query.double().unflatten(-1, (2, 2, 8)).unbind(-2)
+    expected = torch.view_as_real(torch.complex(real, imaginary) * torch.polar(torch.ones_like(angles), angles))
+    expected = expected.movedim(-1, -2).flatten(-3)
+    assert rotated.dtype == dtype
+    assert (rotated - expected).norm() <= tolerance * expected.norm()
+
+
 def test_block_accepts_projective_positions_under_checkpointing():
     torch.manual_seed(0)
     config = tiny_config()
