@@ -479,11 +479,12 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
                 translation = extrinsics[..., :3, 3:] * unit[:, None, None, None]
                 extrinsics = homogeneous(torch.cat([extrinsics[..., :3, :3], translation], dim=-1))
                 unit = torch.ones_like(unit)
+        patch_size = self.config.vggt_config.patch_size
         if depth is None:
             layers = [tokens[:, first_target:] for tokens in output.layer_patch_tokens]
-            depth = self.depth_head(layers, image_size)[0].squeeze(-1)
+            depth = self.depth_head(layers, image_size, stride=patch_size)[0].squeeze(-1)
         else:
-            depth = depth[:, first_target:] / unit[:, None, None, None]
+            depth = depth[:, first_target:, ::patch_size, ::patch_size] / unit[:, None, None, None]
 
         targets = {}
         for name in self.heads:
@@ -492,13 +493,12 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             else:
                 features = self.teachers[name](pixel_values[:, first_target:], grid_size)
             targets[name] = self._whiten(name, features)
-        patch_size = self.config.vggt_config.patch_size
         return {
             "context_features": context_features,
             "extrinsics": extrinsics,
             "intrinsics": intrinsics,
             "targets": targets,
-            "depth": depth[..., ::patch_size, ::patch_size].flatten(-2).float(),
+            "depth": depth.flatten(-2).float(),
         }
 
     @without_autocast

@@ -450,31 +450,35 @@ class VGGTDenseHead(VGGTPreTrainedModel):
         self.output_conv3 = nn.Conv2d(32, num_outputs, kernel_size=1)
         self.post_init()
 
-    def forward(self, layer_patch_tokens: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, layer_patch_tokens: Sequence[Tensor], image_size: tuple[int, int], stride: int = 1
+    ) -> tuple[Tensor, Tensor]:
         """
         Args:
             layer_patch_tokens (`Sequence[torch.FloatTensor]`):
                 Patch tokens of the layers `config.dense_layers`, each of shape
                 `(batch_size, num_views, num_patches, 2 * hidden_size)`.
             image_size (`tuple[int, int]`): Height and width of the images in pixels.
+            stride (`int`, *optional*, defaults to 1):
+                Predict only the pixels whose row and column are multiples of it, with the values of a full prediction.
 
         Returns:
             `tuple[torch.FloatTensor, torch.FloatTensor]`: Prediction of shape
             `(batch_size, num_views, height, width, num_outputs - 1)` and confidence, at least 1, of shape
-            `(batch_size, num_views, height, width)`; both float32.
+            `(batch_size, num_views, height, width)`; both float32. Height and width count the predicted pixels.
         """
         batch_size, num_views = layer_patch_tokens[0].shape[:2]
         chunks = zip(
             *(tokens.flatten(0, 1).split(self.FRAMES_PER_CHUNK) for tokens in layer_patch_tokens), strict=True
         )
-        outputs = torch.cat([self._predict(chunk, image_size).float() for chunk in chunks])
+        outputs = torch.cat([self._predict(chunk, image_size, stride).float() for chunk in chunks])
         outputs = outputs.permute(0, 2, 3, 1).unflatten(0, (batch_size, num_views))
         prediction, confidence = outputs[..., :-1], 1 + outputs[..., -1].exp()
         if self.activation == "exp":
             return prediction.exp(), confidence
         return prediction.sign() * prediction.abs().expm1(), confidence
 
-    def _predict(self, layer_patch_tokens: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
+    def _predict(self, layer_patch_tokens: Sequence[Tensor], image_size: tuple[int, int], stride: int) -> Tensor:
         """Map tokens `(num_frames, N, 2C)` to outputs before activation `(num_frames, num_outputs, height, width)`."""
         height, width = image_size
         grid_size = (height // self.config.patch_size, width // self.config.patch_size)
@@ -493,8 +497,9 @@ class VGGTDenseHead(VGGTPreTrainedModel):
             features = self.fusion_layers[level](features, skip, tuple(finer))
 
         features = resize(self.output_conv1(features), image_size)
-        features = self.output_conv2(add_uv_embedding(features, width / height)).relu()
-        return self.output_conv3(features)
+        conv, features = self.output_conv2, add_uv_embedding(features, width / height)
+        features = nn.functional.conv2d(features, conv.weight, conv.bias, stride=stride, padding=conv.padding)
+        return self.output_conv3(features.relu())
 
 
 class VGGTForGeometry(VGGTPreTrainedModel):

@@ -370,6 +370,14 @@ def test_dense_head_gives_the_same_in_one_chunk_and_in_many(geometry, views, mon
     assert_close(geometry.depth_head(tokens, (28, 42))[0], expected)
 
 
+def test_dense_head_with_a_stride_gives_the_pixels_of_a_full_prediction(geometry, views):
+    tokens = geometry.vggt(views, output_layers=[0, 1, 2, 3]).layer_patch_tokens
+    points, confidence = geometry.point_head(tokens, (28, 42))
+    strided_points, strided_confidence = geometry.point_head(tokens, (28, 42), stride=14)
+    assert_close(strided_points, points[:, :, ::14, ::14])
+    assert_close(strided_confidence, confidence[:, :, ::14, ::14])
+
+
 # Configuration
 
 
