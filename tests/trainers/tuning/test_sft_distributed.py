@@ -4,6 +4,7 @@ Batches differ between processes in their number of scenes and views, down to no
 need other tests.
 """
 
+import json
 import shutil
 
 import pytest
@@ -14,7 +15,7 @@ from terminal import verb
 from tiny_instructions import command_line, losses, write_instructions
 from tiny_spa3_vlm import tiny_model, tiny_processor
 from transformers import AutoModelForImageTextToText
-from two_processes import launch, needs_deepspeed
+from two_processes import launch, launch_on_two_nodes, needs_deepspeed
 
 from spa3r.configuration import load_preset
 
@@ -51,7 +52,11 @@ def run(place):
             options = {"eval_instructions": place / "set", "eval_strategy": "steps", "eval_steps": 2} | options
             options |= {"per_device_train_batch_size": 1, "max_steps": STEPS, "use_cpu": None}
             log = output.with_suffix(".log")
-            process = launch(topology, "sft", command_line(place / vlm, place / "set", output, **options), log)
+            arguments = command_line(place / vlm, place / "set", output, **options)
+            is_slurm = topology == "nodes"
+            process = (
+                launch_on_two_nodes("sft", arguments, log) if is_slurm else launch(topology, "sft", arguments, log)
+            )
             assert process.wait(timeout=300) == 0, log.read_text()
         return output
 
@@ -68,6 +73,11 @@ def test_steps_are_those_of_data_parallelism(topology, logged, run):
     expected = losses(run("ddp"), logged)
     assert len(expected) == (2 if logged == "eval_loss" else STEPS)
     assert losses(run(topology), logged) == pytest.approx(expected, rel=1e-3)
+
+
+def test_two_nodes_take_the_steps_of_two_processes_of_one_node(run):
+    assert losses(run("nodes")) == losses(run("ddp"))
+    assert json.loads((run("nodes") / "run.json").read_text())["world_size"] == 2
 
 
 def test_a_head_of_its_own_learns_from_all_processes_under_fsdp2(run):
