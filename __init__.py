@@ -17,6 +17,7 @@ from transformers import (
 from .configuration.configuration_spa3_vlm import Spa3VLMConfig
 from .configuration.configuration_spa3r import Spa3RConfig, Spa3RTeacherConfig
 from .configuration.configuration_vggt import VGGTConfig
+from .modeling_spa3r.compilation import compile_blocks
 from .modeling_spa3r.nano import nano_path
 from .modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
 from .modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration, Spa3VLMModel
@@ -41,6 +42,7 @@ __all__ = [
     "VGGTConfig",
     "VGGTForGeometry",
     "VGGTModel",
+    "compile_blocks",
     "nano_path",
 ]
 

@@ -56,10 +56,9 @@ class Rope2D:
         exponents = torch.arange(num_frequencies, device=positions.device, dtype=torch.float32) / num_frequencies
         angles = positions[..., None].float() * base**-exponents
         angles = angles.unsqueeze(-4)  # (..., heads = 1, tokens, 2, head_dim / 4)
-        cos, sin = angles.cos(), angles.sin()
         # One entry for each channel of a head: the pair (a, b) becomes (a cos - b sin, b cos + a sin).
-        self.cos = torch.stack([cos, cos], dim=-2).flatten(-3)
-        self.sin = torch.stack([-sin, sin], dim=-2).flatten(-3)
+        angles = torch.stack([-angles, angles], dim=-2).flatten(-3)
+        self.cos, self.sin = angles.cos(), angles.sin()
 
     def to(self, device: torch.device, **kwargs) -> "Rope2D":
         """Copy to another device; accelerate calls this between the layers of a model that spans devices."""

@@ -52,8 +52,11 @@ class Spa3RTrainingArguments(SceneViewsArguments):
         object_weight (`float`, *optional*, defaults to 1):
             Weight in the loss of a patch that shows nothing but objects; walls, floors and ceilings weigh 1. Above 1,
             it needs scenes with categories. Where there are none, see `distinct_patch_weight` in the configuration.
+        compile_blocks (`bool`, *optional*, defaults to `False`):
+            Compile all blocks, teachers included; see `spa3r.compile_blocks`. A resumed run may round differently.
     """
 
+    compile_blocks: bool = field(default=False, metadata={"help": "compile all blocks: faster on a GPU"})
     object_weight: float = field(default=1.0, metadata={"help": "weight of patches that show objects"})
     eval_views: int = field(default=8, metadata={"help": "views of each held-out scene in evaluation"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})

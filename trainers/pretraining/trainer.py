@@ -11,6 +11,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ...configuration import Spa3RConfig
 from ...data_scripts.rooms.labels import STRUCTURE
 from ...data_scripts.scenes.views import SceneViews
+from ...modeling_spa3r.compilation import compile_blocks
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from ..runs.publish import final_folder
 from ..runs.resume import mark_complete
@@ -36,6 +37,8 @@ class Spa3RTrainer(SceneViewsTrainer):
     def __init__(self, model: Spa3RForPreTraining, args: Spa3RTrainingArguments, train_dataset: SceneViews, **kwargs):
         model.freeze_teachers()
         self._frozen_names = _names_to_leave_out(model)
+        if args.compile_blocks:
+            compile_blocks(model)
         super().__init__(model, args, train_dataset, **kwargs)
         self.report: PSFMReport | None = None
 

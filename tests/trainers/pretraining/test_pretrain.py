@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModel, TrainerCallback
 from spa3r import Spa3RForPreTraining, VGGTForGeometry
 from spa3r.configuration import Spa3RConfig, load_preset
 from spa3r.trainers.integrations.cli import main
+from spa3r.trainers.pretraining import trainer as trainer_module
 from spa3r.trainers.pretraining.arguments import ModelArguments, Spa3RTrainingArguments, parse_arguments
 from spa3r.trainers.pretraining.pretrain import (
     build_config,
@@ -62,6 +63,13 @@ def train(folder, rooms, **changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, rooms):
     return train(tmp_path_factory.mktemp("finished"), rooms)
+
+
+def test_blocks_are_compiled_if_asked_for(tmp_path, rooms, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(trainer_module, "compile_blocks", compiled.append)
+    trainer, _ = build(tmp_path, rooms, compile_blocks=True)
+    assert compiled == [trainer.model]
 
 
 def test_training_changes_what_trains_and_nothing_else(finished):

@@ -10,6 +10,7 @@ from terminal import verb
 from tiny_instructions import NUM_RECORDS, losses, trainer_of
 from tiny_spa3_vlm import GEOMETRY, tiny_model, tiny_processor
 
+from spa3r import Spa3VLMForConditionalGeneration
 from spa3r.trainers.tuning import scene_cache as scene_latents
 from spa3r.trainers.tuning.instruction_data import load_instructions, open_images
 from spa3r.trainers.tuning.scene_cache import SceneLatents, encode_scenes, with_scene_keys
@@ -167,6 +168,14 @@ def test_scenes_encoded_together_equal_single_ones(workers, latents_and_features
         torch.testing.assert_close(together[key], single[key], rtol=0, atol=1e-5)
         torch.testing.assert_close(together.vision_features(key), single.vision_features(key), rtol=0, atol=1e-5)
         assert together.image_grids(key) == single.image_grids(key)
+
+
+def test_blocks_are_compiled_if_asked_for(vlm, instructions, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(scene_latents, "compile_blocks", compiled.append)
+    command = ["--model", vlm, "--instructions", instructions, "--output", tmp_path, "--compile-blocks"]
+    main([str(part) for part in command])
+    assert [type(model) for model in compiled] == [Spa3VLMForConditionalGeneration]
 
 
 @pytest.mark.parametrize("change", ["weights", "image_width"])
