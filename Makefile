@@ -8,7 +8,7 @@ SHORT := --max_steps 20 --learning_rate 2e-4 --lr_scheduler_type constant --lr_s
 	--logging_steps 5 --save_steps 20 --use_cpu true --report_to none
 WORLD := --views 12 --every 2 --size 112x84
 
-.PHONY: quickstart world test lint style bench gpu docs install
+.PHONY: quickstart world test lint style bench figures gpu docs install
 
 install: .venv/installed
 
@@ -68,7 +68,12 @@ style: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Which line got worse, relative to a plain way to the same result; see tests/benchmarks/guard.py.
 bench: install
+	$(BIN)/python tests/benchmarks/guard.py --output runs/guard.json
+
+# The tables of docs/performance.
+figures: install
 	$(BIN)/python tests/benchmarks/bench_spa3r.py --output runs/bench.json
 	$(BIN)/python tests/benchmarks/bench_spa3_vlm.py --output runs/bench_vlm.json
 	$(BIN)/python tests/benchmarks/bench_sft.py --output runs/bench_sft.json

@@ -89,6 +89,23 @@ def shares(runs: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
     return [{"part": part, "seconds": value, "share": value / total} for part, value in medians.items()]
 
 
+def verdicts(now: dict[str, float], before: dict[str, float], tolerance: float) -> list[dict[str, object]]:
+    """What became of each line: its change, and whether it is `worse` or `better` by more than the tolerance."""
+    rows = []
+    for line in before | now:
+        if line not in now or line not in before:
+            rows.append(
+                {"line": line, "committed": before.get(line, ""), "now": now.get(line, ""), "verdict": "new or gone"}
+            )
+            continue
+        change = now[line] / before[line] - 1
+        verdict = "worse" if change > tolerance else "better" if change < -tolerance else "same"
+        rows.append(
+            {"line": line, "committed": before[line], "now": now[line], "verdict": f"{verdict}, {change:+.0%}"}
+        )
+    return rows
+
+
 def peak_megabytes(who: int = resource.RUSAGE_SELF) -> float:
     """Largest resident set so far of this process, or of its largest child."""
     return resource.getrusage(who).ru_maxrss / 1024

@@ -102,7 +102,9 @@ class InstructionCollator(DataCollatorForVisionLanguageModeling):
     """TRL's own collator, for records whose images are not decoded."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """See `DataCollatorForVisionLanguageModeling`."""
+        """See `DataCollatorForVisionLanguageModeling`; there is no batch of records that a stream skips."""
+        if examples[0]["messages"] is None:
+            return {}
         return super().torch_call([example | {"images": open_images(example["images"])} for example in examples])
 
 
@@ -146,7 +148,7 @@ def _weigh(part: Dataset, weight: float, seed: int) -> list[Dataset]:
 
 def _check_records(folder: str, part: Dataset):
     """Refuse an instruction set with a record that training could not use, and name the first one."""
-    described = part.map(_examine_record, remove_columns=list(COLUMNS), desc=f"Checking {folder}")
+    described = part.map(examine_record, remove_columns=list(COLUMNS), desc=f"Checking {folder}")
     problems = described["problem"]
     row = next((row for row, problem in enumerate(problems) if problem), None)
     if row is not None:
@@ -230,8 +232,8 @@ def leave_images_out(dataset: Dataset) -> Dataset:
     return dataset.map(text_alone, desc="Leaving images out")
 
 
-def _examine_record(record: dict[str, Any]) -> dict[str, Any]:
-    """As `_describe_record`, with the problems of images."""
+def examine_record(record: dict[str, Any]) -> dict[str, Any]:
+    """The problem of a record and its images, if any, and the numbers that bound its length."""
     described = _describe_record(record)
     problems = map(_problem_of_image, record["images"] or ())
     return described | {"problem": described["problem"] or next(filter(None, problems), "")}

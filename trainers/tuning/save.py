@@ -12,6 +12,7 @@ from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ...modeling_spa3r.checkpoints.cards import Score, tuned_card, write_card
 from ...modeling_spa3r.checkpoints.self_contained import add_code
 from .instruction_data import split_source
+from .streaming import count_records
 
 
 def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: str, without_images: bool = False):
@@ -43,10 +44,13 @@ def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: s
         lines = [f"`{folder}`, weight {weight:g}" for folder, weight in map(split_source, instructions)]
         if without_images:
             lines = [f"{line}, the text alone without its images" for line in lines]
-        write_card(folder, _card(trainer, model.config, lines, is_adapted))
+        num_records = count_records(trainer.train_dataset, instructions, args.seed)
+        write_card(folder, _card(trainer, model.config, lines, is_adapted, num_records))
 
 
-def _card(trainer: SFTTrainer, config: Spa3VLMConfig, data: list[str], is_adapted: bool) -> dict[str, Any]:
+def _card(
+    trainer: SFTTrainer, config: Spa3VLMConfig, data: list[str], is_adapted: bool, num_records: int
+) -> dict[str, Any]:
     """Collect the facts for the card of a tuned model; it extends the card of the starting checkpoint."""
     args, state = trainer.args, trainer.state
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -54,7 +58,7 @@ def _card(trainer: SFTTrainer, config: Spa3VLMConfig, data: list[str], is_adapte
     data = [
         *data,
         f"Trained by supervised fine-tuning on the answers alone: the adapter and {method}, with spatial encoder and "
-        f"vision tower frozen; {len(trainer.train_dataset)} records, {state.global_step} steps of {batch_size}, "
+        f"vision tower frozen; {num_records} records, {state.global_step} steps of {batch_size}, "
         f"learning rate {args.learning_rate:g}.",
     ]
     losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]

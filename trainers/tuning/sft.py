@@ -6,17 +6,20 @@
 
 A recipe sets any of the options; the command line wins. The adapter and the language model (its LoRA layers with
 --use_peft) are trained on the tokens of the answers; both encoders stay frozen (Sec. 4.2). FOLDER@0.25 takes a quarter
-of an instruction set, FOLDER@2 takes it twice. The same command, run again, continues from the last complete
-checkpoint. The final model is in <output_dir>/model.
+of an instruction set, FOLDER@2 takes it twice; with --streaming true, it may be an address, such as hf://datasets/...
+The same command, run again, continues from the last complete checkpoint. The final model is in <output_dir>/model.
 """
 
+import json
+import math
 import sys
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import AutoProcessor, PreTrainedModel, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
@@ -41,6 +44,7 @@ from .lora import check_frozen, lora_config
 from .save import save_tuned_model
 from .scene_cache import CachedLatentsCollator, SceneLatents, with_scene_keys
 from .sharding import prepare_for_sharding
+from .streaming import count_records, digest_stream, stream_instructions
 from .token_count import KeepTokenCount
 
 logger = logging.get_logger(__name__)
@@ -71,6 +75,7 @@ class InstructionArguments:
     eval_instructions: list[str] = field(default_factory=list, metadata={"help": "sets for the evaluation loss"})
     without_images: bool = field(default=False, metadata={"help": "train on the text alone: what do words give away?"})
     scene_latents: str | None = field(default=None, metadata={"help": "train from latents of `spa3r encode-scenes`"})
+    streaming: bool = field(default=False, metadata={"help": "read sets while training"})
 
 
 @dataclass
@@ -103,10 +108,13 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[InstructionArgu
 
 def _load_data(
     data_args: InstructionArguments, args: TuningArguments, processor: Spa3VLMProcessor
-) -> tuple[Dataset, Dataset | None]:
+) -> tuple[Dataset | IterableDataset, Dataset | None]:
     """The records to train on and, if there are any, those to evaluate on."""
     with args.main_process_first(desc="instruction sets"):  # the others read its cache
-        train = load_instructions(data_args.instructions, args.seed)
+        if data_args.streaming:
+            train = stream_instructions(data_args.instructions, args)
+        else:
+            train = load_instructions(data_args.instructions, args.seed)
         evaluation = load_instructions(data_args.eval_instructions, args.seed) if data_args.eval_instructions else None
         if data_args.without_images:
             train, evaluation = (data and leave_images_out(data) for data in (train, evaluation))
@@ -115,11 +123,15 @@ def _load_data(
                 check_lengths(data, processor, args.max_length)
         if data_args.scene_latents is not None:
             train, evaluation = (data and with_scene_keys(data) for data in (train, evaluation))
-    if len(train) < args.world_size:
+    num_records = count_records(train, data_args.instructions, args.seed)
+    if num_records < args.world_size:
         raise ValueError(
-            f"`instructions` hold {len(train)} records for {args.world_size} processes: give more records, or launch "
+            f"`instructions` hold {num_records} records for {args.world_size} processes: give more records, or launch "
             "fewer processes with `--num_processes`."
         )
+    if data_args.streaming and args.max_steps <= 0:
+        records_of_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        args.max_steps = math.ceil(args.num_train_epochs * num_records / records_of_step)
     if evaluation is None and args.eval_strategy != "no":
         raise ValueError(
             f"`eval_strategy` {args.eval_strategy} needs `--eval_instructions`; give some, or set it to no."
@@ -141,6 +153,15 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
             f"`without_images` leaves nothing to take from `scene_latents`, got `{data_args.scene_latents}`; give one "
             "of the two."
         )
+    for name, value in (
+        ("without_images", data_args.without_images),
+        ("scene_latents", data_args.scene_latents),
+        ("max_length", args.max_length),
+    ):
+        if data_args.streaming and value:
+            raise ValueError(
+                f"`{name}` needs all records before training, got {value} with `streaming`: leave one out."
+            )
     if args.muon_learning_rate is not None and model_args.use_peft:
         raise ValueError(
             f"`muon_learning_rate` trains whole matrices, got {args.muon_learning_rate:g} with `use_peft`; leave one "
@@ -213,18 +234,21 @@ def settings_of_run(
     chosen = {
         "without_images": data_args.without_images or None,
         "muon_learning_rate": trainer.args.muon_learning_rate,
+        # Workers have row groups of their own.
+        "streaming_workers": trainer.args.dataloader_num_workers if data_args.streaming else None,
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
+    sources, seed = data_args.instructions, trainer.args.seed
     settings = (
         training_settings(trainer.args, names.split())
         | chosen
         | {
             "distributed_type": trainer.accelerator.distributed_type.value,
-            "instructions": data_args.instructions,
+            "instructions": sources,
             "scene_latents": data_args.scene_latents,
             "training_records": {
-                "number": len(trainer.train_dataset),
-                "sha256": digest_instructions(data_args.instructions),
+                "number": count_records(trainer.train_dataset, sources, seed),
+                "sha256": digest_stream(sources, seed) if data_args.streaming else digest_instructions(sources),
             },
             "model": {name: value for name, value in asdict(model_args).items() if value != defaults[name]},
         }
@@ -250,6 +274,9 @@ def run(trainer: SFTTrainer, instructions: list[str], without_images: bool = Fal
     args = trainer.args
     start_workers_from_clean_server(args, SceneLatents.__module__)
     checkpoint = checkpoint_to_resume(args)
+    if checkpoint is not None and isinstance(trainer.train_dataset, IterableDataset):
+        steps = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
+        trainer.train_dataset = stream_instructions(instructions, args, skip_steps=steps)
     save = partial(save_tuned_model, trainer, instructions, without_images=without_images)
     final = train_and_save(trainer, checkpoint, lambda folder: save(folder=folder))
     trainer.accelerator.print(f"The model is in {final}.")
