@@ -94,7 +94,8 @@ def main():
         )
         ratios |= part(options)
     write_figures(given, ratios=ratios)
-    rows = verdicts(ratios, json.loads(COMMITTED.read_text())["ratios"], given.tolerance)
+    committed = json.loads(COMMITTED.read_text())["ratios"] if COMMITTED.is_file() else {}
+    rows = verdicts(ratios, committed, given.tolerance)
     print_table("Our cost, relative to the plain way's", rows)
     if worse := [row["line"] for row in rows if row["verdict"].startswith("worse")]:
         sys.exit(f"Worse by more than {given.tolerance:.0%}: " + "; ".join(worse))
