@@ -11,7 +11,16 @@ import PIL.Image
 import torch
 
 from ..data_scripts.common.downloads import download, is_url, local_path
-from ..data_scripts.common.images import BROKEN, UnreadableFrame, open_image, to_rgb, turn_upright, why_unreadable
+from ..data_scripts.common.images import (
+    BROKEN,
+    UnreadableFrame,
+    file_name,
+    open_image,
+    to_rgb,
+    turn_upright,
+    why_unreadable,
+)
+from ..data_scripts.common.view_pixels import require_similar_shapes
 from .library import is_valid_image
 
 __all__ = ["SceneImageReader", "list_scenes"]
@@ -54,26 +63,29 @@ class SceneImageReader:
 
         Args:
             images: Images of one scene or of several.
-            function (`Callable`): Takes an upright RGB image and a name such as `"Image 2 of scene 0"`.
+            function (`Callable`): Takes an upright RGB image and a name that tells its place and, if known, its file.
             input_data_format (`str`, *optional*): Where arrays have their channels; by default it is inferred.
 
         Raises:
-            ValueError: If there is no image, or an image cannot be read; the message names the image.
+            ValueError: If there is no image, an image cannot be read, or one is a panorama among other images of its
+                scene; the message names the image.
         """
         scenes, is_nested = list_scenes(self.fetch_images(images))
         if not any(scenes):
             raise ValueError("`images` holds no image; give at least one, or leave out `images`.")
 
-        def call(image, name: str):
-            return function(self._to_rgb(image, name, input_data_format), name)
-
-        return [
-            [
-                call(image, f"Image {index}" + (f" of scene {row}" if is_nested else ""))
-                for index, image in enumerate(scene)
-            ]
-            for row, scene in enumerate(scenes)
-        ]
+        results = []
+        for row, scene in enumerate(scenes):
+            sizes, outputs = {}, []
+            for index, image in enumerate(scene):
+                name = f"Image {index}" + (f" of scene {row}" if is_nested else "")
+                name += f" (`{file_name(image)}`)" if file_name(image) else ""
+                image = self._to_rgb(image, name, input_data_format)
+                sizes[name] = image.height, image.width
+                outputs.append(function(image, name))
+            require_similar_shapes(sizes)
+            results.append(outputs)
+        return results
 
     def _to_rgb(self, image, name: str, input_data_format: str | None) -> PIL.Image.Image:
         """Convert an image to upright RGB bytes on white."""

@@ -72,14 +72,14 @@ def turn_upright(image: PIL.Image.Image) -> PIL.Image.Image:
         turn = None
     if turn is None:
         return image
-    upright = image.transpose(turn)
+    upright = _name_as(image.transpose(turn), image)
     for name in METADATA:
         upright.info.pop(name, None)
     return upright
 
 
 def to_rgb(image: PIL.Image.Image, name: str = "The image") -> PIL.Image.Image:
-    """Convert an image of any mode to RGB, with white where it is transparent.
+    """Convert an image of any mode to RGB, with white where it is transparent; it keeps the name of its file.
 
     Raises:
         UnreadableFrame: If the image has more than 8 bits per channel, as depth maps do, or no pixels.
@@ -91,8 +91,20 @@ def to_rgb(image: PIL.Image.Image, name: str = "The image") -> PIL.Image.Image:
             f"{name} has mode `{image.mode}`, more than 8 bits per channel; convert it to `L` or `RGB`."
         )
     if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
-        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, WHITE), image.convert("RGBA"))
-    return image if image.mode == "RGB" else image.convert("RGB")
+        white = PIL.Image.new("RGBA", image.size, WHITE)
+        return _name_as(PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"), image)
+    return image if image.mode == "RGB" else _name_as(image.convert("RGB"), image)
+
+
+def file_name(image: PIL.Image.Image) -> str:
+    """The path of the file that an image was read from; empty if it was not read from a file."""
+    return str(getattr(image, "filename", "") or "")
+
+
+def _name_as(image: PIL.Image.Image, original: PIL.Image.Image) -> PIL.Image.Image:
+    """Keep the name of the file, as Pillow's own images have it, for messages about the image."""
+    image.filename = file_name(original)
+    return image
 
 
 def why_unreadable(error: Exception) -> str:

@@ -18,12 +18,14 @@ import PIL.Image
 from .downloads import download, is_url, local_path
 from .images import UnreadableFrame, require_file, why_unreadable
 
-VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
+VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mts", ".m2ts"}
 MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_SECONDS = 4 << 30, 1800
 # Containers that say how long they are, by FFmpeg's names; for others FFmpeg guesses.
 TIMED_CONTAINERS = {"mov", "matroska", "avi"}
 # By how much a whole video may be shorter than its container says, besides two frames: a share of its length.
 MISSING_SHARE = 0.01
+# Sizes of the packets of an MPEG transport stream, and where in them is the byte `SYNC`.
+TRANSPORT_PACKETS, SYNC, NUM_CHECKED_PACKETS = ((188, 0), (192, 4), (204, 0)), b"G", 4
 # FFmpeg's bits for streams of one picture: attached pictures, timed thumbnails and still images.
 STILL_DISPOSITIONS = 0x400 | 0x800 | 0x100000
 
@@ -205,6 +207,8 @@ def _count_packets(source: str | os.PathLike, path: str | os.PathLike) -> int:
     num_packets, times, end, was_corrupt = 0, [], 0.0, {}
     with _open_video(path, source) as (container, stream):
         streams = [stream, *container.streams.audio]
+        if container.format.name == "mpegts" and _ends_within_packet(path):
+            raise _unreadable(source, "it ends within a packet of its stream, as after an incomplete download")
         for packet in container.demux(streams):
             if not packet.size:
                 continue
@@ -223,6 +227,16 @@ def _count_packets(source: str | os.PathLike, path: str | os.PathLike) -> int:
     if length is not None and length - end > 2 * pause + MISSING_SHARE * length:
         raise _unreadable(source, f"it ends after {end:.1f} of {length:.1f} s, as after an incomplete download")
     return num_packets
+
+
+def _ends_within_packet(path: str | os.PathLike) -> bool:
+    """Whether an MPEG transport stream ends in the middle of a packet; nothing else tells its end from a cut."""
+    with open(path, "rb") as file:
+        start = file.read(NUM_CHECKED_PACKETS * TRANSPORT_PACKETS[-1][0])
+    for size, offset in TRANSPORT_PACKETS:
+        if start[offset::size][:NUM_CHECKED_PACKETS] == NUM_CHECKED_PACKETS * SYNC:
+            return os.path.getsize(path) % size != 0
+    return False
 
 
 def _named_length(container, streams) -> float | None:

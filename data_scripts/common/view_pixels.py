@@ -17,20 +17,20 @@ def is_elongated(size: Sequence[int]) -> bool:
 
 
 def require_similar_shapes(sizes: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse a panorama among other images, all of which would be cropped to a strip of its height.
+    """Refuse a panorama among other images, which would be cropped to its shape or be little beside white margins.
 
     Args:
         sizes (`Mapping[str, tuple[int, int]]`): Height and width of each image, by its name.
 
     Raises:
-        ValueError: If images have different sizes, and one is a panorama; the message names it.
+        ValueError: If some images are panoramas and some are not; the message names the first panorama.
     """
-    for name, (height, width) in sizes.items():
-        if is_elongated((height, width)) and len(set(sizes.values())) > 1:
-            raise ValueError(
-                f"{name} has {width} x {height} pixels, a panorama among other images, which would be cropped to its "
-                "shape; crop it or leave it out."
-            )
+    panoramas = [name for name, size in sizes.items() if is_elongated(size)]
+    if 0 < len(panoramas) < len(sizes):
+        height, width = sizes[panoramas[0]]
+        raise ValueError(
+            f"{panoramas[0]} has {width} x {height} pixels, a panorama among other images; crop it or leave it out."
+        )
 
 
 def pretrain_image_size(

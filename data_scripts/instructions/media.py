@@ -22,6 +22,7 @@ from ..common.files import natural_key, replace_when_complete
 from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image, to_rgb, turn_upright
 from ..common.records import BadRecord
 from ..common.videos import VIDEO_SUFFIXES, frame_rate, index_video, read_frames_at, spread_evenly
+from ..common.view_pixels import require_similar_shapes
 from .spar_markers import draw_markers, place_markers
 
 JPEG_QUALITY = 95
@@ -74,9 +75,9 @@ def video_indices(
     return spread_evenly(num_frames, min(max(wanted, min_frames), max_frames))
 
 
-def require_image(folders: MediaFolders, path: str) -> str:
-    """Return the absolute path of an image; raise `BadRecord` unless it can be decoded."""
-    return os.path.join(folders.root, _check_image(folders.root, path)[0])
+def require_images(folders: MediaFolders, paths: Sequence[str]) -> list[str]:
+    """Return the absolute paths of images; raise `BadRecord` unless they can be decoded and used together."""
+    return [os.path.join(folders.root, location) for location, _ in _check_images(folders.root, paths)]
 
 
 def video_frames(folders: MediaFolders, path: str) -> list[str]:
@@ -95,7 +96,7 @@ def video_frames(folders: MediaFolders, path: str) -> list[str]:
     location = _locate(folders.root, path)
     folder = os.path.join(folders.root, location)
     if os.path.isdir(folder):
-        return [require_image(folders, os.path.join(location, name)) for name in _list_frames(folder)]
+        return require_images(folders, [os.path.join(location, name) for name in _list_frames(folder)])
     return list(_frames_of_file(folders, location))
 
 
@@ -110,7 +111,7 @@ def mark_images(folders: MediaFolders, paths: Sequence[str], spar_info: Mapping[
     Returns:
         `list[str]`: Absolute paths: copies of the images that have markers, the originals of the others.
     """
-    checked = [_check_image(folders.root, path) for path in paths]
+    checked = _check_images(folders.root, paths)
     markers = place_markers(spar_info, [size for _, size in checked])
     result = []
     for index, (location, _) in enumerate(checked):
@@ -163,6 +164,16 @@ def _locate(root: str, path: str) -> str:
     if real == real_root:
         raise BadRecord("malformed record", f"the path {path!r} is the media folder itself")
     return os.path.relpath(real, real_root)
+
+
+def _check_images(root: str, paths: Sequence[str]) -> list[tuple[str, tuple[int, int]]]:
+    """Check the images of a record one by one, and whether one is a panorama among others."""
+    checked = [_check_image(root, path) for path in paths]
+    try:
+        require_similar_shapes({path: size[::-1] for path, (_, size) in zip(paths, checked, strict=True)})
+    except ValueError as error:
+        raise BadRecord("unusable image", str(error)) from error
+    return checked
 
 
 def _check_image(root: str, path: str) -> tuple[str, tuple[int, int]]:

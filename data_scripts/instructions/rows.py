@@ -12,7 +12,7 @@ from datasets import Features, Image, List, Value
 from ..common.exclusions import find_excluded, find_scene
 from ..common.records import BadRecord, check_text
 from ..common.videos import spread_evenly
-from .media import MAX_VIDEO_FRAMES, MediaFolders, mark_images, require_image, video_frames
+from .media import MAX_VIDEO_FRAMES, MediaFolders, mark_images, require_images, video_frames
 
 FEATURES = Features(
     {
@@ -105,12 +105,7 @@ def convert_record(record: dict[str, Any], line: int, job: Job) -> ConvertedReco
         ExcludedScene: If its scene is left out. Its media are not looked for.
     """
     sample = job.read_record(record)
-    if bool(sample.images) == (sample.video is not None):
-        raise BadRecord("malformed record", "a record has either images or a video")
-    paths = list(sample.images) if sample.video is None else [sample.video]
-    for path in paths:
-        check_text(path, "the path of an image or video")
-    scene_id = check_text(sample.scene_id or find_scene(paths[0], is_video=sample.video is not None), "a scene")
+    paths, scene_id = name_media(sample)
     if excluded := find_excluded([*paths, scene_id], job.excluded):
         raise ExcludedScene(excluded)
     if not isinstance(sample.id, (str, int, type(None))):
@@ -134,6 +129,20 @@ def convert_record(record: dict[str, Any], line: int, job: Job) -> ConvertedReco
         "id": row_id,
     }
     return ConvertedRecord(row, data_source, num_dropped, num_rewritten)
+
+
+def name_media(sample: RawSample) -> tuple[list[str], str]:
+    """The paths of a sample's images or video, and the scene that they show.
+
+    Raises:
+        BadRecord: If it has no images and no video, or both, or something else than texts for them.
+    """
+    if bool(sample.images) == (sample.video is not None):
+        raise BadRecord("malformed record", "a record has either images or a video")
+    paths = list(sample.images) if sample.video is None else [sample.video]
+    for path in paths:
+        check_text(path, "the path of an image or video")
+    return paths, check_text(sample.scene_id or find_scene(paths[0], is_video=sample.video is not None), "a scene")
 
 
 def read_turns(conversations: Any) -> tuple[list[tuple[str, str]], int]:
@@ -222,4 +231,4 @@ def _make_images(folders: MediaFolders, sample: RawSample) -> list[str]:
         return video_frames(folders, sample.video)
     if sample.spar_info is not None:
         return mark_images(folders, sample.images, sample.spar_info)
-    return [require_image(folders, path) for path in sample.images]
+    return require_images(folders, sample.images)

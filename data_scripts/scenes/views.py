@@ -56,6 +56,29 @@ class SceneFrames(torch.utils.data.Dataset):
         """Make an item of the views of a scene, which come in the order of its frames."""
         raise NotImplementedError
 
+    def require_usual_shape(self, scene: dict[str, Any], frame: int, size: tuple[int, int]) -> None:
+        """Refuse a panorama among other images, which would be cropped to its shape.
+
+        Raises:
+            UnreadableFrame: If a frame of this height and width is a panorama, and most frames are none.
+        """
+        if is_elongated(size) and not self._is_mostly_elongated:
+            raise UnreadableFrame(
+                f"{frame_path(scene, frame)}: has {size[1]} x {size[0]} pixels, a panorama among other images; crop "
+                "it or leave it out"
+            )
+
+    @functools.cached_property
+    def _is_mostly_elongated(self) -> bool:
+        """Whether most scenes consist of panoramas, as far as their middle frames tell."""
+        found = []
+        for index in spread_evenly(len(self.scenes), SAMPLED_SCENES):
+            scene = self.scenes[index]
+            for _, image in read_images(scene, [scene["num_frames"] // 2]):
+                if not isinstance(image, UnreadableFrame):
+                    found.append(is_elongated(image.size if isinstance(image, Image.Image) else image.shape[:2]))
+        return 2 * sum(found) > len(found)
+
     def __len__(self) -> int:
         return len(self.scenes)
 
@@ -172,12 +195,7 @@ class SceneViews(SceneFrames):
         has_maps = self.cameras or self.depth or self.labels
         with _named(scene, frame):
             pixels, size = load_frame(image, self.image_width, upright=not has_maps)
-        if is_elongated(size.original) and not self._is_mostly_elongated:
-            height, width = size.original
-            raise UnreadableFrame(
-                f"{frame_path(scene, frame)}: has {width} x {height} pixels, a panorama among other images, which "
-                "would be cropped to its shape; crop it or leave it out"
-            )
+        self.require_usual_shape(scene, frame, size.original)
         view = {"frame_indices": frame, "pixel_values": pixels}
         if self.cameras:
             extrinsics, intrinsics = read_camera(scene, frame, size.original)
@@ -192,17 +210,6 @@ class SceneViews(SceneFrames):
             with _named(scene, frame):
                 view["labels"] = fit_depth(labels, size)
         return view
-
-    @functools.cached_property
-    def _is_mostly_elongated(self) -> bool:
-        """Whether most scenes consist of panoramas, as far as their middle frames tell."""
-        found = []
-        for index in spread_evenly(len(self.scenes), SAMPLED_SCENES):
-            scene = self.scenes[index]
-            for _, image in read_images(scene, [scene["num_frames"] // 2]):
-                if not isinstance(image, UnreadableFrame):
-                    found.append(is_elongated(image.size if isinstance(image, Image.Image) else image.shape[:2]))
-        return 2 * sum(found) > len(found)
 
     def arrange(self, views: list[dict[str, Any]], rng: random.Random) -> dict[str, Any]:
         """Stack the views of a scene, context first."""

@@ -10,7 +10,7 @@ from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
-from ...data_scripts.common.images import UnreadableFrame, turn_upright
+from ...data_scripts.common.images import UnreadableFrame, to_rgb, turn_upright
 from ...data_scripts.scenes.index import frame_path, read_camera, read_depth
 from ...data_scripts.scenes.views import SceneFrames
 from ...modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
@@ -61,12 +61,10 @@ class AlignmentViews(SceneFrames):
 
     def _make_view(self, scene: dict[str, Any], frame: int, image: Image.Image | np.ndarray) -> dict[str, Any]:
         if isinstance(image, Image.Image):
-            upright = turn_upright(image)
-            if self.depth and upright is not image:
-                # Cameras and depth describe the stored pixels. A copy without EXIF data, which nobody will turn.
-                upright = Image.fromarray(np.asarray(image.convert("RGB")))
-            image = upright
-        size = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
+            # Cameras and depth describe the stored pixels. An array has no EXIF data, so that nobody will turn it.
+            image = np.asarray(to_rgb(image if self.depth else turn_upright(image), frame_path(scene, frame)))
+        size = image.shape[:2]
+        self.require_usual_shape(scene, frame, size)
         positions = patch_positions(self.image_processor, size)
         view = {"image": image, "positions": positions}
         if self.depth:

@@ -44,10 +44,17 @@ class PhotoScene(Dataset):
     """
 
     def __init__(self, scene_id: str, images: dict[int, Path | np.ndarray], num_context_views: int, image_width: int):
-        views = [load_frame(image, image_width) for image in images.values()]
-        names = [f"`{image}`" if isinstance(image, Path) else f"Frame {number}" for number, image in images.items()]
-        require_similar_shapes(dict(zip(names, (size.original for _, size in views), strict=True)))
-        pixel_values, _ = crop_to_common([pixels for pixels, _ in views])
+        views, sizes = [], {}
+        for number, image in images.items():
+            name = f"`{image}`" if isinstance(image, Path) else f"Frame {number}"
+            try:
+                pixels, size = load_frame(image, image_width)
+            except ValueError as error:
+                raise ValueError(f"{name} cannot be used: {error}") from error
+            views.append(pixels)
+            sizes[name] = size.original
+        require_similar_shapes(sizes)
+        pixel_values, _ = crop_to_common(views)
         self.item = {
             "pixel_values": pixel_values,
             "num_context_views": num_context_views,

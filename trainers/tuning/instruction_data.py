@@ -19,6 +19,7 @@ from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ...data_scripts.common.images import BROKEN, UnreadableFrame, open_image, to_rgb, turn_upright
+from ...data_scripts.common.view_pixels import require_similar_shapes
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 
 COLUMNS = ("images", "messages")
@@ -235,8 +236,7 @@ def leave_images_out(dataset: Dataset) -> Dataset:
 def examine_record(record: dict[str, Any]) -> dict[str, Any]:
     """The problem of a record and its images, if any, and the numbers that bound its length."""
     described = _describe_record(record)
-    problems = map(_problem_of_image, record["images"] or ())
-    return described | {"problem": described["problem"] or next(filter(None, problems), "")}
+    return described | {"problem": described["problem"] or _problem_of_images(record["images"] or ())}
 
 
 def _refusal_of_trl(messages: Sequence[dict[str, Any]], num_images: int) -> str:
@@ -248,18 +248,31 @@ def _refusal_of_trl(messages: Sequence[dict[str, Any]], num_images: int) -> str:
     return ""
 
 
-def _problem_of_image(image: dict[str, Any]) -> str:
-    """What is wrong with an image, as the processor would find in training; empty if nothing is, or it is missing."""
-    name = image["path"] or "without a name"
-    if not image["bytes"] and ("://" in name or not os.path.exists(name)):
-        return ""  # missing files are looked for at each start
+def _problem_of_images(images: Sequence[dict[str, Any]]) -> str:
+    """What is wrong with images, as the processor would find in training; empty if nothing is, or they are missing."""
+    sizes = {}
+    for number, image in enumerate(images):
+        name = f"`{image['path'] or f'number {number}'}`"
+        if not _is_local(image):
+            continue  # missing files are looked for at each start
+        try:
+            width, height = _measure(image)
+        except UnreadableFrame as error:
+            return f"has an image that cannot be used ({error})"
+        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+            return f"has the image {name} of {width} x {height} pixels, which is too elongated"
+        sizes[name] = height, width
     try:
-        size = _measure(image)
-    except UnreadableFrame as error:
-        return f"has an image that cannot be used ({error})"
-    if max(size) > MAX_ASPECT_RATIO * min(size):
-        return f"has the image `{name}` of {size[0]} x {size[1]} pixels, which is too elongated"
+        require_similar_shapes(sizes)
+    except ValueError as error:
+        return f"has images that cannot be used together ({str(error).removesuffix('.')})"
     return ""
+
+
+def _is_local(image: dict[str, Any]) -> bool:
+    """Whether an image can be read without the web."""
+    name = image["path"] or ""
+    return bool(image["bytes"]) or ("://" not in name and os.path.exists(name))
 
 
 def _measure(image: dict[str, Any]) -> tuple[int, int]:

@@ -9,7 +9,13 @@ from PIL import Image
 from tiny_videos import numbers_of, write_video
 
 from spa3r.data_scripts.common.records import BadRecord
-from spa3r.data_scripts.instructions.media import MediaFolders, mark_images, require_image, video_frames, video_indices
+from spa3r.data_scripts.instructions.media import (
+    MediaFolders,
+    mark_images,
+    require_images,
+    video_frames,
+    video_indices,
+)
 
 OUTSIDE = "outside the media root"
 POINT = {"type": "depth_prediction_oc", "red_point": [[500, 500]]}
@@ -95,6 +101,10 @@ def write_secrets(media):
     (media / "folder").symlink_to(media.parent)
 
 
+def require_one(folders, path):
+    return require_images(folders, [path])
+
+
 # Function, what is in the media folder, path, and reason.
 REFUSED = [
     (video_frames, lambda media: (media / "clip").mkdir(), "clip", "unreadable video"),
@@ -106,20 +116,20 @@ REFUSED = [
     (video_frames, lambda media: write_frames(media, 4), "", "malformed record"),
     (video_frames, lambda media: write_frames(media, 4), ".", "malformed record"),
     (video_frames, lambda media: write_frames(media / "clip", 4), "clip/..", "malformed record"),
-    (require_image, lambda media: cut_off(write_image(media / "a.jpg")), "a.jpg", "unreadable image"),
-    (require_image, lambda media: write_empty(media / "a.png", "I;16"), "a.png", "unusable image"),
-    (require_image, lambda media: write_empty(media / "a.png", size=(2000, 90)), "a.png", "unusable image"),
-    (require_image, lambda media: write_empty(media / "a.png", "L", (9, 200)), "a.png", "unusable image"),
-    (require_image, lambda media: (media / "a.pkl").write_text("x"), "a.pkl", "unknown extension"),
-    (require_image, lambda media: None, "a/b.jpg", "missing media"),
-    (require_image, lambda media: os.mkfifo(media / "a.jpg"), "a.jpg", "missing media"),
-    (require_image, lambda media: None, "a\0.jpg", "malformed record"),
-    (require_image, lambda media: write_image(media / "a.jpg"), None, OUTSIDE),  # absolute, but in the folder
-    (require_image, write_secrets, "../secret.jpg", OUTSIDE),
-    (require_image, write_secrets, "a/../../secret.jpg", OUTSIDE),
-    (require_image, write_secrets, "link.jpg", OUTSIDE),
-    (require_image, write_secrets, "folder/secret.jpg", OUTSIDE),
-    (require_image, lambda media: write_image(media.parent / "media2/a.jpg"), "../media2/a.jpg", OUTSIDE),
+    (require_one, lambda media: cut_off(write_image(media / "a.jpg")), "a.jpg", "unreadable image"),
+    (require_one, lambda media: write_empty(media / "a.png", "I;16"), "a.png", "unusable image"),
+    (require_one, lambda media: write_empty(media / "a.png", size=(2000, 90)), "a.png", "unusable image"),
+    (require_one, lambda media: write_empty(media / "a.png", "L", (9, 200)), "a.png", "unusable image"),
+    (require_one, lambda media: (media / "a.pkl").write_text("x"), "a.pkl", "unknown extension"),
+    (require_one, lambda media: None, "a/b.jpg", "missing media"),
+    (require_one, lambda media: os.mkfifo(media / "a.jpg"), "a.jpg", "missing media"),
+    (require_one, lambda media: None, "a\0.jpg", "malformed record"),
+    (require_one, lambda media: write_image(media / "a.jpg"), None, OUTSIDE),  # absolute, but in the folder
+    (require_one, write_secrets, "../secret.jpg", OUTSIDE),
+    (require_one, write_secrets, "a/../../secret.jpg", OUTSIDE),
+    (require_one, write_secrets, "link.jpg", OUTSIDE),
+    (require_one, write_secrets, "folder/secret.jpg", OUTSIDE),
+    (require_one, lambda media: write_image(media.parent / "media2/a.jpg"), "../media2/a.jpg", OUTSIDE),
 ]
 
 
@@ -137,7 +147,7 @@ def test_the_media_root_itself_may_be_a_link(folders, media, tmp_path):
     write_image(media / "a.jpg")
     (tmp_path / "link").symlink_to(media)
     linked = MediaFolders(str(tmp_path / "link"), folders.output, folders.scratch)
-    assert require_image(linked, "a.jpg") == str(tmp_path / "link/a.jpg")
+    assert require_images(linked, ["a.jpg"]) == [str(tmp_path / "link/a.jpg")]
 
 
 def test_markers_are_drawn_on_a_copy_and_the_original_keeps_its_bytes(folders, media):

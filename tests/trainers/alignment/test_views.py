@@ -172,6 +172,12 @@ def test_scenes_without_depth_or_cameras_are_refused(removed, named, tmp_path):
         AlignmentViews(load_scenes("rooms", tmp_path), Spa3VLMImageProcessor(), depth=True)
 
 
+def test_images_that_are_fitted_whole_are_refused(tmp_path):
+    write_scene(tmp_path, "room")
+    with refused("`image_fit`", "`pad`"):
+        AlignmentViews(load_scenes("rooms", tmp_path), Spa3VLMImageProcessor(image_width=56, image_fit="pad"), False)
+
+
 def test_photos_with_known_depth_stay_as_they_are_stored(tmp_path):
     root = write_positions(tmp_path, [(112, 112)] * NUM_VIEWS)
     expected, _ = item_of(root, 56)
