@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..common.exclusions import count_found
+from ..common.exclusions import count_found, find_excluded
 from ..common.files import (
     claim_folder,
     remove_unfinished,
@@ -46,7 +46,7 @@ from ..common.files import (
 from ..common.processes import call_in_processes
 from ..common.records import BadRecord, parse_record, read_records
 from .media import MediaFolders, clear_caches
-from .rows import FEATURES, ConvertedRecord, ExcludedScene, Job, RawSample, convert_record
+from .rows import FEATURES, ConvertedRecord, ExcludedScene, Job, RawSample, convert_record, name_media
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +165,8 @@ def convert(
     }
     if (output / "data").exists():
         return _read_finished(output, options)
+    if excluded and not exclude_may_match_nothing:
+        _require_excluded_record(read_record, input_file, excluded, max_records)
     _create_unfinished(output)
     try:
         # The operating system releases the lock even if this process is killed.
@@ -172,7 +174,7 @@ def convert(
             if (output / "data").exists():
                 return _read_finished(output, options)
             num_blocks = _convert(read_record, output, options, input_file, excluded, workers)
-            return _finish(output, options, input_file, num_blocks, excluded, exclude_may_match_nothing)
+            return _finish(output, options, input_file, num_blocks, excluded)
     except Timeout:
         raise ValueError(
             f"Another process is converting to `{output}`: wait until it has ended, or choose another output folder."
@@ -191,6 +193,29 @@ def _check_arguments(
     for name, value in (("workers", workers), ("max_records", max_records)):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def _require_excluded_record(
+    read_record: Callable[[dict[str, Any]], RawSample],
+    input_file: str | os.PathLike,
+    excluded: frozenset[str],
+    max_records: int | None,
+) -> None:
+    """Refuse a list of scenes that no record is about, before hours of conversion; reads up to the first match."""
+    num_records = 0
+    for _, raw in itertools.islice(read_records(input_file), max_records):
+        num_records += 1
+        try:
+            paths, scene_id = name_media(read_record(parse_record(raw)))
+        except BadRecord:
+            continue
+        if find_excluded([*paths, scene_id], excluded):
+            return
+    raise ValueError(
+        f"`--exclude` does nothing: none of the {num_records} records of `{input_file}` is about one of the "
+        f"{len(excluded)} listed scenes, such as {min(excluded)!r}. Correct the list, or run the command again with "
+        "`--exclude-may-match-nothing`."
+    )
 
 
 def _read_finished(output: Path, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,19 +270,12 @@ def _finish(
     input_file: str | os.PathLike,
     num_blocks: int,
     excluded: frozenset[str],
-    exclude_may_match_nothing: bool,
 ) -> dict[str, Any]:
     """Make the blocks an instruction set, and return its manifest."""
     unfinished = output / UNFINISHED
     manifest = _merge_blocks(unfinished, num_blocks, output)
     if not manifest["kept"]:
         raise ValueError(_describe_empty_set(input_file, manifest, output))
-    if excluded and not manifest["excluded"] and not exclude_may_match_nothing:
-        raise ValueError(
-            f"`--exclude` does nothing: none of the {manifest['records']} records of `{input_file}` is about one of "
-            f"the {len(excluded)} listed scenes, such as {min(excluded)!r}. Correct the list and delete `{output}`; "
-            "or run the command again with `--exclude-may-match-nothing`."
-        )
     scenes = {
         "num_scenes": _count_scenes(unfinished / "data") + len(manifest["excluded_by_scene"]),
         "listed_scenes": len(excluded),

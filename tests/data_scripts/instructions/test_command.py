@@ -62,6 +62,7 @@ def test_a_list_that_leaves_out_no_record_is_refused_unless_it_may(arguments, tm
     arguments += ["--exclude", str(tmp_path / "list.txt")]
     with pytest.raises(SystemExit, match="`--exclude` .*'scene0011_00'.*`--exclude-may-match-nothing`"):
         main(arguments)
+    assert not (tmp_path / "set").exists()  # found before anything is converted
     main([*arguments, "--exclude-may-match-nothing"])
     assert "0 of 1 scenes are left out (0 of the 1 listed were found)" in capsys.readouterr().out
 
