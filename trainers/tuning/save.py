@@ -28,6 +28,8 @@ def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: s
         without_images (`bool`, *optional*, defaults to `False`): Whether it trained on their text alone.
     """
     model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
+    # A tokenizer is saved with the padding of its last call, and a run that resumes at its end makes no call.
+    trainer.processing_class.tokenizer.backend_tokenizer.no_padding()
     is_adapted = not isinstance(model, PreTrainedModel)
     is_sharded = any(hasattr(weight, "ds_id") or hasattr(weight, "device_mesh") for weight in model.parameters())
     if not is_adapted or is_sharded:

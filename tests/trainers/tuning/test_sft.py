@@ -64,6 +64,10 @@ def test_the_final_model_loads_with_its_processor(trained):
     assert AutoProcessor.from_pretrained(output / "model").image_processor.image_width == 56
 
 
+def test_the_final_model_has_the_tokenizer_of_the_first_without_the_padding_of_a_batch(trained, vlm):
+    assert (trained[2] / "model" / "tokenizer.json").read_text() == (vlm / "tokenizer.json").read_text()
+
+
 def test_the_final_model_carries_its_code_and_a_card_of_its_training(trained, instructions):
     folder = trained[2] / "model"
     card = (folder / "README.md").read_text()
@@ -494,4 +498,13 @@ def test_a_model_with_weights_missing_is_refused(part, vlm, instructions, tmp_pa
     weights = {name: tensor for name, tensor in weights.items() if part not in name}
     save_file(weights, tmp_path / "vlm" / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=f"`model{part}"):
+        trainer_of(tmp_path / "vlm", instructions, tmp_path / "run")
+
+
+@pytest.mark.parametrize("part", ["fusion.adapter.fc3.weight", "spatial_encoder.second.weight"])
+def test_a_model_with_weights_that_have_no_place_in_it_is_refused(part, vlm, instructions, tmp_path):
+    shutil.copytree(vlm, tmp_path / "vlm")
+    weights = load_file(vlm / "model.safetensors") | {f"model.{part}": torch.zeros(2, 2)}
+    save_file(weights, tmp_path / "vlm" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"`model.{part}`"):
         trainer_of(tmp_path / "vlm", instructions, tmp_path / "run")
