@@ -31,6 +31,7 @@ from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
 from spa3r.trainers.alignment.views import AlignmentViews
 from spa3r.trainers.pretraining.inspect import read_photos, read_video
 from spa3r.trainers.tuning.instruction_data import InstructionCollator, load_instructions, without_decoding
+from spa3r.trainers.tuning.streaming import RecordReader, UnusableRecord
 
 # `spa3r convert-data` keeps frames of videos as JPEG files.
 TOLERANCE, JPEG_TOLERANCE = 1e-6, 0.05
@@ -87,13 +88,13 @@ def spa3r_processor(files: Sequence[Path], folder: Path) -> list[torch.Tensor]:
 
 def _write_records(files: Sequence[Path], folder: Path) -> Dataset:
     (folder / "data").mkdir(parents=True)
-    record = {
-        "images": list(map(str, files)),
-        "messages": [message("user", "?", len(files)), message("assistant", "3")],
-    }
-    dataset = Dataset.from_list([record]).cast_column("images", List(Image()))
+    dataset = Dataset.from_list([_record(list(map(str, files)))]).cast_column("images", List(Image()))
     dataset.to_parquet(folder / "data" / "0.parquet")
     return dataset
+
+
+def _record(images: list) -> dict:
+    return {"images": images, "messages": [message("user", "?", len(images)), message("assistant", "3")]}
 
 
 def _collate(dataset: Dataset) -> list[torch.Tensor]:
@@ -107,6 +108,15 @@ def sft_collator(files: Sequence[Path], folder: Path) -> list[torch.Tensor]:
 def sft_check(files: Sequence[Path], folder: Path) -> list[torch.Tensor]:
     _write_records(files, folder / "set")
     return _collate(load_instructions([str(folder / "set")], seed=0))
+
+
+def sft_stream(files: Sequence[Path], folder: Path) -> list[torch.Tensor]:
+    """Shards hold their images inside."""
+    shard = folder / "shard.parquet"
+    images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    Dataset.from_list([_record(images)]).to_parquet(shard)
+    record = RecordReader(skip_batches=0, batch_size=1)(str(shard), 0, 0, position=0)
+    return views_of(InstructionCollator(_processor())([record]))
 
 
 def _convert(folder: Path, **media) -> list[torch.Tensor]:
@@ -127,8 +137,8 @@ def converter_of_video(file: Path, folder: Path) -> list[torch.Tensor]:
     return _convert(folder, video=file.name)
 
 
-def _views_of_scene(scenes: Dataset, make=SceneViews, **options) -> tuple[dict, list[int]]:
-    """The item of the first scene, and the places of its views in the order of its frames."""
+def _views_of_scene(scenes: Dataset, make=SceneViews, **options) -> dict:
+    """The item of the first scene, unless a frame of it was replaced."""
     views = make(scenes, **options)
     item = views[0, 0, NUM_FRAMES]
     if item["replaced_frames"]:
@@ -232,6 +242,7 @@ WAYS: dict[str, tuple[Callable | None, Callable | None]] = {
     "Spa3R's processor": (spa3r_processor, None),
     "SFT collator": (sft_collator, None),
     "SFT check": (sft_check, None),
+    "SFT stream": (sft_stream, None),
     "converters": (converter, converter_of_video),
     "`folders:`": (folders, None),
     "`rooms:`": (rooms, None),
@@ -266,7 +277,7 @@ def cell(odd: Odd, ways: tuple[Callable | None, Callable | None], folder: Path, 
     work.mkdir()
     try:
         seen = way(file, work) if is_video else way([file, *_companions(media)], work)
-    except ValueError as error:
+    except (ValueError, UnusableRecord) as error:
         return "refused" if odd.name in str(error) else f"refused without a name: {error}"
     except Exception as error:
         return f"fails with {error!r}"
