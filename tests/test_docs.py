@@ -13,10 +13,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from verb_parsers import parser_of
 
 import spa3r
 from spa3r.modeling_spa3r.checkpoints.cards import PUBLISHED
-from spa3r.trainers.integrations.cli import VERBS, main
+from spa3r.trainers.integrations.cli import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -29,25 +30,6 @@ LAUNCHERS = {"pretrain.py": "pretrain", "sft.py": "sft", "benchmark.py": "benchm
 # Options in prose that belong to accelerate and to the scripts of tests/benchmarks.
 OPTIONS_OF_OTHERS = {"--config_file", "--num_processes", "--preset", "--gpus", "--views"}
 PATH = re.compile(r"`((?:configuration|modeling_spa3r|trainers|data_scripts|tests|docs)/[\w./-]+)`")
-
-
-class Parser(BaseException):
-    """Carries a verb's own parser out of its `main`, with the arguments that it was to parse."""
-
-
-def parser_of(*arguments: str) -> tuple[argparse.ArgumentParser, list[str]]:
-    """The parser that `spa3r VERB ...` uses, and what it parses."""
-
-    def capture(parser, args=None, namespace=None):
-        if not parser.prog.startswith("spa3r "):
-            return parse(parser, args, namespace)
-        raise Parser(parser, args)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Parser) as caught:
-        parse = argparse.ArgumentParser.parse_known_args
-        patch.setattr(argparse.ArgumentParser, "parse_known_args", capture)
-        main(arguments)
-    return caught.value.args
 
 
 def options_in(parser: argparse.ArgumentParser) -> set[str]:

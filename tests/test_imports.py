@@ -29,7 +29,7 @@ ALLOWED = {
     "trainers.teaching": (*MODELS, "trainers.runs"),
     "trainers.tuning": (*MODELS, "trainers.runs"),
     "trainers.benchmark": (*MODELS, "trainers.runs"),
-    "trainers.world": (*MODELS, "trainers.runs", "trainers.tuning"),
+    "trainers.world": (*MODELS, "trainers.runs", "trainers.tuning", "trainers.benchmark"),
     "trainers.integrations": (*MODELS, "trainers"),
 }
 # `evaluate` copies this file out of the package, so its imports are absolute.

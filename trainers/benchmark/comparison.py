@@ -44,7 +44,7 @@ def compare_runs(first: str | os.PathLike, second: str | os.PathLike) -> dict[st
                 f"`{first}` and `{second}` cannot be compared: their `{what}` is `{before.get(what)}` and "
                 f"`{after.get(what)}`. Compare runs with the same."
             )
-    answers = [_read_answers(folder) for folder in (first, second)]
+    answers = [read_answers(folder) for folder in (first, second)]
     if different := answers[0].keys() ^ answers[1].keys():
         raise ValueError(
             f"`{first}` and `{second}` cannot be compared: {len(different):,} questions have an answer in only "
@@ -66,7 +66,7 @@ def compare_runs(first: str | os.PathLike, second: str | os.PathLike) -> dict[st
     }
 
 
-def _read_answers(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
+def read_answers(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """Read the answers of a run by question id."""
     file = Path(folder) / ANSWERS
     if not file.is_file():

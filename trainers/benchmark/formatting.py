@@ -16,6 +16,11 @@ def format_percent(fraction: float | None) -> str:
     return format_number(None if fraction is None else 100 * fraction)
 
 
+def format_interval(low: float | None, high: float | None) -> str:
+    """Write an interval of fractions in percent."""
+    return UNKNOWN if low is None else f"{format_percent(low)}–{format_percent(high)}"
+
+
 def counted(count: int, singular: str, plural: str | None = None) -> str:
     """Write a number with its noun: "1 scene", "5,130 questions"."""
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"

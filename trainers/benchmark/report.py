@@ -12,7 +12,16 @@ from ...data_scripts.benchmarks.protocol import Protocol, ReferenceRow, score_an
 from ...data_scripts.benchmarks.reader import BenchmarkQuestion
 from ...data_scripts.common.files import write_bytes, write_json, write_text
 from .chart import draw_report
-from .formatting import SHOWN, UNKNOWN, counted, first_few, format_number, format_percent, format_table
+from .formatting import (
+    SHOWN,
+    UNKNOWN,
+    counted,
+    first_few,
+    format_interval,
+    format_number,
+    format_percent,
+    format_table,
+)
 from .statistics import LEVEL, NUM_RESAMPLES, SceneScores, bootstrap_intervals
 
 ANSWERS, REPORT, PAGE, CHART = "answers.jsonl", "report.json", "report.md", "report.png"
@@ -275,7 +284,7 @@ def _group_table(report: Mapping[str, Any]) -> str:
 
 
 def _interval(row: Mapping[str, Any]) -> str:
-    return UNKNOWN if row["low"] is None else f"{format_percent(row['low'])}–{format_percent(row['high'])}"
+    return format_interval(row["low"], row["high"])
 
 
 def _shown(value: Any) -> str:

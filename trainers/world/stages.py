@@ -1,8 +1,11 @@
 """All stages of the nano world, from nothing to a table of scores: what each runs, needs, and how long it takes."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+CommandWriter = Callable[..., tuple[str, ...]]
 
 # What the commands of all stages share. Pictures have 8 x 6 patches; rooms to learn from and rooms to be asked about
 # have different seeds; objects of less than 1.5 % of a picture, less than a patch, are not asked about.
@@ -126,16 +129,7 @@ def list_stages(folder: Path, device: str = "cpu", smoke: bool = False) -> list[
         smoke (`bool`, *optional*, defaults to `False`): Whether to make a tiny world that only shows that all works.
     """
     sizes = sizes_of(device, smoke)
-    on_device = ("--use_cpu", "true" if device == "cpu" else "false")
-
-    def run(text: str, *more: str) -> tuple[str, ...]:
-        """A command: its words, with `{at}` for the folder and the names of `PARTS` and of numbers in `sizes`."""
-        words = text.format_map(_Kept(PARTS)).split()
-        return (*(word.format(at=folder, **vars(sizes)) for word in words), *more)
-
-    def train(text: str, *more: str) -> tuple[str, ...]:
-        return run(text, *more, *on_device)
-
+    run, train = command_writers(folder, device, sizes)
     stages = [
         *_rooms_and_questions(run, sizes),
         *_spatial_encoder(run, train, sizes),
@@ -143,6 +137,29 @@ def list_stages(folder: Path, device: str = "cpu", smoke: bool = False) -> list[
         *_spa3_vlm_and_controls(run, train, sizes),
         *_scores(run),
     ]
+    return with_known_minutes(stages, sizes)
+
+
+def command_writers(folder: Path, device: str, sizes: Sizes) -> tuple[CommandWriter, CommandWriter]:
+    """Two functions that make a command from its words, and from arguments that follow as they are.
+
+    In the words, `{at}` is the folder of the world; names of `PARTS` and of numbers in `sizes` stand for these. The
+    second function adds where a training runs.
+    """
+    on_device = ("--use_cpu", "true" if device == "cpu" else "false")
+
+    def run(text: str, *more: str) -> tuple[str, ...]:
+        words = text.format_map(_Kept(PARTS)).split()
+        return (*(word.format(at=folder, **vars(sizes)) for word in words), *more)
+
+    def train(text: str, *more: str) -> tuple[str, ...]:
+        return run(text, *more, *on_device)
+
+    return run, train
+
+
+def with_known_minutes(stages: list[Stage], sizes: Sizes) -> list[Stage]:
+    """Stages without their minutes, if these were not measured at such sizes."""
     return stages if sizes == Sizes() else [replace(stage, minutes=0) for stage in stages]
 
 

@@ -3,11 +3,14 @@
     spa3r world
     spa3r world --device cuda --output runs/world-gpu
     spa3r world --smoke --output runs/smoke
+    spa3r world --ablations --seeds 0 1
 
 Every stage is a command of its own, whose output goes to <output>/logs. Two run at a time where there are two cores,
 four on a GPU.
 The same command, run again after an interruption, goes on where it stopped. The result tables stand in the folders of
 their stages, and are printed at the end. <output>/nano holds the checkpoints in the form in which they ship.
+With --ablations, the variants of the paper's Tables 3 to 7 follow, each with several seeds. Give it from the start, or
+for a world that stands already.
 """
 
 import json
@@ -22,8 +25,10 @@ from typing import Protocol
 
 from ...data_scripts.common.command_line import verb_parser
 from ...data_scripts.common.files import claim_folder, write_json
+from .ablations import list_ablations
 from .stages import Stage, list_stages, sizes_of
 
+SEEDS = (0, 1)
 SECONDS_BETWEEN_LOOKS = 0.5
 LAST_LINES = 5
 # How `spa3r teach` prints what it measured.
@@ -177,12 +182,19 @@ def main(arguments: Sequence[str] | None = None):
     parser.add_argument("--output", type=Path, default=Path("runs/world"), help="folder (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--smoke", action="store_true", help="a tiny world of two steps, to see that all works")
+    parser.add_argument("--ablations", action="store_true", help="also make the variants of the paper's Tables 3 to 7")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="of the ablations (default: 0 1)")
     options = parser.parse_args(arguments)
+    if options.seeds and not options.ablations:
+        parser.error(f"--seeds (here: {' '.join(map(str, options.seeds))}) are those of --ablations; add it")
+    seeds = sorted(set(options.seeds or SEEDS))
     folder, cores = options.output, os.cpu_count() or 1
     claim_folder(folder / "world.json", json.dumps({"device": options.device, "smoke": options.smoke}) + "\n")
     for name in ("logs", "done"):
         (folder / name).mkdir(exist_ok=True)
     stages = list_stages(folder, options.device, options.smoke)
+    if options.ablations:
+        stages += list_ablations(folder, seeds, options.device, options.smoke)
     jobs = min(sizes_of(options.device, options.smoke).jobs, cores)
     environment = {"OMP_NUM_THREADS": str(cores // jobs)} | (
         {} if options.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
