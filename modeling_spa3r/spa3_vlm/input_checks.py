@@ -1,8 +1,8 @@
 """Checks that a batch's text, images and scenes fit together.
 
 Without them, inputs would reach the wrong row or position, and neither torch nor transformers would notice. The checks
-read tensor values, so an accelerator has to synchronise. They run once per forward pass, not in the decoding steps of
-`generate`.
+read tensor values, so the host waits for an accelerator. They run once per forward pass, not in the decoding steps of
+`generate`, on copies of those inputs that the host reads again; see `copy_to_host`.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,20 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ..library import torch_compilable_check
 
-__all__ = ["cached_offset", "check_inputs", "check_latents", "find_placeholders", "is_given", "split_views"]
+__all__ = [
+    "cached_offset",
+    "check_inputs",
+    "check_latents",
+    "copy_to_host",
+    "find_placeholders",
+    "is_given",
+    "split_views",
+]
+
+
+def copy_to_host(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Copies that the host can read any number of times; to make each, it waits for the device once."""
+    return tuple(None if tensor is None else tensor.cpu() for tensor in tensors)
 
 
 def is_given(tensors: Tensor | Sequence[Tensor] | None) -> bool:

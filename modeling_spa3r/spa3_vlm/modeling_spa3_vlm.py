@@ -24,7 +24,15 @@ from ..library import CheckedModel, can_return_tuple
 from ..spa3r.modeling_spa3r import Spa3RModel
 from ..vggt.modeling_vggt import VGGTModel
 from .fusion import FUSIONS
-from .input_checks import cached_offset, check_inputs, check_latents, find_placeholders, is_given, split_views
+from .input_checks import (
+    cached_offset,
+    check_inputs,
+    check_latents,
+    copy_to_host,
+    find_placeholders,
+    is_given,
+    split_views,
+)
 from .lockstep import dummy_fusion_pass, dummy_image_pass, needs_dummy_pass, unsplit_classes
 
 __all__ = ["Spa3VLMForConditionalGeneration", "Spa3VLMModel", "Spa3VLMPreTrainedModel"]
@@ -251,6 +259,7 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
                 images[0] = images[0] + dummy_fusion_pass(self, images[0], has_latents=False)
                 output.pooler_output = images
             return output
+        geometry_sizes, num_views = copy_to_host(geometry_sizes, num_views)
         counts = [len(images)] if num_views is None else [count for count in num_views.tolist() if count]
         if spatial_latents is None:
             spatial_latents = self._encode_scenes(pixel_values_geometry, geometry_sizes, num_views)
@@ -354,24 +363,28 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         Raises:
             ValueError: If images and text do not fit together; see `check_inputs`.
         """
+        has_images = pixel_values is not None or is_given(vision_features)
+        grid = image_grid_thw
+        if has_images:
+            # Checks, scenes and positions read these. The vision tower needs the grid where its patches are.
+            grid, geometry_sizes, num_views = copy_to_host(image_grid_thw, geometry_sizes, num_views)
         image_inputs = {
             "pixel_values": pixel_values,
-            "image_grid_thw": image_grid_thw,
+            "image_grid_thw": grid if pixel_values is None else image_grid_thw,
             "pixel_values_geometry": pixel_values_geometry,
             "geometry_sizes": geometry_sizes,
             "num_views": num_views,
             "spatial_latents": spatial_latents,
             "vision_features": vision_features,
         }
-        has_images = pixel_values is not None or is_given(vision_features)
         text = {"input_ids": input_ids, "mm_token_type_ids": mm_token_type_ids}
         if has_images or position_ids is None:
             if input_ids is None:
-                text = find_placeholders(self.config, self.get_input_embeddings(), inputs_embeds, image_grid_thw)
-            given = {**text, "mm_encoder_outputs": mm_encoder_outputs, **image_inputs}
+                text = find_placeholders(self.config, self.get_input_embeddings(), inputs_embeds, grid)
+            given = {**text, "mm_encoder_outputs": mm_encoder_outputs, **image_inputs, "image_grid_thw": grid}
             check_inputs(self.config, past_key_values=past_key_values, **given)
         if position_ids is None and input_ids is None and (has_images or mm_encoder_outputs):
-            position_ids = self.place_images(**text, image_grid_thw=image_grid_thw, attention_mask=attention_mask)
+            position_ids = self.place_images(**text, image_grid_thw=grid, attention_mask=attention_mask)
         elif position_ids is None:
             num_tokens = text["input_ids"].shape[1]
             position_ids = self._position_ids(past_key_values, num_tokens, attention_mask, image_grid_thw is not None)
@@ -387,7 +400,7 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            image_grid_thw=image_grid_thw,
+            image_grid_thw=grid,
             mm_token_type_ids=mm_token_type_ids,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
@@ -507,7 +520,9 @@ class Spa3VLMForConditionalGeneration(Spa3VLMPreTrainedModel, GenerationMixin):
         """Positions of shape `(4, batch_size, sequence_length)`: in the text, then frame, row and column."""
         text = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
         input_ids, cache = model_kwargs.get("input_ids", inputs_tensor), model_kwargs.get("past_key_values")
-        given = {"mm_token_type_ids": None, "image_grid_thw": None, **model_kwargs, "input_ids": input_ids}
+        given = {"mm_token_type_ids": None, **model_kwargs, "input_ids": input_ids}
+        names = ("image_grid_thw", "num_views")
+        given |= zip(names, copy_to_host(*(given.get(name) for name in names)), strict=True)
         embeds = model_kwargs.get("inputs_embeds")
         if not input_ids.shape[1]:  # only `inputs_embeds`
             given |= find_placeholders(self.config, self.get_input_embeddings(), embeds, given["image_grid_thw"])

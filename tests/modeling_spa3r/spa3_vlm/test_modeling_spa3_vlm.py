@@ -448,6 +448,59 @@ def test_text_without_images_compiles_without_graph_breaks(model):
         torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=0)
 
 
+# Waiting for an accelerator.
+
+SIZES = ("image_grid_thw", "geometry_sizes", "num_views")
+
+
+class OnDevice(torch.Tensor):
+    """Stands for a tensor on an accelerator: notes when the host asks for values of it, or of what follows from it."""
+
+    READS = (torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.item, torch.Tensor.__bool__)
+
+    @staticmethod
+    def note(): ...
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        result = super().__torch_function__(function, types, arguments, options or {})
+        source = next((given for given in arguments if isinstance(given, cls)), None)
+        if function in cls.READS:
+            source.note()
+            return result.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else result
+        for part in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(part, cls) and source is not None:
+                part.note = source.note
+        return result
+
+
+def on_device(inputs, reads):
+    """The inputs, of which the sizes note in `reads` when the host asks for their values."""
+    given = dict(inputs)
+    for name in SIZES:
+        given[name] = inputs[name].clone().as_subclass(OnDevice)
+        given[name].note = lambda name=name: reads.append(name)
+    return given
+
+
+def test_forward_reads_each_size_once(model, batch):
+    features = model.model.encode_images(batch["pixel_values"], batch["image_grid_thw"])
+    reads = []
+
+    logits(model, **on_device(without(batch, "pixel_values"), reads), vision_features=features)
+
+    assert sorted(reads) == sorted(SIZES)
+
+
+def test_image_features_read_the_sizes_of_a_scene_once(model, batch):
+    reads = []
+
+    with torch.no_grad():
+        model.get_image_features(**on_device(without(batch, *TEXT), reads))
+
+    assert [reads.count(name) for name in ("geometry_sizes", "num_views")] == [1, 1]
+
+
 @pytest.mark.parametrize("by", ["argument", "configuration"])
 def test_return_dict_false_returns_a_tuple(by, scene):
     model = tiny_model()
