@@ -1,5 +1,7 @@
 """Spa3-VLM-4B of random weights: tokens a second, many questions of one scene, and steps of instruction tuning."""
 
+import statistics
+
 import torch
 from gpu.figures_vggt import longest_kernels
 from gpu.job import Job
@@ -106,7 +108,12 @@ def measure_steps(job: Job, model: nn.Module, losses: list[Tensor]):
 
     if job.on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    seconds = job.median_seconds(step, repeats=5, warm_up=2)
+    # Noted one by one, in case the part is stopped. The first is a warm-up.
+    times = []
+    for _ in range(2 if job.is_tiny else 4):
+        times.append(job.seconds(step))
+        job.note(seconds_of_steps=times)
+    seconds = statistics.median(times[1:])
     tokens = inputs["input_ids"].numel()
     job.note(seconds=seconds, tokens=tokens, tokens_per_second=tokens / seconds)
     if job.on_gpu:
