@@ -323,7 +323,7 @@ def synchronizations(job: Job):
         "VGGTModel": (lambda: spa3r.model.vggt(views, num_context_views=3), 0),
         "Spa3RModel": (lambda: spa3r.model(views), 1),
         "a step of pre-training": (step, 0),
-        # With 4 images, all but a few are Qwen2.5-VL's: it reads sizes for each image and each layer of its vision tower.
+        # Of 4 images. Most are Qwen2.5-VL's, whose vision tower reads sizes in each layer.
         "a step of tuning": (tune, 40),
         "8 new tokens": (lambda: vlm.generate(**inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False), 60),
     }

@@ -82,5 +82,14 @@ def test_no_part_starts_that_cannot_end_in_time(tmp_path, monkeypatch):
     assert list(statuses(tmp_path / "gpu.json")) == short
 
 
-def test_docs_show_the_tables_of_results_that_are_empty_or_not():
+def test_tables_of_no_results_say_so():
     assert "Not run yet." in table_of(None)
+
+
+def test_docs_show_the_tables_of_the_committed_results():
+    results = json.loads((run.ROOT / "tests/benchmarks/results/gpu_h100.json").read_text())
+    page = (run.ROOT / "docs/performance.md").read_text()
+
+    _, *tables = table_of(results).split("\n\n")
+
+    assert all(table in page for table in tables)
