@@ -134,7 +134,7 @@ def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (source,) = (param.values[0] for param in blocks("python", {"README.md": PAGES["README.md"]}))
     exec(compile(source, "README.md", "exec"), {})
-    assert "(1, 64, 128)" in str(capsys.readouterr().out).replace("torch.Size([", "(").replace("])", ")")
+    assert "(1, 128, 128)" in str(capsys.readouterr().out).replace("torch.Size([", "(").replace("])", ")")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/checkpoints.md"])

@@ -95,7 +95,7 @@ def _spa3r(run, train, sizes: Sizes, name: str, seed: int) -> list[Stage]:
     spa3r = f"spa3r{suffix}"
     return [
         Stage(
-            *(spa3r, f"pre-train Spa3R: {name}, seed {seed}", 16),
+            *(spa3r, f"pre-train Spa3R: {name}, seed {seed}", 22),
             train(
                 f"spa3r pretrain --config spa3r-rooms --scenes rooms:{{at}}/rooms --output_dir {{at}}/{spa3r} "
                 f"--seed {seed} --overrides vggt_checkpoint={{at}}/geometry/model "
@@ -162,7 +162,7 @@ def _variant(run, train, sizes: Sizes, name: str, seed: int) -> list[Stage]:
     return [
         *stages,
         Stage(
-            *(f"tuned-{made}", f"tune on questions about places: {name}, seed {seed}", 25),
+            *(f"tuned-{made}", f"tune on questions about places: {name}, seed {seed}", 40),
             train(
                 f"spa3r sft --config spa3-vlm-nano --instructions {{at}}/questions --scene_latents {{at}}/{scenes} "
                 f"--model_name_or_path {{at}}/{model} --output_dir {{at}}/tuned-{made} --seed {seed}",

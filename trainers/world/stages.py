@@ -224,7 +224,7 @@ def _spatial_encoder(run, train, sizes: Sizes) -> list[Stage]:
             ("rooms",),
         ),
         Stage(
-            *("spa3r", "pre-train Spa3R", 16),
+            *("spa3r", "pre-train Spa3R", 22),
             train(
                 "spa3r pretrain --config spa3r-rooms --scenes rooms:{at}/rooms --output_dir {at}/spa3r --overrides "
                 "vggt_checkpoint={at}/geometry/model teachers.semantic.checkpoint={at}/semantic/model",
@@ -262,7 +262,7 @@ def _language_model(run, train, sizes: Sizes) -> list[Stage]:
             result="base-start",
         ),
         Stage(
-            *("base", "train the language model on single images", 12),
+            *("base", "train the language model on single images", 21),
             train(
                 "spa3r sft --config spa3-vlm-nano-base --model_name_or_path {at}/base-start "
                 "--instructions {at}/questions-2d --output_dir {at}/base",
@@ -306,7 +306,7 @@ def _spa3_vlm_and_controls(run, train, sizes: Sizes) -> list[Stage]:
             "aligned/report.md",
         ),
         Stage(
-            *("tuned", "tune Spa3-VLM on questions about places", 25),
+            *("tuned", "tune Spa3-VLM on questions about places", 40),
             train(
                 f"{tuned} spa3-vlm-nano {{kept}} --model_name_or_path {{at}}/aligned/model --output_dir {{at}}/tuned",
                 *sizes.tune,
@@ -314,12 +314,12 @@ def _spa3_vlm_and_controls(run, train, sizes: Sizes) -> list[Stage]:
             ("aligned", "scenes"),
         ),
         Stage(
-            *("tuned-text", "tune the base on the text of the questions alone", 16),
+            *("tuned-text", "tune the base on the text of the questions alone", 30),
             train(f"{tuned} spa3-vlm-nano-text {base} --output_dir {{at}}/tuned-text", *sizes.tune),
             ("base",),
         ),
         Stage(
-            *("tuned-2d", "tune the base on questions and images, without a scene", 22),
+            *("tuned-2d", "tune the base on questions and images, without a scene", 36),
             train(f"{tuned} spa3-vlm-nano {{kept}} {base} --output_dir {{at}}/tuned-2d", *sizes.tune),
             ("base", "scenes"),
         ),
