@@ -15,7 +15,8 @@ The models and processors also set or override these hooks of the library, check
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -42,6 +43,7 @@ __all__ = [
     "can_return_tuple",
     "is_deepspeed_zero3_enabled",
     "is_valid_image",
+    "load_offloaded",
     "record_outputs",
     "torch_compilable_check",
 ]
@@ -67,6 +69,23 @@ class CheckedModel(PreTrainedModel):
                     "that model's class, or convert it with `spa3r convert`."
                 )
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+
+@contextmanager
+def load_offloaded(module: nn.Module) -> Iterator[None]:
+    """Hold a module's own weights in memory while another method than `forward` uses them.
+
+    accelerate loads offloaded weights when `forward` is called, so elsewhere they are on the meta device.
+    """
+    hook = getattr(module, "_hf_hook", None)
+    if hook is None:
+        yield
+        return
+    hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        hook.post_forward(module, None)
 
 
 def record_outputs(forward: Callable) -> Callable:

@@ -80,7 +80,7 @@ class Spa3RSceneEncoder(Spa3RModel):
             `list[torch.Tensor]` of shape `(num_latents, latent_size)`: Latents of each scene.
         """
         encode = super().forward
-        return encode_together(scenes, lambda stack: encode(stack).latents)
+        return encode_together(scenes, lambda stack: encode(stack, return_dict=True).latents)
 
 
 class VGGTSceneEncoder(VGGTModel):
@@ -91,7 +91,7 @@ class VGGTSceneEncoder(VGGTModel):
         encode, layer = super().forward, self.config.num_hidden_layers - 2
 
         def encode_stack(stack: Tensor) -> Tensor:
-            (tokens,) = encode(stack, output_layers=(layer,)).layer_patch_tokens
+            (tokens,) = encode(stack, output_layers=(layer,), return_dict=True).layer_patch_tokens
             return tokens.flatten(1, 2)
 
         return encode_together(scenes, encode_stack)
@@ -403,6 +403,7 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             image_grid_thw=grid,
             mm_token_type_ids=mm_token_type_ids,
             mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
             **kwargs,
         )
         if mm_encoder_outputs and outputs.past_key_values is not None:
@@ -435,7 +436,7 @@ class Spa3VLMForConditionalGeneration(Spa3VLMPreTrainedModel, GenerationMixin):
         """See `Spa3VLMModel.encode_scene`."""
         return self.model.encode_scene(pixel_values_geometry, geometry_sizes, num_views)
 
-    def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor | None = None, **kwargs):
+    def get_image_features(self, pixel_values: Tensor | None = None, image_grid_thw: Tensor | None = None, **kwargs):
         """See `Spa3VLMModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, image_grid_thw, **kwargs)
 

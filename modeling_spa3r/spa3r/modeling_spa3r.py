@@ -27,24 +27,13 @@ from transformers import initialization as init
 
 from ...configuration.configuration_spa3r import Spa3RConfig
 from ...configuration.configuration_vggt import VGGTConfig
-from ..geometry import (
-    PRoPE,
-    camera_rays,
-    homogeneous,
-    plucker_rays,
-    pose_encoding_to_cameras,
-    relative_cameras,
-    without_autocast,
-)
+from ..geometry import PRoPE, camera_rays, homogeneous, plucker_rays, relative_cameras, without_autocast
 from ..layers import MLP, Attention, Block, Rope2D, grid_positions
-from ..library import CheckedModel, ModelOutput, OutputRecorder, record_outputs
-from ..vggt.modeling_vggt import VGGTCameraHead, VGGTDenseHead, VGGTForGeometry, VGGTModel
+from ..library import CheckedModel, ModelOutput, OutputRecorder, load_offloaded, record_outputs
+from ..vggt.modeling_vggt import VGGTCameraHead, VGGTDenseHead, VGGTForGeometry, VGGTModel, estimated_cameras
 from .teachers import Spa3RTeacher, build_untrained, check_same_architecture, load_pretrained
 
 __all__ = ["Spa3RForPreTraining", "Spa3RModel", "Spa3RPreTrainedModel"]
-
-# Radians. The camera head's ReLU can produce a field of view of zero, which would mean an infinite focal length.
-MIN_FIELD_OF_VIEW = 1e-3
 
 
 @dataclass
@@ -297,7 +286,7 @@ class Spa3RModel(Spa3RPreTrainedModel):
         ```
         """
         with torch.no_grad():
-            features = self.vggt(pixel_values).patch_tokens
+            features = self.vggt(pixel_values, return_dict=True).patch_tokens
         return Spa3RModelOutput(latents=self.encode(features, self.vggt.grid_size(pixel_values)))
 
 
@@ -385,7 +374,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`): RGB in [0, 1].
         """
         vggt = self.model.vggt
-        self.model.whitening.fit(vggt(pixel_values).patch_tokens)
+        self.model.whitening.fit(vggt(pixel_values, return_dict=True).patch_tokens)
         for name, whitening in self.target_whitening.items():
             whitening.fit(self.teachers[name](pixel_values, vggt.grid_size(pixel_values)))
 
@@ -465,11 +454,12 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             pixel_values,
             num_context_views=num_context_views if asymmetric else None,
             output_layers=tuple(self.config.vggt_config.dense_layers) if depth is None else (),
+            return_dict=True,
         )
         if asymmetric:
             context_features = output.patch_tokens[:, :num_context_views]  # Eq. 5
         else:
-            context_features = vggt(pixel_values[:, :num_context_views]).patch_tokens
+            context_features = vggt(pixel_values[:, :num_context_views], return_dict=True).patch_tokens
 
         if extrinsics is None:
             extrinsics, intrinsics = self._estimate_cameras(output.camera_tokens, image_size)
@@ -505,8 +495,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
     def _estimate_cameras(self, camera_tokens: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         # In full precision even under autocast, as in VGGT's own code.
         pose_encoding = self.camera_head(camera_tokens.to(self.dtype))[-1].float()
-        field_of_view = pose_encoding[..., 7:].clamp(min=MIN_FIELD_OF_VIEW)
-        return pose_encoding_to_cameras(torch.cat([pose_encoding[..., :7], field_of_view], dim=-1), image_size)
+        return estimated_cameras(pose_encoding, image_size)
 
     def compute_losses(
         self, predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor], patch_weights: Tensor | None = None
@@ -556,6 +545,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         intrinsics: Tensor | None = None,
         depth: Tensor | None = None,
         patch_weights: Tensor | None = None,
+        return_loss: bool = True,
     ) -> Spa3RForPreTrainingOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`):
@@ -571,6 +561,8 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             instead of VGGT's estimate; it has no influence on the other losses.
         patch_weights (`torch.FloatTensor` of shape `(batch_size, num_views, num_patches)`, *optional*):
             How much the features of each patch count in the losses; all equally by default.
+        return_loss (`bool`, *optional*, defaults to `True`):
+            Whether to compute the losses. By this name a `Trainer` sees that the model needs no labels to evaluate.
 
         Raises:
             ValueError: If a shape or a number is wrong, or cameras are incomplete or not finite.
@@ -578,16 +570,17 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         self._check_views(pixel_values, num_context_views, extrinsics, intrinsics, depth)
         first = 0 if self.config.predict_context_views else num_context_views
         observed = self.observe(pixel_values, num_context_views, extrinsics, intrinsics, depth, first_target=first)
-        latents = self.model.encode(observed["context_features"], self.model.vggt.grid_size(pixel_values))
+        with load_offloaded(self.model):
+            latents = self.model.encode(observed["context_features"], self.model.vggt.grid_size(pixel_values))
         extrinsics, intrinsics = observed["extrinsics"], observed["intrinsics"]
         image_size = tuple(pixel_values.shape[-2:])
         predictions = self.decode(latents, extrinsics[:, first:], intrinsics[:, first:], image_size)
         targets = observed["targets"] | {"depth": observed["depth"]}
         if patch_weights is not None:
             patch_weights = patch_weights[:, first:]
-        losses = self.compute_losses(predictions, targets, patch_weights)
+        losses = self.compute_losses(predictions, targets, patch_weights) if return_loss else None
         return Spa3RForPreTrainingOutput(
-            loss=sum(losses.values()),
+            loss=sum(losses.values()) if return_loss else None,
             losses=losses,
             latents=latents,
             probe_depth=predictions.pop("depth"),

@@ -45,7 +45,7 @@ class Spa3RTeacher(nn.Module):
             `torch.FloatTensor` of shape `(batch_size, num_views, rows * columns, feature_size)`.
         """
         batch_size, num_views = pixel_values.shape[:2]
-        tokens = self.model(self.preprocess(pixel_values.flatten(0, 1))).last_hidden_state
+        tokens = self.model(self.preprocess(pixel_values.flatten(0, 1)), return_dict=True).last_hidden_state
         side = self.config.image_size // self.config.vision_config.patch_size
         features = tokens[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
         features = F.interpolate(features.float(), grid_size, mode="bilinear", align_corners=False)

@@ -30,6 +30,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Initial factor of the residual branches in the blocks. The vision transformer of the patch embedding has DINOv2's.
 LAYER_SCALE_INIT = 0.01
 LAYER_NORM_EPS = 1e-5
+# Radians. The camera head's ReLU can give a field of view of zero, which would mean an infinite focal length.
+MIN_FIELD_OF_VIEW = 1e-3
 
 
 @dataclass
@@ -79,6 +81,8 @@ class VGGTForGeometryOutput(ModelOutput):
         World coordinates of each pixel.
     points_confidence (`torch.FloatTensor` of shape `(batch_size, num_views, height, width)`):
         Confidence of the points, at least 1.
+    hidden_states, attentions (`tuple[torch.FloatTensor]`, *optional*):
+        As in `VGGTModelOutput`.
     """
 
     extrinsics: torch.FloatTensor | None = None
@@ -88,6 +92,8 @@ class VGGTForGeometryOutput(ModelOutput):
     depth_confidence: torch.FloatTensor | None = None
     points: torch.FloatTensor | None = None
     points_confidence: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 def normalize_images(
@@ -140,7 +146,7 @@ class VGGTViTPatchEmbedding(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Map `(num_images, 3, height, width)` to `(num_images, num_patches, hidden_size)`."""
-        return self.vit(pixel_values).last_hidden_state[:, self.num_special_tokens :]
+        return self.vit(pixel_values, return_dict=True).last_hidden_state[:, self.num_special_tokens :]
 
 
 PATCH_EMBEDDINGS = {"conv": VGGTConvPatchEmbedding, "vit": VGGTViTPatchEmbedding}
@@ -228,8 +234,8 @@ class VGGTModel(VGGTPreTrainedModel):
         batch_size, num_views = pixel_values.shape[:2]
         patches = self.patch_embedding(normalize_images(pixel_values.flatten(0, 1)))
         special = torch.cat([self.camera_token, self.register_tokens], dim=2).to(patches)
-        special = torch.cat([special[:, :1], special[:, 1:].expand(-1, num_views - 1, -1, -1)], dim=1)
-        special = special.expand(batch_size, -1, -1, -1)
+        is_first = torch.arange(num_views, device=special.device)[:, None, None] == 0
+        special = torch.where(is_first, special[:, :1], special[:, 1:]).expand(batch_size, -1, -1, -1)
         return torch.cat([special, patches.unflatten(0, (batch_size, num_views))], dim=2)
 
     @record_outputs
@@ -359,6 +365,12 @@ class VGGTCameraHead(VGGTPreTrainedModel):
             pose = delta if pose is None else pose + delta
             pose_encodings.append(torch.cat([pose[..., :7], pose[..., 7:].relu()], dim=-1))
         return tuple(pose_encodings)
+
+
+def estimated_cameras(pose_encoding: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Extrinsics and finite intrinsics of a pose encoding of `VGGTCameraHead`; see `pose_encoding_to_cameras`."""
+    field_of_view = pose_encoding[..., 7:].clamp(min=MIN_FIELD_OF_VIEW)
+    return pose_encoding_to_cameras(torch.cat([pose_encoding[..., :7], field_of_view], dim=-1), image_size)
 
 
 def add_uv_embedding(features: Tensor, aspect: float) -> Tensor:
@@ -515,7 +527,7 @@ class VGGTForGeometry(VGGTPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: Tensor, num_context_views: int | None = None, dense_views: Tensor | None = None
+        self, pixel_values: Tensor, num_context_views: int | None = None, dense_views: Tensor | None = None, **kwargs
     ) -> VGGTForGeometryOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_views, 3, height, width)`):
@@ -525,6 +537,8 @@ class VGGTForGeometry(VGGTPreTrainedModel):
         dense_views (`torch.LongTensor` of shape `(num_dense_views,)`, *optional*):
             Views whose depth and points to predict; all by default. The dense heads look at each view on its own, and
             in training some views of each batch are enough.
+        kwargs (*optional*):
+            `output_hidden_states` and `output_attentions`.
 
         Example:
 
@@ -537,9 +551,10 @@ class VGGTForGeometry(VGGTPreTrainedModel):
         ```
         """
         image_size = tuple(pixel_values.shape[-2:])
-        features = self.vggt(pixel_values, num_context_views, output_layers=self.config.dense_layers)
+        layers = self.config.dense_layers
+        features = self.vggt(pixel_values, num_context_views, output_layers=layers, return_dict=True, **kwargs)
         pose_encodings = self.camera_head(features.camera_tokens)
-        extrinsics, intrinsics = pose_encoding_to_cameras(pose_encodings[-1], image_size)
+        extrinsics, intrinsics = estimated_cameras(pose_encodings[-1], image_size)
         layers = features.layer_patch_tokens
         if dense_views is not None:
             layers = [tokens[:, dense_views] for tokens in layers]
@@ -553,4 +568,6 @@ class VGGTForGeometry(VGGTPreTrainedModel):
             depth_confidence=depth_confidence,
             points=points,
             points_confidence=points_confidence,
+            hidden_states=features.hidden_states,
+            attentions=features.attentions,
         )
