@@ -10,6 +10,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoModelForPreTraining,
     AutoProcessor,
 )
@@ -56,6 +57,7 @@ AutoModelForPreTraining.register(Spa3RConfig, Spa3RForPreTraining)
 AutoConfig.register(Spa3VLMConfig.model_type, Spa3VLMConfig)
 AutoModel.register(Spa3VLMConfig, Spa3VLMModel)
 AutoModelForImageTextToText.register(Spa3VLMConfig, Spa3VLMForConditionalGeneration)
+AutoModelForMultimodalLM.register(Spa3VLMConfig, Spa3VLMForConditionalGeneration)
 AutoImageProcessor.register(Spa3RConfig, image_processor_classes={"pil": Spa3RImageProcessor})
 AutoImageProcessor.register(Spa3VLMConfig, image_processor_classes={"pil": Spa3VLMImageProcessor})
 AutoProcessor.register(Spa3VLMConfig, Spa3VLMProcessor)

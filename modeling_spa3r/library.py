@@ -11,6 +11,7 @@ The models and processors also set or override these hooks of the library, check
   `_can_record_outputs`, `_supports_sdpa`, `_supports_flash_attn`, `_can_compile_fullgraph`;
 - `PreTrainedConfig`: `_attn_implementation`, `sub_configs_defaults`, `validate_architecture`;
 - `GenerationMixin`: `_prepare_generation_config`, `_prepare_position_ids_for_generation`;
+- `ProcessorMixin`: `_get_num_multimodal_tokens`, `_merge_kwargs`;
 - image processors: `_standardize_kwargs`, `_preprocess_image_like_inputs`, `fetch_images`.
 """
 
@@ -28,6 +29,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorKwargs,
     Qwen2VLImageProcessorPil,
 )
+from transformers.processing_utils import MultiModalData
 from transformers.utils import ModelOutput, cached_file, can_return_tuple, torch_compilable_check
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -36,6 +38,7 @@ __all__ = [
     "CheckedModel",
     "GenerationMode",
     "ModelOutput",
+    "MultiModalData",
     "OutputRecorder",
     "Qwen2VLImageProcessorKwargs",
     "Qwen2VLImageProcessorPil",

@@ -43,23 +43,31 @@ def spread_evenly(num_images: int, num_frames: int) -> list[int]:
     return np.linspace(0, num_images - 1, num_frames).astype(int).tolist()
 
 
-def read_frames(source: str | os.PathLike, num_frames: int) -> list[PIL.Image.Image]:
+def read_frames(
+    source: str | os.PathLike, num_frames: int | None = None, fps: float | None = None
+) -> list[PIL.Image.Image]:
     """Decode frames spread evenly over a whole video.
 
     Args:
         source (`str` or `os.PathLike`): A video file, or its `file://`, `http://` or `https://` address.
-        num_frames (`int`): How many frames to read; all of them if the video has fewer.
+        num_frames (`int`, *optional*): How many frames to read; all of them if the video has fewer.
+        fps (`float`, *optional*): Instead, how many frames to read for each second of the video; at least one.
 
     Returns:
         `list[PIL.Image.Image]`: Frames in display order, turned upright.
 
     Raises:
+        ValueError: If a number is not positive.
         UnreadableFrame: If the video cannot be read to its end, or is incomplete.
         ImportError: If PyAV is not installed.
     """
     with _local_copy(source) as path:
         # Each packet holds a frame, and can be counted without decoding it.
         total = _count_packets(source, path)
+        if fps is not None:
+            if not fps > 0:
+                raise ValueError(f"`fps` must be more than 0, got {fps}.")
+            num_frames = max(round(total / frame_rate(path) * fps), 1)
         frames, num_shown = _decode_frames(source, path, spread_evenly(total, num_frames))
         if num_shown != total:
             # Some packets are not shown: VP8 has hidden reference frames, and MP4 can skip the beginning.

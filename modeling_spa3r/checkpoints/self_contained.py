@@ -29,6 +29,7 @@ MODEL_CLASSES = {
     "AutoConfig": Spa3VLMConfig,
     "AutoModel": Spa3VLMModel,
     "AutoModelForImageTextToText": Spa3VLMForConditionalGeneration,
+    "AutoModelForMultimodalLM": Spa3VLMForConditionalGeneration,
 }
 PROCESSOR_CLASSES = {"AutoProcessor": Spa3VLMProcessor}
 IMAGE_PROCESSOR_CLASSES = {"AutoImageProcessor": Spa3VLMImageProcessor}

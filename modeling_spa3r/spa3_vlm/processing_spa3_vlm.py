@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from itertools import islice
 from typing import Any
 
@@ -10,7 +11,7 @@ import PIL.Image
 from transformers import BatchFeature, ProcessingKwargs, ProcessorMixin, TextKwargs
 
 from ...data_scripts.common.videos import read_frames, spread_evenly
-from ..library import is_valid_image
+from ..library import MultiModalData, is_valid_image
 from ..scene_images import list_scenes
 
 __all__ = ["CHAT_TEMPLATE", "Spa3VLMProcessor"]
@@ -38,6 +39,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 BETWEEN_IMAGES = "<|vision_end|><|vision_start|>"
+# How frames are taken from a video. A video becomes images, so its other options are those of images.
+VIDEO_OPTIONS = ("num_frames", "fps", "do_sample_frames")
 SPECIAL_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 
@@ -126,17 +129,20 @@ class Spa3VLMProcessor(ProcessorMixin):
 
         A message holds parts: text as `{"type": "text", "text": ...}`, an image as `{"type": "image", ...}` with
         `image`, `path`, `url` or `base64`, and a video as `{"type": "video", ...}` with `video`, `path` or `url`. The
-        frames of a video replace it as images. `processor_kwargs` are those of `__call__`.
+        frames of a video replace it as images. `processor_kwargs` are those of `__call__`; options of videos may also
+        be given directly.
         """
         if len(conversation) == 0:
             raise ValueError(f"`conversation` is {conversation!r}, without a message; give at least one.")
         processor_kwargs = dict(processor_kwargs or {})
         if tokenize:
             # Before rendering, so that the answers are marked where they stand once the frames are inserted.
-            num_frames = processor_kwargs.pop("num_frames", kwargs.pop("num_frames", None))
+            names = [name for name in (*VIDEO_OPTIONS, "videos_kwargs") if name in kwargs]
+            processor_kwargs = {name: kwargs.pop(name) for name in names} | processor_kwargs
+            sampling = _take_video_options(processor_kwargs)
             is_batch = isinstance(conversation[0], (list, tuple))
             conversation = [
-                [self._replace_videos(message, num_frames) for message in messages]
+                [self._replace_videos(message, sampling) for message in messages]
                 for messages in (conversation if is_batch else [conversation])
             ]
             conversation = conversation if is_batch else conversation[0]
@@ -150,9 +156,7 @@ class Spa3VLMProcessor(ProcessorMixin):
         )
         return output.convert_to_tensors(tensor_type) if marks_answers and tensor_type != "auto" else output
 
-    def __call__(
-        self, images=None, text=None, videos=None, audio=None, num_frames: int | None = None, **kwargs
-    ) -> BatchFeature:
+    def __call__(self, images=None, text=None, videos=None, audio=None, **kwargs) -> BatchFeature:
         """Prepare a batch of texts with their images and videos.
 
         Args:
@@ -163,10 +167,12 @@ class Spa3VLMProcessor(ProcessorMixin):
             videos (*optional*):
                 One video per `<|video_pad|>` in the text, in order: a path, a URL, an array of frames or a list of
                 frames.
-            num_frames (`int`, *optional*):
-                Number of frames to take from each video. Defaults to `self.num_frames` for a file, and to all frames
-                of a video given as images.
-            kwargs (*optional*): Options of the tokenizer and of the image processor.
+            kwargs (*optional*):
+                Options of the tokenizer and of the image processor, as they are or in `text_kwargs`, `images_kwargs`
+                or `common_kwargs`; and of videos, as they are or in `videos_kwargs`: `num_frames` (`int`), the number
+                of frames to take from each, or `fps` (`float`), how many for each second of a file, evenly spread; or
+                `do_sample_frames=False`, which takes all. By default `self.num_frames` are taken from a file, and all
+                from a video given as images.
 
         Returns:
             `BatchFeature`: `input_ids`, `attention_mask` and `mm_token_type_ids` of shape
@@ -176,6 +182,7 @@ class Spa3VLMProcessor(ProcessorMixin):
             ValueError: If placeholders and images differ in number, an image or video cannot be read, or an option is
                 unknown.
         """
+        sampling = _take_video_options(kwargs)
         self._check_options(kwargs)
         if audio is not None:
             raise ValueError("This model takes no `audio`; pass text, images and videos only.")
@@ -188,7 +195,7 @@ class Spa3VLMProcessor(ProcessorMixin):
             raise ValueError(f"`text` must be a string or a non-empty list of strings, got {str(text)[:200]}.")
         rows = self._group_by_rows(text, images)
         if videos is not None:
-            text, rows = self._insert_frames(text, rows, _list_videos(videos), num_frames)
+            text, rows = self._insert_frames(text, rows, _list_videos(videos), sampling)
         return super().__call__(images=rows if any(rows) else None, text=list(text), **kwargs)
 
     def validate_inputs(self, images=None, text=None, **kwargs):
@@ -203,12 +210,14 @@ class Spa3VLMProcessor(ProcessorMixin):
     def _check_options(self, options: dict):
         """Refuse unknown options, which transformers ignores with a warning."""
         known = {*ProcessingKwargs.__annotations__, *TextKwargs.__annotations__}
-        known = known.union(self.image_processor.valid_kwargs.__annotations__) - {"videos_kwargs", "audio_kwargs"}
-        given = {*options, *options.get("text_kwargs", {}), *options.get("images_kwargs", {})}
+        known = known.union(self.image_processor.valid_kwargs.__annotations__) - {"audio_kwargs"}
+        nested = [options.get(name, {}) for name in ("text_kwargs", "images_kwargs", "common_kwargs")]
+        given = {*options, *(name for part in nested for name in part)} - {"common_kwargs"}
         if unknown := sorted(given - known):
             raise ValueError(
-                f"The processor has no options {unknown}; use `num_frames`, options of the tokenizer (`padding`, "
-                "`max_length`, ...) or options of the image processor (`image_width`, ...)."
+                f"The processor has no options {unknown}; use options of videos (`num_frames`, `fps`, "
+                "`do_sample_frames`), of the tokenizer (`padding`, `max_length`, ...) or of the image processor "
+                "(`image_width`, ...)."
             )
 
     def _group_by_rows(self, text: list[str], images) -> list[list]:
@@ -252,7 +261,7 @@ class Spa3VLMProcessor(ProcessorMixin):
                 )
 
     def _insert_frames(
-        self, text: list[str], rows: list[list], videos: list, num_frames: int | None
+        self, text: list[str], rows: list[list], videos: list, sampling: dict[str, Any]
     ) -> tuple[list[str], list[list]]:
         """Insert the frames of videos into the images of each row, and their placeholders into its text."""
         self._check_counts(text, rows)
@@ -266,7 +275,7 @@ class Spa3VLMProcessor(ProcessorMixin):
                 if piece == self.image_token:
                     views.append(next(images))
                 elif piece == self.video_token:
-                    frames = self._frames_of(next(rest), num_frames)
+                    frames = self._frames_of(next(rest), **sampling)
                     views += frames
                     piece = BETWEEN_IMAGES.join([self.image_token] * len(frames))
                 pieces.append(piece)
@@ -274,7 +283,7 @@ class Spa3VLMProcessor(ProcessorMixin):
             images_and_frames.append(views)
         return samples, images_and_frames
 
-    def _replace_videos(self, message: dict, num_frames: int | None) -> dict:
+    def _replace_videos(self, message: dict, sampling: dict[str, Any]) -> dict:
         """Replace the videos of a message with their frames."""
         if not isinstance(message.get("content"), (list, tuple)):
             return message
@@ -286,15 +295,20 @@ class Spa3VLMProcessor(ProcessorMixin):
                     raise ValueError(
                         f"A video part has the keys {sorted(part)}; give a `path`, a `url`, or frames as `video`."
                     )
-                content += [{"type": "image", "image": frame} for frame in self._frames_of(source, num_frames)]
+                content += [{"type": "image", "image": frame} for frame in self._frames_of(source, **sampling)]
             else:
                 content.append(part)
         return {**message, "content": content}
 
-    def _frames_of(self, video, num_frames: int | None) -> list:
-        """The frames of a video as images."""
-        if isinstance(video, (str, os.PathLike)):
-            return read_frames(video, self.num_frames if num_frames is None else num_frames)
+    def _frames_of(self, video, num_frames: int | None, fps: float | None, do_sample_frames: bool | None) -> list:
+        """The frames of a video as images; see `__call__` for the options."""
+        is_file = isinstance(video, (str, os.PathLike))
+        if do_sample_frames is False:
+            num_frames = sys.maxsize
+        elif num_frames is None and fps is None and (is_file or do_sample_frames):
+            num_frames = self.num_frames
+        if is_file:
+            return read_frames(video, num_frames, fps)
         if not (isinstance(video, (list, tuple)) or _is_array(video, 4)):
             raise ValueError(
                 f"`videos` holds a {type(video).__name__}; give each video as path, URL, list of frames, or array of "
@@ -302,6 +316,11 @@ class Spa3VLMProcessor(ProcessorMixin):
             )
         if len(video) == 0:
             raise ValueError("`videos` holds a video of 0 frames; give at least one frame.")
+        if fps is not None:
+            raise ValueError(
+                f"`fps` is {fps}, but a video is given as frames, whose rate is not known; use `num_frames`, or give "
+                "the file."
+            )
         return list(video) if num_frames is None else [video[index] for index in spread_evenly(len(video), num_frames)]
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
@@ -312,6 +331,29 @@ class Spa3VLMProcessor(ProcessorMixin):
             placeholders += BETWEEN_IMAGES + self.image_token * self.num_appended_tokens
         return placeholders
 
+    def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
+        """Count placeholders of images that are not read yet; vLLM calls this hook.
+
+        Args:
+            image_sizes (`list[tuple[int, int]]`, *optional*): Height and width in pixels of each image of one scene.
+            video_sizes (`list[tuple[int, int, int]]`, *optional*): Number of frames, height and width of each video.
+        """
+        options = self._merge_kwargs(**kwargs)["images_kwargs"]
+        count, merged = self.image_processor.get_number_of_image_patches, self.image_processor.merge_size**2
+        counts = {}
+        if image_sizes is not None:
+            patches = [count(height, width, options) for height, width in image_sizes]
+            tokens = [number // merged for number in patches]
+            if tokens:
+                tokens[-1] += self.num_appended_tokens
+            counts |= {"num_image_tokens": tokens, "num_image_patches": patches}
+        if video_sizes is not None:
+            counts["num_video_tokens"] = [
+                number * (count(height, width, options) // merged) + self.num_appended_tokens
+                for number, height, width in video_sizes
+            ]
+        return MultiModalData(**counts)
+
     def create_mm_token_type_ids(self, input_ids: list) -> list[list[int]]:
         """Mark image placeholders with 1. Appended latents count as text (0): they have no place in an image."""
         token_types = super().create_mm_token_type_ids(input_ids)
@@ -320,6 +362,30 @@ class Spa3VLMProcessor(ProcessorMixin):
                 for index in np.flatnonzero(row)[-self.num_appended_tokens :]:
                     row[index] = 0
         return token_types
+
+
+def _take_video_options(options: dict) -> dict[str, Any]:
+    """Take `VIDEO_OPTIONS` out of the options of a call: as they are, in `videos_kwargs` or in `common_kwargs`."""
+    common = dict(options.pop("common_kwargs", None) or {})
+    nested = {name: value for name, value in (options.pop("videos_kwargs", None) or {}).items() if value is not None}
+    if unknown := sorted(nested.keys() - set(VIDEO_OPTIONS)):
+        raise ValueError(
+            f"`videos_kwargs` has no options {unknown}, because the frames of a video are prepared as images; use "
+            f"{', '.join(f'`{name}`' for name in VIDEO_OPTIONS)}, and `images_kwargs` for the rest."
+        )
+    if twice := sorted(nested.keys() & options.keys()):
+        raise ValueError(f"The options {twice} are given in `videos_kwargs` and beside it; give each once.")
+    nested = common | nested | options
+    chosen = {name: nested.get(name) for name in VIDEO_OPTIONS}
+    for name in VIDEO_OPTIONS:
+        options.pop(name, None)
+        common.pop(name, None)
+    if common:
+        options["common_kwargs"] = common
+    given = [f"`{name}={value}`" for name, value in chosen.items() if value is not None and value is not True]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} contradict each other; give one of them.")
+    return chosen
 
 
 def _list_videos(videos) -> list:

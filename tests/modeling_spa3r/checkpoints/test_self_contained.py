@@ -29,6 +29,7 @@ CLASSES = {
     "AutoConfig": "Spa3VLMConfig",
     "AutoModel": "Spa3VLMModel",
     "AutoModelForImageTextToText": "Spa3VLMForConditionalGeneration",
+    "AutoModelForMultimodalLM": "Spa3VLMForConditionalGeneration",
     "AutoProcessor": "Spa3VLMProcessor",
     "AutoImageProcessor": "Spa3VLMImageProcessor",
 }

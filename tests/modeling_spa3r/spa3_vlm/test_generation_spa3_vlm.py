@@ -18,7 +18,7 @@ from tiny_spa3_vlm import (
     tiny_processor,
     without,
 )
-from transformers import DynamicCache, StaticCache, TextIteratorStreamer, pipeline
+from transformers import AutoModelForMultimodalLM, DynamicCache, StaticCache, TextIteratorStreamer, pipeline
 
 from spa3r import Spa3VLMForConditionalGeneration
 
@@ -408,6 +408,17 @@ def pipe(model, tmp_path_factory):
     model.save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
     return pipeline("image-text-to-text", model=str(folder), device="cpu")
+
+
+def test_a_pipeline_for_any_modality_answers(pipe, model, scene):
+    whole = pipeline("any-to-any", model=pipe.model, processor=pipe.processor, device="cpu")
+    expected = tiny_processor().batch_decode(generate(model, scene), skip_special_tokens=True)
+    assert generated_text(whole(text=CONVERSATIONS[0], **OPTIONS)) == expected
+
+
+def test_the_class_for_any_modality_loads(pipe):
+    loaded = AutoModelForMultimodalLM.from_pretrained(pipe.model.name_or_path)
+    assert type(loaded) is Spa3VLMForConditionalGeneration
 
 
 def generated_text(answer) -> list[str]:

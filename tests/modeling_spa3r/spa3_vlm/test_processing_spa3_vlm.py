@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import inspect
 from io import BytesIO
 
 import numpy as np
@@ -297,6 +298,64 @@ def test_rendering_without_tokenizing_keeps_the_video_placeholder(processor, vid
     assert_same_tensors(given, processor.apply_chat_template(messages, **options))
 
 
+# Options of the library for the frames of a video of 2 s and 20 frames, and the frames taken.
+SAMPLED = {
+    "a number": ({"num_frames": 4}, [0, 6, 12, 19]),
+    "a number among options of videos": ({"videos_kwargs": {"num_frames": 4}}, [0, 6, 12, 19]),
+    "a number among options of all": ({"common_kwargs": {"num_frames": 4}}, [0, 6, 12, 19]),
+    "frames per second": ({"fps": 2}, [0, 6, 12, 19]),
+    "few frames per second": ({"videos_kwargs": {"fps": 0.1}}, [0]),
+    "no frames per second": ({"fps": None}, [0, 9, 19]),
+    "sampling": ({"do_sample_frames": True}, [0, 9, 19]),
+    "no sampling": ({"do_sample_frames": False}, list(range(20))),
+}
+
+
+@pytest.mark.parametrize("by", ["call", "conversation", "conversation directly"])
+@pytest.mark.parametrize(("options", "expected"), SAMPLED.values(), ids=SAMPLED)
+def test_frames_of_a_video_are_chosen_by_the_options_of_the_library(by, options, expected, video):
+    processor = tiny_processor(num_frames=3)
+    if by == "call":
+        inputs = processor(videos=video, text=START + VIDEO + END, return_tensors="pt", **options)
+    elif by == "conversation":
+        inputs = prepare(processor, user(part_of(video)), **options)
+    else:
+        tokenized = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        options = options.get("common_kwargs", options)
+        inputs = processor.apply_chat_template(user(part_of(video)), **tokenized, **options)
+    assert shades(inputs) == expected
+
+
+@pytest.mark.parametrize("options", [{"do_sample_frames": True}, {"num_frames": 2}], ids=str)
+def test_frames_given_as_images_are_chosen_on_request(options):
+    given = tiny_processor(num_frames=2)(videos=FRAMES, text=VIDEO, return_tensors="pt", **options)
+    assert given["num_views"].tolist() == [2]
+
+
+@pytest.mark.parametrize("options", [{"common_kwargs": {"return_tensors": "pt"}}, {"return_tensors": "pt"}], ids=str)
+def test_options_of_all_make_tensors(options, processor):
+    assert isinstance(processor(images=photo(0), text=IMAGE, **options)["pixel_values_geometry"], torch.Tensor)
+
+
+@pytest.mark.parametrize("num_appended_tokens", [0, 8])
+@pytest.mark.parametrize("side", [(64, 48), (48, 64), (90, 40)], ids=str)
+def test_placeholders_are_counted_before_images_are_read(side, num_appended_tokens):
+    processor = tiny_processor(num_appended_tokens=num_appended_tokens)
+    inputs = processor(images=[photo(0, *side)] * 2, text=IMAGE * 2, return_tensors="pt")
+    data = processor._get_num_multimodal_tokens(image_sizes=[side[::-1]] * 2, video_sizes=[(2, *side[::-1])])
+    number = inputs["input_ids"].eq(processor.image_token_id).sum().item()
+    assert sum(data.num_image_tokens) == number and data.num_video_tokens == [number]
+    assert sum(data.num_image_patches) == len(inputs["pixel_values"])
+
+
+def test_no_option_is_given_to_the_constructor_and_to_a_call():
+    constructor, call = (
+        {name for name, parameter in inspect.signature(method).parameters.items() if parameter.kind.name[:3] != "VAR"}
+        for method in (Spa3VLMProcessor.__init__, Spa3VLMProcessor.__call__)
+    )
+    assert constructor & call == {"self"}
+
+
 FRAMES = [photo(index) for index in range(4)]
 STACKED = np.stack([np.array(frame) for frame in FRAMES])
 VIDEOS = {
@@ -404,11 +463,24 @@ REFUSED = {
     "words": ({"text": [["a", "b"]]}, ["`text`", "[['a', 'b']]"]),
     "truncated placeholders": ({"images": photo(0), "text": IMAGE, "max_length": 2, "truncation": True}, ["`image`"]),
     "unknown": ({"text": "Hi.", "paddin": True}, ["['paddin']", "`num_frames`"]),
-    "an option of transformers' videos": ({"text": VIDEO, "videos": FRAMES, "fps": 2}, ["['fps']"]),
-    "options of transformers' videos": (
-        {"text": VIDEO, "videos": FRAMES, "videos_kwargs": {"num_frames": 2}},
-        ["['videos_kwargs']", "`num_frames`"],
+    "frames per second of images": ({"text": VIDEO, "videos": FRAMES, "fps": 2}, ["`fps` is 2", "`num_frames`"]),
+    "two numbers of frames": (
+        {"text": VIDEO, "videos": FRAMES, "num_frames": 1, "fps": 2.0},
+        ["`num_frames=1`", "`fps=2.0`"],
     ),
+    "a number of all frames": (
+        {"text": VIDEO, "videos": FRAMES, "num_frames": 2, "do_sample_frames": False},
+        ["`num_frames=2`", "`do_sample_frames=False`"],
+    ),
+    "a number of frames twice": (
+        {"text": VIDEO, "videos": FRAMES, "num_frames": 2, "videos_kwargs": {"num_frames": 2}},
+        ["['num_frames']", "`videos_kwargs`"],
+    ),
+    "unknown for videos": (
+        {"text": VIDEO, "videos": FRAMES, "videos_kwargs": {"size": 56}},
+        ["['size']", "`videos_kwargs`", "`images_kwargs`"],
+    ),
+    "unknown for all": ({"text": "Hi.", "common_kwargs": {"paddin": True}}, ["['paddin']"]),
     "unknown for text": ({"text": "Hi.", "text_kwargs": {"paddin": True}}, ["['paddin']"]),
     "unknown for images": ({"images": photo(0), "text": IMAGE, "images_kwargs": {"width": 56}}, ["['width']"]),
 }
