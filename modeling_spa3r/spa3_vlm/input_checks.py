@@ -22,6 +22,7 @@ __all__ = [
     "copy_to_host",
     "find_placeholders",
     "is_given",
+    "require_scene",
     "split_views",
 ]
 
@@ -34,6 +35,20 @@ def copy_to_host(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 def is_given(tensors: Tensor | Sequence[Tensor] | None) -> bool:
     """Whether there is at least one entry. An empty tensor only tells ranks to skip an encoder; see `lockstep`."""
     return tensors is not None and len(tensors) > 0
+
+
+def require_scene(pixel_values_geometry: Tensor | None, spatial_latents: Tensor | Sequence[Tensor] | None):
+    """Refuse images without their scene in training, where the model would learn to answer without it.
+
+    Trainers that compute the inputs of the loss themselves, as GRPO's does, pass on only the inputs they know.
+    """
+    if pixel_values_geometry is None and not is_given(spatial_latents):
+        raise ValueError(
+            "Images came without their scene while the model is in training mode: `pixel_values_geometry` and "
+            "`spatial_latents` are None; pass all outputs of the processor (`pixel_values_geometry`, "
+            "`geometry_sizes`, `num_views`), or `spatial_latents`. A trainer that drops them would train the plain "
+            "VLM; to answer without the scene, call `model.eval()`."
+        )
 
 
 def cached_offset(past_key_values: Cache | None) -> Tensor | None:

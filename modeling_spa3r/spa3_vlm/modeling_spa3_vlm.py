@@ -31,6 +31,7 @@ from .input_checks import (
     copy_to_host,
     find_placeholders,
     is_given,
+    require_scene,
     split_views,
 )
 from .lockstep import dummy_fusion_pass, dummy_image_pass, needs_dummy_pass, unsplit_classes
@@ -377,6 +378,8 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             "spatial_latents": spatial_latents,
             "vision_features": vision_features,
         }
+        if has_images and self.training and self.fusion is not None:
+            require_scene(pixel_values_geometry, spatial_latents)
         text = {"input_ids": input_ids, "mm_token_type_ids": mm_token_type_ids}
         if has_images or position_ids is None:
             if input_ids is None:

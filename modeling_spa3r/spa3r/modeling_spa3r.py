@@ -149,6 +149,8 @@ class Spa3RPreTrainedModel(CheckedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
+    # Quantised cameras would be off by degrees.
+    _keep_in_fp32_modules = ["camera_head"]
     _supports_sdpa = True
     _supports_flash_attn = True
 
@@ -256,7 +258,8 @@ class Spa3RModel(Spa3RPreTrainedModel):
         batch_size, num_views = features.shape[:2]
         if self.whitening is not None:
             features = self.whitening(features)
-        context = self.projection(features.to(self.projection.weight.dtype)).flatten(1, 2)
+        # Not the dtype of the projection's weight, which may be quantised.
+        context = self.projection(features.to(self.latent_queries.dtype)).flatten(1, 2)
         queries = self.latent_queries.expand(batch_size, -1, -1).to(context)
         patches = grid_positions(grid_size, 0, features.device)
         num_special = self.config.num_register_tokens + self.config.num_latents
@@ -418,7 +421,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
                 self.config.hidden_size // self.config.num_attention_heads,
                 self.config.rope_base,
             )
-        rays = self.ray_embedding(rays.flatten(0, 1).to(self.ray_embedding.weight.dtype))
+        rays = self.ray_embedding(rays.flatten(0, 1).to(self.dtype))
         scenes = latents.to(rays.dtype).repeat_interleave(num_views, dim=0)
         # Eq. 11-12: H' = Transformer(Concat[r, z]), prediction = H'[:-N_q].
         hidden_states = self.decoder(torch.cat([scenes, rays], dim=1), position_embedding)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from refusals import refused
-from tiny_spa3_vlm import CONVERSATIONS, GEOMETRY, batch_of, latents_of, tiny_model, without
+from tiny_spa3_vlm import CONVERSATIONS, GEOMETRY, batch_of, latents_of, photo, tiny_model, tiny_processor, without
+from trl import GRPOConfig, GRPOTrainer
 
 PLACEHOLDER, LETTER = 261, 65
 
@@ -95,6 +97,37 @@ def test_wrong_input_is_refused_in_one_line(wrong, method, model, batch):
     change, named = REFUSED[wrong]
     with refused(named):
         getattr(model, method)(**change(batch), **({} if method == "forward" else {"max_new_tokens": 1}))
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["loss", "log probabilities"])
+@pytest.mark.parametrize("variant", [{}, {"fusion": "append"}, {"spatial_representation": "vggt"}], ids=str)
+def test_images_without_their_scene_are_refused_in_training(variant, gradients):
+    model = tiny_model(**variant).train()
+    inputs = without(batch_of(model), *GEOMETRY, "num_views")
+    with torch.set_grad_enabled(gradients), refused("`pixel_values_geometry`", "`spatial_latents`"):
+        model(**inputs)
+
+
+def test_images_without_their_scene_answer_and_train_where_no_scene_is_needed(batch):
+    inputs = without(batch, *GEOMETRY, "num_views")
+    tiny_model(fusion="none").train()(**inputs)
+    tiny_model().eval()(**inputs)
+    tiny_model().train().generate(**inputs, max_new_tokens=1)
+
+
+def test_grpo_is_refused_until_it_passes_the_scene_on(tmp_path):
+    question = [{"role": "user", "content": "Where?"}]
+    dataset = Dataset.from_list([{"prompt": question, "images": [photo(0)]}])
+    options = {"per_device_train_batch_size": 2, "num_generations": 2, "max_completion_length": 2, "max_steps": 1}
+    trainer = GRPOTrainer(
+        tiny_model(),
+        reward_funcs=lambda completions, **_: [float(index) for index in range(len(completions))],
+        args=GRPOConfig(tmp_path, use_cpu=True, bf16=False, report_to=[], **options),
+        train_dataset=dataset,
+        processing_class=tiny_processor(),
+    )
+    with refused("`pixel_values_geometry`"):
+        trainer.train()
 
 
 def test_latents_of_another_number_cannot_be_appended():
