@@ -258,8 +258,8 @@ class Spa3RModel(Spa3RPreTrainedModel):
         batch_size, num_views = features.shape[:2]
         if self.whitening is not None:
             features = self.whitening(features)
-        # Not the dtype of the projection's weight, which may be quantised.
-        context = self.projection(features.to(self.latent_queries.dtype)).flatten(1, 2)
+        # Quantised layers have weights of another dtype, and take three dimensions.
+        context = self.projection(features.flatten(1, 2).to(self.latent_queries.dtype))
         queries = self.latent_queries.expand(batch_size, -1, -1).to(context)
         patches = grid_positions(grid_size, 0, features.device)
         num_special = self.config.num_register_tokens + self.config.num_latents
@@ -425,9 +425,10 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         scenes = latents.to(rays.dtype).repeat_interleave(num_views, dim=0)
         # Eq. 11-12: H' = Transformer(Concat[r, z]), prediction = H'[:-N_q].
         hidden_states = self.decoder(torch.cat([scenes, rays], dim=1), position_embedding)
-        hidden_states = hidden_states[:, latents.shape[1] :].unflatten(0, (batch_size, num_views))
+        hidden_states = hidden_states[:, latents.shape[1] :]
         predictions = {name: head(hidden_states) for name, head in self.heads.items()}
-        return predictions | {"depth": self.depth_probe(hidden_states.detach()).squeeze(-1)}
+        predictions["depth"] = self.depth_probe(hidden_states.detach()).squeeze(-1)
+        return {name: states.unflatten(0, (batch_size, num_views)) for name, states in predictions.items()}
 
     @torch.no_grad()
     def observe(

@@ -1,17 +1,22 @@
-"""LoRA of the language model and the adapter alone: both encoders stay frozen, whatever the targets say."""
+"""LoRA of the language model and the adapter alone: both encoders stay frozen, whatever the targets say.
+
+With quantised weights this is QLoRA. What trains in full, the head and the geometry of scenes stay as they are.
+"""
 
 import re
 from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel
-from trl import ModelConfig, get_peft_config
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import is_bitsandbytes_available
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
 
 LANGUAGE_MODEL, ADAPTER = ("model.vlm.language_model.", "lm_head."), ("model.fusion.",)
 FROZEN = ("model.vlm.visual.", "model.spatial_encoder.")
 ALL_LINEAR = "all-linear"
+UNQUANTISED = ["lm_head", "fusion", "spatial_encoder"]
 
 
 def lora_config(model_args: ModelConfig, model: PreTrainedModel) -> "PeftConfig | None":
@@ -34,6 +39,47 @@ def lora_config(model_args: ModelConfig, model: PreTrainedModel) -> "PeftConfig 
     allowed = LANGUAGE_MODEL if _is_all_linear(config.target_modules) else LANGUAGE_MODEL + ADAPTER
     config.exclude_modules = rf"(?!{'|'.join(map(re.escape, allowed))}).*"
     return config
+
+
+def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
+    """How `load_in_8bit` or `load_in_4bit` quantise the weights; `None` without them.
+
+    Raises:
+        ValueError: If no LoRA layers would train beside the quantised weights.
+        ImportError: If bitsandbytes is not installed.
+    """
+    config = get_quantization_config(model_args)
+    if config is None:
+        return None
+    option = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
+    if not model_args.use_peft:
+        raise ValueError(
+            f"`{option}` freezes the weights that it quantises, got no `use_peft`; give `--use_peft true`."
+        )
+    if not is_bitsandbytes_available():
+        raise ImportError(f"`{option}` needs bitsandbytes: install spa3r[quantization], or leave it out.")
+    config.llm_int8_skip_modules = UNQUANTISED
+    return config
+
+
+def train_in_float32(model: "PeftModel"):
+    """Keep in float32 what trains beside quantised weights: TRL turns it to bfloat16, which loses small updates."""
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
+def merge_lora(model: "PeftModel") -> PreTrainedModel:
+    """Add LoRA layers to the weights that they adapt; quantised weights become whole ones first, as they were used."""
+    dtype = model.dtype
+    if not getattr(model.base_model.model, "is_quantized", False):
+        return model.merge_and_unload().to(dtype)
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    trained, config = get_peft_model_state_dict(model), model.active_peft_config
+    whole = get_peft_model(model.unload().dequantize(), config)
+    set_peft_model_state_dict(whole, trained)
+    return whole.merge_and_unload().to(dtype)
 
 
 def check_frozen(model: PreTrainedModel):

@@ -12,6 +12,7 @@ from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ...modeling_spa3r.checkpoints.cards import Score, tuned_card, write_card
 from ...modeling_spa3r.checkpoints.self_contained import add_code
 from .instruction_data import split_source
+from .lora import merge_lora
 from .streaming import count_records
 
 
@@ -35,8 +36,7 @@ def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: s
     if not is_adapted or is_sharded:
         trainer.save_model(folder, _internal_call=True)
     elif args.should_save:
-        dtype = model.dtype
-        model = model.merge_and_unload().to(dtype)
+        model = merge_lora(model)
         model.save_pretrained(folder)
         trainer.processing_class.save_pretrained(folder)
     if args.should_save:

@@ -40,7 +40,7 @@ from .instruction_data import (
     leave_images_out,
     load_instructions,
 )
-from .lora import check_frozen, lora_config
+from .lora import check_frozen, lora_config, quantization_config, train_in_float32
 from .save import save_tuned_model
 from .scene_cache import CachedLatentsCollator, SceneLatents, with_scene_keys
 from .sharding import prepare_for_sharding
@@ -55,6 +55,7 @@ COMMON = {
     "dtype": "of the weights, such as bfloat16",
     "attn_implementation": "such as flash_attention_2",
     "use_peft": "train LoRA layers of the language model",
+    "load_in_4bit": "quantise the frozen weights (QLoRA)",
     "lora_r": "rank of LoRA",
     "lora_alpha": "scale of LoRA",
     "max_steps": "optimizer steps, instead of epochs",
@@ -176,6 +177,7 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
     # Train on whole answers alone, never cut a record, and show a loss that is not finite.
     args.assistant_only_loss, args.max_length, args.logging_nan_inf_filter = True, None, False
     options = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype}
+    options["quantization_config"] = quantization_config(model_args)
     options = {name: value for name, value in options.items() if value is not None}
     model = load_spa3_vlm(model_args.model_name_or_path, **options)
     model.freeze_encoders()
@@ -201,6 +203,8 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
         callbacks=[StopOnNonFiniteLoss()],
     )
     check_frozen(trainer.model)
+    if getattr(model, "is_quantized", False):
+        train_in_float32(trainer.model)
     trainer.add_callback(KeepTokenCount(trainer))
     trainer.add_callback(MarkCompleteCheckpoints(trainer.accelerator))
     has_copy = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled

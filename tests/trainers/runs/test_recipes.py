@@ -14,6 +14,16 @@ from spa3r.trainers.runs.settings import flatten
 # What each recipe changes in the one that it extends, besides `output_dir`; None: it leaves the option out.
 PAPER, TUNING = "spa3r-paper", "spa3-vlm-vsi590k"
 DINO = "overrides.teachers.semantic.checkpoint"
+LORA = {
+    "learning_rate": 1e-4,
+    "use_peft": True,
+    "lora_r": 32,
+    "lora_alpha": 64,
+    "lora_target_modules": [
+        r"model\.vlm\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    ],
+    "lora_modules_to_save": ["fusion"],
+}
 VARIANTS = {
     "ablation-context-25": (PAPER, {"context_ratio": 0.25}),
     "ablation-context-75": (PAPER, {"context_ratio": 0.75}),
@@ -36,19 +46,8 @@ VARIANTS = {
         },
     ),
     "spa3-vlm-image-mix": (TUNING, {"instructions": ["data/llava-hound@0.25", "data/spar-7m@0.03"]}),
-    "spa3-vlm-lora": (
-        TUNING,
-        {
-            "learning_rate": 1e-4,
-            "use_peft": True,
-            "lora_r": 32,
-            "lora_alpha": 64,
-            "lora_target_modules": [
-                r"model\.vlm\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-            ],
-            "lora_modules_to_save": ["fusion"],
-        },
-    ),
+    "spa3-vlm-lora": (TUNING, LORA),
+    "spa3-vlm-qlora": (TUNING, LORA | {"load_in_4bit": True}),
 }
 
 
