@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LANGUAGE_MODEL, ADAPTER = ("model.vlm.language_model.", "lm_head."), ("model.fusion.",)
 FROZEN = ("model.vlm.visual.", "model.spatial_encoder.")
 ALL_LINEAR = "all-linear"
-UNQUANTISED = ["lm_head", "fusion", "spatial_encoder"]
+UNQUANTISED = ["lm_head", "model.fusion", "model.spatial_encoder"]
 
 
 def lora_config(model_args: ModelConfig, model: PreTrainedModel) -> "PeftConfig | None":
@@ -77,7 +77,9 @@ def merge_lora(model: "PeftModel") -> PreTrainedModel:
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     trained, config = get_peft_model_state_dict(model), model.active_peft_config
-    whole = get_peft_model(model.unload().dequantize(), config)
+    base = model.unload()
+    base.state_dict()  # has bitsandbytes undo the layout that it gives weights which answer on a CPU
+    whole = get_peft_model(base.dequantize(), config)
     set_peft_model_state_dict(whole, trained)
     return whole.merge_and_unload().to(dtype)
 
