@@ -47,7 +47,7 @@ VARIANTS = {
     ),
     "spa3-vlm-image-mix": (TUNING, {"instructions": ["data/llava-hound@0.25", "data/spar-7m@0.03"]}),
     "spa3-vlm-lora": (TUNING, LORA),
-    "spa3-vlm-qlora": (TUNING, LORA | {"load_in_4bit": True}),
+    "spa3-vlm-qlora": (TUNING, LORA | {"load_in_4bit": True, "use_bnb_nested_quant": True}),
 }
 
 
