@@ -430,6 +430,14 @@ def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
     return nn.functional.interpolate(features, size, mode="bilinear", align_corners=True)
 
 
+class StridedConv(nn.Conv2d):
+    """A convolution at every `stride`-th place of each side."""
+
+    def forward(self, features: Tensor, stride: int) -> Tensor:
+        # In a module's own `forward`, because accelerate loads offloaded weights when that is called.
+        return nn.functional.conv2d(features, self.weight, self.bias, stride=stride, padding=self.padding)
+
+
 class VGGTDenseHead(VGGTPreTrainedModel):
     """Dense prediction head (DPT, Ranftl et al. 2021) on four layers: depth or points, with a confidence.
 
@@ -460,7 +468,7 @@ class VGGTDenseHead(VGGTPreTrainedModel):
         self.level_convs = nn.ModuleList(nn.Conv2d(c, size, kernel_size=3, padding=1, bias=False) for c in channels)
         self.fusion_layers = nn.ModuleList(VGGTFusionLayer(size, has_skip=level < 3) for level in range(4))
         self.output_conv1 = nn.Conv2d(size, size // 2, kernel_size=3, padding=1)
-        self.output_conv2 = nn.Conv2d(size // 2, 32, kernel_size=3, padding=1)
+        self.output_conv2 = StridedConv(size // 2, 32, kernel_size=3, padding=1)
         self.output_conv3 = nn.Conv2d(32, num_outputs, kernel_size=1)
         self.post_init()
 
@@ -511,8 +519,7 @@ class VGGTDenseHead(VGGTPreTrainedModel):
             features = self.fusion_layers[level](features, skip, tuple(finer))
 
         features = resize(self.output_conv1(features), image_size)
-        conv, features = self.output_conv2, add_uv_embedding(features, width / height)
-        features = nn.functional.conv2d(features, conv.weight, conv.bias, stride=stride, padding=conv.padding)
+        features = self.output_conv2(add_uv_embedding(features, width / height), stride)
         return self.output_conv3(features.relu())
 
 

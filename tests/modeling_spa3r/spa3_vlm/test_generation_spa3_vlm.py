@@ -19,6 +19,7 @@ from tiny_spa3_vlm import (
     without,
 )
 from transformers import AutoModelForMultimodalLM, DynamicCache, StaticCache, TextIteratorStreamer, pipeline
+from transformers.utils import is_torchvision_available
 
 from spa3r import Spa3VLMForConditionalGeneration
 
@@ -410,6 +411,7 @@ def pipe(model, tmp_path_factory):
     return pipeline("image-text-to-text", model=str(folder), device="cpu")
 
 
+@pytest.mark.skipif(not is_torchvision_available(), reason="the library's pipeline needs torchvision")
 def test_a_pipeline_for_any_modality_answers(pipe, model, scene):
     whole = pipeline("any-to-any", model=pipe.model, processor=pipe.processor, device="cpu")
     expected = tiny_processor().batch_decode(generate(model, scene), skip_special_tokens=True)
