@@ -11,6 +11,10 @@ from .vsi_bench import VSI_BENCH
 OPTIONS_FILE = "rooms.json"
 
 
+# Entries of the manifest, and how reports call them.
+BASELINES = {"frequency_baseline": "frequency", "blind_bound": "blind (text only)"}
+
+
 def read_baselines(folder: Path) -> dict[str, dict[str, float]]:
     """Read what answers without images score on the questions in a folder.
 
@@ -22,12 +26,16 @@ def read_baselines(folder: Path) -> dict[str, dict[str, float]]:
         ValueError: If the folder has no manifest of such questions.
     """
     manifest = _read_json(folder / "manifest.json")
-    if manifest is None or not {"frequency_baseline", "blind_bound"} <= manifest.keys():
+    if manifest is None or not all(_is_scores(manifest.get(name)) for name in BASELINES):
         raise ValueError(
             f"`{folder}` has no manifest.json with the scores of answers without images; run spa3r room-questions "
             "--format benchmark to its end."
         )
-    return {"frequency": manifest["frequency_baseline"], "blind (text only)": manifest["blind_bound"]}
+    return {label: manifest[name] for name, label in BASELINES.items()}
+
+
+def _is_scores(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(score) in (int, float) for score in value.values())
 
 
 def _check_same_rooms(folder: Path, root: Path):

@@ -27,6 +27,11 @@ def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
         description (`str`): The docstring of the module: a summary, examples, and what else a user must know.
     """
     prog = f"spa3r {verb}"
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=prog, usage=f"{prog} [--OPTION VALUE ...]", description=description, formatter_class=OneLineHelp
     )
+    # Taken from the command line before it is parsed; here for --help.
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
+    return parser

@@ -103,7 +103,8 @@ def claim_folder(note: Path, settings: str) -> None:
     """
     note.parent.mkdir(parents=True, exist_ok=True)
     if note.is_file():
-        require_same_settings(note.parent, json.loads(note.read_text(encoding="utf-8")), json.loads(settings))
+        before = read_json_object(note, "remove it if the run in its folder is yours, or choose another folder")
+        require_same_settings(note.parent, before, json.loads(settings))
     remove_unfinished(note.parent)
     if not note.is_file():
         write_text(note, settings)
@@ -127,6 +128,40 @@ def require_same_settings(folder: Path, before: Mapping[str, Any], now: Mapping[
             f"{folder} holds a run with other settings ({shown}): use the same settings, or choose another output "
             "folder."
         )
+
+
+@contextmanager
+def blame_file(place: str | os.PathLike, remedy: str) -> Iterator[None]:
+    """Name a file or folder in whatever error the use of its damaged content raises.
+
+    Args:
+        place (`str` or `os.PathLike`): The file or folder.
+        remedy (`str`): What to do about it, as the end of a sentence.
+
+    Raises:
+        ValueError: Instead of errors that values of a wrong kind raise. Errors of the operating system stay.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        if isinstance(error, ValueError) and str(place) in str(error):
+            raise
+        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ValueError(f"`{place}` is damaged ({reason or type(error).__name__}): {remedy}.") from error
+
+
+def read_json_object(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it holds something else; names the file and ends with the remedy.
+    """
+    with blame_file(path, remedy):
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {type(content).__name__} instead of an object")
+        return content
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -163,7 +163,9 @@ def import_av():
         # In a `try`, so that a checkpoint that carries this file loads without PyAV.
         import av
     except ModuleNotFoundError as error:
-        raise ImportError("Reading videos needs PyAV: `pip install av`; or give the frames as images.") from error
+        raise ImportError(
+            "Reading videos needs PyAV: `pip install av`, or the extra `video` of spa3r; or give the frames as images."
+        ) from error
     return av
 
 

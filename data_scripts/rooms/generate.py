@@ -37,6 +37,7 @@ from tqdm import tqdm
 from ..benchmarks.rooms import OPTIONS_FILE
 from ..common.command_line import verb_parser
 from ..common.files import claim_folder, replace_when_complete
+from ..common.locks import only_run_in
 from ..common.processes import call_in_processes
 from .camera_walk import draw_walk
 from .layout import ROOM_KINDS, Piece, Room, WallObject, draw_room
@@ -193,6 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--output", type=Path, required=True, help="folder of the scenes; a killed run resumes")
     options = parser.parse_args(arguments)
-    render_rooms(
-        options.output, options.scenes, options.views, options.size, options.seed, options.workers, options.every
-    )
+    with only_run_in(options.output):
+        render_rooms(
+            options.output, options.scenes, options.views, options.size, options.seed, options.workers, options.every
+        )

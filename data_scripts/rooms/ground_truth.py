@@ -227,9 +227,12 @@ def read_description(room: str | os.PathLike) -> dict:
     """
     path = Path(room) / "scene.json"
     try:
-        return json.loads(path.read_text())
+        description = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"Cannot read `{path}` ({error}): render the rooms again with spa3r rooms.") from error
+    if not isinstance(description, dict):
+        raise ValueError(f"`{path}` holds no JSON object: render the rooms again with spa3r rooms.")
+    return description
 
 
 def read_ground_truth(
@@ -237,7 +240,7 @@ def read_ground_truth(
 ) -> RoomGroundTruth:
     """Read the cameras of some views of a room (positions in `description["frames"]`)."""
     room = Path(room)
-    frames = [description["frames"][view]["frame"] for view in views]
+    frames = [int(description["frames"][view]["frame"]) for view in views]
     poses = np.stack([np.loadtxt(room / "pose" / f"{frame}.txt") for frame in frames])
     intrinsics = np.loadtxt(room / "intrinsic" / "intrinsic_color.txt")[:3, :3]
     return RoomGroundTruth(description, views, poses, intrinsics, min_visible_share)

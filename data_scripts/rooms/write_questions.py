@@ -45,7 +45,17 @@ from tqdm import tqdm
 from ..benchmarks.rooms import OPTIONS_FILE
 from ..benchmarks.vsi_bench import parse_prompt
 from ..common.command_line import verb_parser
-from ..common.files import claim_folder, natural_key, remove_unfinished, replace_when_complete, write_json, write_text
+from ..common.files import (
+    blame_file,
+    claim_folder,
+    natural_key,
+    read_json_object,
+    remove_unfinished,
+    replace_when_complete,
+    write_json,
+    write_text,
+)
+from ..common.locks import only_run_in
 from ..common.processes import call_in_processes
 from ..common.videos import spread_evenly
 from .ground_truth import MIN_VISIBLE_SHARE, RoomGroundTruth, read_description, read_ground_truth
@@ -55,6 +65,7 @@ from .text_baselines import blind_bound, frequency_baseline
 from .training_questions import TRAINING_FAMILIES, ShortQuestion
 
 SOURCE = "rooms"
+RENDER_AGAIN = "render the rooms again with spa3r rooms"
 SETTINGS_FILE = "room_questions.json"
 ROOMS_PER_SHARD = 100
 # Number of questions, at most, from which answers without images are learned and on which they are scored.
@@ -197,11 +208,13 @@ def _find_rooms(rooms: Path) -> tuple[list[Path], dict]:
     folders.sort(key=lambda folder: natural_key(folder.name))
     if not folders or not (rooms / OPTIONS_FILE).exists():
         raise ValueError(f"There are no rooms in `{rooms}`: render some with spa3r rooms --output {rooms}.")
-    options = json.loads((rooms / OPTIONS_FILE).read_text())
+    options = read_json_object(rooms / OPTIONS_FILE, RENDER_AGAIN)
     for folder in folders:
-        if (seed := read_description(folder)["seed"]) != options["seed"]:
+        with blame_file(folder, RENDER_AGAIN):
+            seed, expected = read_description(folder)["seed"], options["seed"]
+        if seed != expected:
             raise ValueError(
-                f"`{folder}` was made with seed {seed}, but the other rooms with seed {options['seed']}: keep them in "
+                f"`{folder}` was made with seed {seed}, but the other rooms with seed {expected}: keep them in "
                 "separate folders."
             )
     return folders, options
@@ -222,7 +235,10 @@ def _write_shards(folders: Sequence[Path], output: Path, options: QuestionOption
 
 def _write_shard(shard: Path, folders: Sequence[Path], options: QuestionOptions) -> int:
     """Write the records of some rooms, and return the number of rooms."""
-    records = [record for folder in folders for record in _train_records(folder, options)]
+    records = []
+    for folder in folders:
+        with blame_file(folder, RENDER_AGAIN):
+            records += _train_records(folder, options)
     table = pa.Table.from_pylist(records, schema=FEATURES.arrow_schema)
     with replace_when_complete(shard) as temporary:
         pq.write_table(table, temporary)
@@ -292,6 +308,11 @@ def _write_benchmark(folders: Sequence[Path], output: Path, options: QuestionOpt
 
 def _benchmark_lines(folder: Path, options: QuestionOptions) -> tuple[Path, str]:
     """A room's folder, and its lines of the benchmark."""
+    with blame_file(folder, RENDER_AGAIN):
+        return folder, _lines_about(folder, options)
+
+
+def _lines_about(folder: Path, options: QuestionOptions) -> str:
     description = read_description(folder)
     room = read_ground_truth(folder, description, range(len(description["frames"])), options.min_visible_share)
     first = description["index"] * options.questions_per_room
@@ -308,7 +329,7 @@ def _benchmark_lines(folder: Path, options: QuestionOptions) -> tuple[Path, str]
             "options": question.options,
         }
         lines.append(json.dumps(record) + "\n")
-    return folder, "".join(lines)
+    return "".join(lines)
 
 
 def _read_shards(folder: Path) -> Iterator[tuple[str, Question]]:
@@ -339,7 +360,7 @@ def _read_train(folder: Path, test_seed: int) -> list[Question]:
     manifest = folder / "manifest.json"
     if not manifest.exists():
         raise ValueError(f"`{folder}` has no manifest.json: finish its instruction set with spa3r room-questions.")
-    made_with = json.loads(manifest.read_text())
+    made_with = read_json_object(manifest, "finish its instruction set with spa3r room-questions")
     if made_with.get("source") != SOURCE or made_with.get("format") != "train":
         raise ValueError(
             f"`{folder}` holds {made_with.get('source')} data in format {made_with.get('format')}: give an "
@@ -391,4 +412,5 @@ def main(arguments: list[str] | None = None) -> None:
     given = vars(parser.parse_args(arguments))
     rooms, output, train, workers = (given.pop(name) for name in ("rooms", "output", "train", "workers"))
     options = QuestionOptions(**given | {"families": tuple(given["families"])})
-    print(format_table(write_questions(rooms, output, options, train, workers)))
+    with only_run_in(output):
+        print(format_table(write_questions(rooms, output, options, train, workers)))

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..common.exclusions import count_found, find_excluded, read_excluded, summarize_exclusion
-from ..common.files import natural_key
+from ..common.files import blame_file, natural_key
 from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image
 from ..common.scene_ids import SCANNET_SCAN
 from ..common.videos import VIDEO_SUFFIXES, import_av, index_video, read_frames_at
@@ -363,7 +363,10 @@ def _scene_folders(kind: str, root: Path) -> dict[str, Path]:
         split = root / "splits" / f"{SCANNETPP_SPLIT}.txt"
         if not split.is_file():
             raise FileNotFoundError(f"`{split}`, which lists the scenes of ScanNet++, is missing; download it.")
-        scenes = {line.strip() for line in split.read_text(encoding="utf-8-sig").splitlines()} - {""}
+        with blame_file(split, "download it again"):
+            scenes = {line.strip() for line in split.read_text(encoding="utf-8-sig").splitlines()} - {""}
+        if odd := sorted(scene for scene in scenes if Path(scene).name != scene or "\0" in scene):
+            raise ValueError(f"`{split}` names {odd[0]!r:.100}, which is no folder in `{root / 'data'}`: remove it.")
         return {scene: root / "data" / scene / "dslr" for scene in sorted(scenes, key=natural_key)}
     entries = [root / name for name in sorted(_visible(root), key=natural_key)]
     if kind == "videos":

@@ -104,7 +104,7 @@ class SceneFrames(torch.utils.data.Dataset):
                 self._unreadable_scenes[index] = unreadable[0]
             dropped.append(scene["scene_id"])
         reason = self._unreadable_scenes[scene_index]
-        raise ValueError(f"No frame of the {len(self.scenes)} scenes can be read. For example: {reason}")
+        raise UnreadableFrame(f"No frame of the {len(self.scenes)} scenes can be read. For example: {reason}")
 
     def _read_scene(self, scene: dict[str, Any], frames: list[int]) -> tuple[list[dict[str, Any]], list[str]]:
         """Views of the frames or of their replacements, and the errors of unreadable frames.

@@ -17,7 +17,7 @@ from ..spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
 from ..spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ..spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..spa3r.modeling_spa3r import Spa3RModel
-from .loading import load_whole, require_checkpoint
+from .loading import blame_checkpoint, load_config, load_whole, require_checkpoint, require_tokens
 
 __all__ = ["assemble_spa3_vlm", "load_qwen", "load_tokenizer", "make_processor", "plain_qwen"]
 
@@ -87,18 +87,7 @@ def make_processor(
             multiple of the patch size.
     """
     vlm_config = config.vlm_config
-    expected = {
-        "<|vision_start|>": vlm_config.vision_start_token_id,
-        "<|vision_end|>": vlm_config.vision_end_token_id,
-        "<|image_pad|>": vlm_config.image_token_id,
-        "<|video_pad|>": vlm_config.video_token_id,
-    }
-    given = {token: tokenizer.convert_tokens_to_ids(token) for token in expected}
-    if given != expected:
-        raise ValueError(
-            f"The `tokenizer` belongs to another model: its ids are {given}, but the vision-language model's are "
-            f"{expected}; give the tokenizer that came with it."
-        )
+    require_tokens(tokenizer, vlm_config)
     vision_config = vlm_config.vision_config
     tokenizer.padding_side = "left"
     image_processor = Spa3VLMImageProcessor(
@@ -122,7 +111,7 @@ def load_qwen(name: str, **options) -> tuple[Qwen2_5_VLForConditionalGeneration,
         ValueError: If it holds another kind of model, or an incomplete one.
     """
     require_checkpoint(name)
-    model_type = AutoConfig.from_pretrained(name).model_type
+    model_type = load_config(AutoConfig, name).model_type
     if model_type not in ("qwen2_5_vl", "spa3_vlm"):
         raise ValueError(f"`{name}` holds a `{model_type}` model; give a Qwen2.5-VL (`qwen2_5_vl`) or a Spa3-VLM.")
     tokenizer = load_tokenizer(name)
@@ -151,4 +140,5 @@ def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer of a checkpoint; `None` for a folder without one, where transformers makes an empty one."""
     if Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").is_file():
         return None
-    return AutoTokenizer.from_pretrained(name)
+    with blame_checkpoint(str(name)):
+        return AutoTokenizer.from_pretrained(name)

@@ -35,7 +35,7 @@ from ..spa3r.modeling_spa3r import Spa3RForPreTraining, Spa3RModel
 from .assemble import assemble_spa3_vlm, load_qwen, load_tokenizer, make_processor
 from .byte_tokenizer import byte_tokenizer
 from .cards import PARTS, parts_of, spa3_vlm_card
-from .loading import load_whole
+from .loading import load_config, load_whole
 from .official import dinov3_from_official, spa3_vlm_from_official, spa3r_from_official, vggt_from_official
 from .self_contained import save_self_contained
 from .tensors import read_tensors
@@ -72,7 +72,7 @@ def _import_spa3_vlm(options: argparse.Namespace):
         read_tensors(options.input), json.loads(config_file.read_text()), **_given_config(options)
     )
     if (options.input / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(options.input)
+        model.generation_config = load_config(GenerationConfig, str(options.input))
     tokenizer = load_tokenizer(options.input)
     processor = None if tokenizer is None else make_processor(model.config, tokenizer, options.image_width)
     _print_left_out(reasons)

@@ -1,24 +1,35 @@
 """Load checkpoints and refuse incomplete ones: transformers fills in random weights for what is missing."""
 
+import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from transformers import PreTrainedModel
+import PIL.Image
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
+from ...data_scripts.common.files import blame_file
 from ..library import is_deepspeed_zero3_enabled
 from ..spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from .tensors import require_exact_tensors
 
-__all__ = ["load_spa3_vlm", "load_whole", "require_checkpoint"]
+__all__ = [
+    *("blame_checkpoint", "find_damaged_file", "load_config", "load_processor", "load_spa3_vlm", "load_whole"),
+    *("require_checkpoint", "require_tokens"),
+]
 
 # What `save_pretrained` of model and processor write. Without a config.json transformers builds the full-size model.
 REQUIRED_FILES = ("config.json", "processor_config.json", "tokenizer.json")
 WEIGHTS = (".safetensors", ".bin")
 ADAPTER = "model.fusion."
 OWN_PARTS = (ADAPTER, "model.spatial_encoder.")
+# Errors that say more than that a checkpoint is damaged.
+NOT_DAMAGE = (ImportError, MemoryError, torch.OutOfMemoryError)
 
 
 def require_checkpoint(name: str):
@@ -32,6 +43,112 @@ def require_checkpoint(name: str):
     elif not any(file.suffix in WEIGHTS for file in folder.iterdir()):
         raise FileNotFoundError(
             f"The folder `{name}` lacks weights beside its config.json; give a complete checkpoint."
+        )
+    else:
+        for index in folder.glob("*.index.json"):
+            _require_own_shards(index)
+
+
+@contextmanager
+def blame_checkpoint(name: str) -> Iterator[None]:
+    """Name the checkpoint in whatever the libraries raise while they read its files.
+
+    On a damaged configuration, tokenizer or chat template they raise errors of any type, which seldom name the file.
+
+    Args:
+        name (`str`): Folder, or name on the Hub.
+
+    Raises:
+        ValueError: Instead of such an error; names the damaged file if it can be found.
+    """
+    try:
+        yield
+    except NOT_DAMAGE:
+        raise
+    except Exception as error:
+        is_ours = isinstance(error, ValueError | OSError) and name in str(error)
+        if (is_ours and find_damaged_file(Path(name)) is None) or getattr(error, "errno", None) is not None:
+            raise
+        reason = find_damaged_file(Path(name)) or " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"`{name}` cannot be loaded ({reason.rstrip('.')}): copy the checkpoint again.") from error
+
+
+def find_damaged_file(folder: Path) -> str | None:
+    """The file of a checkpoint that cannot be read, and why, as a part of a sentence."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            if file.suffix == ".json" and not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
+                return f"`{file.name}` holds no JSON object"
+            if file.suffix == ".jinja":
+                file.read_text(encoding="utf-8")
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as content:
+                    content.keys()
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+            return f"`{file.name}` is damaged: {error}"
+    return None
+
+
+def _require_own_shards(index: Path):
+    """Raise `ValueError` if an index names weights that are not files beside it."""
+    with blame_file(index, "copy the checkpoint again"):
+        for name in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()):
+            if Path(name).name != name or not (index.parent / name).is_file():
+                raise ValueError(f"it names {name!r:.100}, which is no file beside it")
+
+
+def load_config(config_class: type, name: str) -> PreTrainedConfig:
+    """Load the configuration of a checkpoint.
+
+    Args:
+        config_class (`type`): Its class, or `AutoConfig`.
+        name (`str`): Folder, or name on the Hub.
+
+    Raises:
+        ValueError: If it is damaged, or of another kind of model.
+    """
+    with blame_checkpoint(name):
+        return config_class.from_pretrained(name)
+
+
+def load_processor(name: str) -> ProcessorMixin:
+    """Load the processor of a Spa3-VLM, and try it on a question about an image.
+
+    Args:
+        name (`str`): Folder, or name on the Hub.
+
+    Raises:
+        ValueError: If its tokenizer, chat template or settings are damaged.
+    """
+    with blame_checkpoint(name):
+        processor = AutoProcessor.from_pretrained(name)
+        require_tokens(processor.tokenizer, Spa3VLMConfig.from_pretrained(name).vlm_config)
+        parts = [{"type": "image", "image": PIL.Image.new("RGB", (64, 48))}, {"type": "text", "text": "What is it?"}]
+        conversations = [[{"role": "user", "content": content}] for content in (parts, parts[1:])]
+        processor.apply_chat_template(
+            conversations,
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
+        return processor
+
+
+def require_tokens(tokenizer: PreTrainedTokenizerBase, vlm_config: PreTrainedConfig):
+    """Raise `ValueError` unless the special tokens of a tokenizer have the ids that the vision-language model uses."""
+    expected = {
+        "<|vision_start|>": vlm_config.vision_start_token_id,
+        "<|vision_end|>": vlm_config.vision_end_token_id,
+        "<|image_pad|>": vlm_config.image_token_id,
+        "<|video_pad|>": vlm_config.video_token_id,
+    }
+    given = {token: tokenizer.convert_tokens_to_ids(token) for token in expected}
+    if given != expected:
+        raise ValueError(
+            f"The `tokenizer` belongs to another model: its ids are {given}, but the vision-language model's are "
+            f"{expected}; give the tokenizer that came with it."
         )
 
 
@@ -51,7 +168,8 @@ def load_whole(model_class: type, name: str, may_hold_more: bool = False, **opti
     """
     require_checkpoint(name)
     where = f"`{name}` does not fit " + ("its own `config.json`" if "config" not in options else "the configuration")
-    model, info = _load(model_class, name, options)
+    with blame_checkpoint(name):
+        model, info = _load(model_class, name, options)
     unexpected = [] if may_hold_more else info["unexpected_keys"]
     require_exact_tensors(where, info["missing_keys"], unexpected, info["mismatched_keys"])
     return model
@@ -63,8 +181,6 @@ def _load(model_class: type, name: str, options: dict[str, Any]) -> tuple[PreTra
     options["ignore_mismatched_sizes"] = not is_deepspeed_zero3_enabled()
     try:
         return model_class.from_pretrained(name, output_loading_info=True, **options)
-    except SafetensorError as error:
-        raise ValueError(f"The weights in `{name}` are damaged ({error}): copy the checkpoint again.") from error
     except OSError as error:
         if Path(name).is_dir():
             raise
@@ -87,9 +203,10 @@ def load_spa3_vlm(name: str, **options) -> Spa3VLMForConditionalGeneration:
     folder = Path(name)
     if folder.is_dir() and (missing := [file for file in REQUIRED_FILES if not (folder / file).is_file()]):
         if "config.json" not in missing:
-            Spa3VLMConfig.from_pretrained(folder)  # refuses a model of another kind, which needs no other files
+            load_config(Spa3VLMConfig, name)  # refuses a model of another kind, which needs no other files
         raise ValueError(f"The folder `{name}` lacks {', '.join(missing)} of a Spa3-VLM; copy the checkpoint again.")
-    model, info = _load(Spa3VLMForConditionalGeneration, name, options)
+    with blame_checkpoint(name):
+        model, info = _load(Spa3VLMForConditionalGeneration, name, options)
     adapter = {key for key in model.state_dict() if key.startswith(ADAPTER)}
     # A part of an adapter would work with random weights, and one that the model has no place for would be lost.
     missing = set(info["missing_keys"]) - (adapter if adapter <= set(info["missing_keys"]) else set())

@@ -20,15 +20,22 @@ from typing import Any
 
 from datasets import Dataset
 from torch import nn
-from transformers import AutoProcessor, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ...configuration.configuration_vggt import VGGTConfig
 from ...data_scripts.common.files import write_text
+from ...data_scripts.common.locks import only_run_in
 from ...data_scripts.scenes.index import load_scene_sources, split_scenes
 from ...modeling_spa3r.checkpoints.cards import Score, tuned_card, write_card
-from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpoint
+from ...modeling_spa3r.checkpoints.loading import (
+    blame_checkpoint,
+    load_config,
+    load_processor,
+    load_spa3_vlm,
+    require_checkpoint,
+)
 from ...modeling_spa3r.checkpoints.self_contained import add_code, push_self_contained
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ...modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry
@@ -69,7 +76,7 @@ def check_config(args: AlignmentArguments) -> Spa3VLMConfig:
             "points of a VGGT, or neither for known depth."
         )
     require_checkpoint(args.model_name_or_path)
-    config = Spa3VLMConfig.from_pretrained(args.model_name_or_path)
+    config = load_config(Spa3VLMConfig, args.model_name_or_path)
     if config.fusion != "cross_attention":
         raise ValueError(
             f"`{args.model_name_or_path}` has the fusion `{config.fusion}`, which has no adapter that changes image "
@@ -85,7 +92,7 @@ def load_geometry(name: str, expected: VGGTConfig) -> VGGTForGeometry:
         ValueError: If its architecture is not that of the model's VGGT, or its point head is missing.
     """
     require_checkpoint(name)
-    config = VGGTConfig.from_pretrained(name)
+    config = load_config(VGGTConfig, name)
     for setting in VGGTConfig.__annotations__:
         given, own = getattr(config, setting), getattr(expected, setting)
         if given != own and not setting.startswith(MAY_DIFFER):
@@ -93,7 +100,8 @@ def load_geometry(name: str, expected: VGGTConfig) -> VGGTForGeometry:
                 f"`geometry` must have the architecture of the model's VGGT, but in `{name}` `{setting}` is {given}, "
                 f"not {own}: give the VGGT that the model was made with."
             )
-    geometry, info = VGGTForGeometry.from_pretrained(name, config=config, output_loading_info=True)
+    with blame_checkpoint(name):
+        geometry, info = VGGTForGeometry.from_pretrained(name, config=config, output_loading_info=True)
     if missing := sorted(key for key in info["missing_keys"] if not key.startswith(UNUSED_HEADS)):
         raise ValueError(
             f"`geometry` must be a VGGT with its point head, but `{name}` lacks {len(missing)} tensors, for example "
@@ -155,7 +163,7 @@ def build_trainer(
     geometry = None
     if data_args.geometry is not None:
         geometry = load_geometry(data_args.geometry, config.spatial_config.vggt_config)
-    processor = AutoProcessor.from_pretrained(data_args.model_name_or_path)
+    processor = load_processor(data_args.model_name_or_path)
     train_views, held_out_views = build_views(data_args, processor, args.seed)
     if held_out_views is None and args.eval_strategy != "no":
         raise ValueError(
@@ -226,7 +234,7 @@ def _card(trainer: AlignmentTrainer, data: list[str]) -> dict[str, Any]:
 def run(trainer: AlignmentTrainer, checkpoint: Path | None, data_args: AlignmentArguments):
     """Train, save the self-contained model to `<output_dir>/model`, and push it where asked to."""
     args = trainer.args
-    processor = AutoProcessor.from_pretrained(data_args.model_name_or_path)
+    processor = load_processor(data_args.model_name_or_path)
     write = partial(save_aligned_model, trainer, processor, data_args.scenes)
     final = train_and_save(trainer, checkpoint, write)
     if trainer.is_world_process_zero():
@@ -243,4 +251,5 @@ def main(arguments: list[str] | None = None):
     """Run `spa3r align`."""
     logging.set_verbosity_info()
     data_args, args = parse_arguments(arguments, description=__doc__)
-    run(*build_trainer(data_args, args), data_args)
+    with only_run_in(args.output_dir, args.process_index == 0):
+        run(*build_trainer(data_args, args), data_args)

@@ -26,7 +26,8 @@ from ...data_scripts.benchmarks import BENCHMARKS
 from ...data_scripts.benchmarks.protocol import Protocol, ReferenceRow, score_answer
 from ...data_scripts.benchmarks.reader import BenchmarkData, BenchmarkQuestion, read_benchmark
 from ...data_scripts.common.command_line import verb_parser
-from ...data_scripts.common.files import claim_folder, write_json, write_text
+from ...data_scripts.common.files import blame_file, claim_folder, write_json, write_text
+from ...data_scripts.common.locks import only_run_in
 from ..runs.distributed import join_processes
 from ..runs.errors import first_line
 from ..runs.settings import flatten
@@ -146,34 +147,35 @@ def run(options: argparse.Namespace):
     settings |= {"num_frames": options.frames, "batch_size": options.batch_size}
     if options.without_images:
         settings["without_images"] = True
-    with state.main_process_first():
-        references, baselines = _references(options, settings)
+    with only_run_in(options.output, state.is_main_process):
+        with state.main_process_first():
+            references, baselines = _references(options, settings)
+            if state.is_main_process:
+                settings["model_fingerprint"] = fingerprint_checkpoint(options.model)
+                _claim(options.output, flatten(settings))
+        answers = ask_all(
+            model,
+            processor,
+            benchmark,
+            questions,
+            options.protocol,
+            Answers(options.output),
+            options.frames,
+            options.batch_size,
+            retry_unreadable=not options.skip_missing,
+            without_images=options.without_images,
+        )
         if state.is_main_process:
-            settings["model_fingerprint"] = fingerprint_checkpoint(options.model)
-            _claim(options.output, flatten(settings))
-    answers = ask_all(
-        model,
-        processor,
-        benchmark,
-        questions,
-        options.protocol,
-        Answers(options.output),
-        options.frames,
-        options.batch_size,
-        retry_unreadable=not options.skip_missing,
-        without_images=options.without_images,
-    )
-    if state.is_main_process:
-        predictions, unreadable = _sort_answers(options, questions, answers)
-        settings |= {"missing": missing, "unreadable": unreadable}
-        _report(options, questions, predictions, settings, references, baselines)
+            predictions, unreadable = _sort_answers(options, questions, answers)
+            settings |= {"missing": missing, "unreadable": unreadable}
+            _report(options, questions, predictions, settings, references, baselines)
 
 
 def score(options: argparse.Namespace):
     """Score and report the answers in a file."""
     benchmark = read_benchmark(options.benchmark, options.data, options.media)
     questions = benchmark.questions[: options.limit]
-    _check_records(options.protocol, questions)
+    _check_records(options.protocol, questions, options.data)
     if (options.output / SETTINGS).is_file():
         raise ValueError(
             f"`{options.output}` holds the run of a model, whose report would be lost; choose another --output."
@@ -190,7 +192,8 @@ def score(options: argparse.Namespace):
 
 def compare(options: argparse.Namespace):
     """Print how two runs differ, and write it to the output folder, if one is given."""
-    comparison = compare_runs(*map(Path, options.compare))
+    with blame_file("` or `".join(options.compare), "run the benchmark again"):
+        comparison = compare_runs(*map(Path, options.compare))
     text = format_comparison(comparison)
     print(text)
     if options.output is not None:
@@ -205,7 +208,7 @@ def _read_questions(options: argparse.Namespace) -> tuple[BenchmarkData, list[Be
     """Read a benchmark, the questions to ask, and the keys of missing media."""
     benchmark = read_benchmark(options.benchmark, options.data, options.media)
     questions = list(benchmark.questions[: options.limit])
-    _check_records(options.protocol, questions)
+    _check_records(options.protocol, questions, options.data)
     asked = {question.media for question in questions}
     missing = [media for media in benchmark.missing_media() if media in asked]
     if missing and not options.skip_missing:
@@ -224,14 +227,18 @@ def _read_questions(options: argparse.Namespace) -> tuple[BenchmarkData, list[Be
     return benchmark, questions, missing
 
 
-def _check_records(protocol: Protocol, questions: Sequence[BenchmarkQuestion]):
+def _check_records(protocol: Protocol, questions: Sequence[BenchmarkQuestion], data: Path):
     """Refuse questions of an unknown type, and those that cannot be asked or scored, before any is asked."""
     for question in questions:
-        protocol.group(question.record)
+        try:
+            protocol.group(question.record)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"Question {question.id} in `{data}` cannot be scored: {error}") from error
         for name in ("question", protocol.truth):
             if question.record[name] is None:
                 raise ValueError(
-                    f"Question {question.id} cannot be asked or scored, because its `{name}` is null; leave it out."
+                    f"Question {question.id} in `{data}` cannot be asked or scored, because its `{name}` is null; "
+                    "leave it out."
                 )
         try:
             protocol.prompt(question.record).encode()
@@ -239,8 +246,8 @@ def _check_records(protocol: Protocol, questions: Sequence[BenchmarkQuestion]):
             score_answer(protocol, question.record, "1")
         except (TypeError, ValueError, AttributeError, LookupError, ZeroDivisionError) as error:
             raise ValueError(
-                f"Question {question.id} cannot be asked or scored ({type(error).__name__}: {error}); correct its "
-                "record, or leave it out."
+                f"Question {question.id} in `{data}` cannot be asked or scored ({type(error).__name__}: {error}); "
+                "correct its record, or leave it out."
             ) from error
 
 

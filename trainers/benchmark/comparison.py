@@ -72,7 +72,7 @@ def read_answers(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         raise ValueError(f"`{folder}` holds no {ANSWERS}; run the benchmark again.")
     answers = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         try:
             answer = json.loads(line)
             answers[answer["id"]] = answer

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoProcessor, ProcessorMixin
+from transformers import AutoConfig, ProcessorMixin
 from transformers.utils import cached_file
 
 from ...modeling_spa3r.checkpoints.assemble import assemble_spa3_vlm, load_qwen, make_processor
 from ...modeling_spa3r.checkpoints.cards import CARD
-from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpoint
+from ...modeling_spa3r.checkpoints.loading import load_config, load_processor, load_spa3_vlm, require_checkpoint
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ..runs.errors import first_line
 
@@ -40,7 +40,7 @@ def load_benchmark_model(
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"The folder `{name}` holds no config.json; give the folder of a model.")
     try:
-        model_type = AutoConfig.from_pretrained(name).model_type
+        model_type = load_config(AutoConfig, name).model_type
     except OSError as error:
         if folder.is_dir():
             raise
@@ -50,7 +50,7 @@ def load_benchmark_model(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if model_type == OURS:
-        return load_spa3_vlm(name, **options).eval(), AutoProcessor.from_pretrained(name)
+        return load_spa3_vlm(name, **options).eval(), load_processor(name)
     if model_type == PLAIN:
         qwen, tokenizer = load_qwen(name, **options)
         model = assemble_spa3_vlm(qwen, None, fusion="none")

@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from transformers import AutoProcessor, TextStreamer
+from transformers import TextStreamer
 from transformers.utils import logging
 
 from ...data_scripts.common.command_line import verb_parser
-from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpoint
+from ...modeling_spa3r.checkpoints.loading import load_processor, load_spa3_vlm, require_checkpoint
 from ...modeling_spa3r.spa3_vlm.scene_session import SceneSession
 from ..runs.devices import usable_device
 
@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace):
         _report(f"Loading `{options.model}` from the Hub: there is no such folder.")
     model = load_spa3_vlm(options.model, dtype=options.dtype or "auto")
     model.to(device).eval()
-    processor = AutoProcessor.from_pretrained(options.model)
+    processor = load_processor(options.model)
     _report(f"Loaded {options.model} on {model.device} in {time.perf_counter() - start:.1f} s.")
     start = time.perf_counter()
     session = SceneSession(model, processor, options.images, options.video, options.frames)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ..runs.distributed import leave_process_group
-from ..runs.errors import errors_as_sentences
+from ..runs.errors import errors_as_sentences, take_debug
 
 # Verb: module with a `main(arguments)`, relative to the package, and what it does.
 VERBS = {
@@ -25,17 +25,27 @@ VERBS = {
     "world": ("trainers.world.world", "make the nano world from nothing: rooms, teachers, models, scores"),
     "room-questions": ("data_scripts.rooms.write_questions", "write questions about rendered rooms"),
 }
+# What Ctrl-C leaves of the output. The verbs that train say it themselves once they train.
+NOTHING_KEPT = "nothing was written; the same command starts again"
+KEPT = dict.fromkeys(VERBS, "what is complete is kept; the same command goes on from there") | {
+    "ask": "",
+    **dict.fromkeys(("inspect", "convert", "benchmark-scenes"), NOTHING_KEPT),
+    **dict.fromkeys(("pretrain", "sft", "align", "teach"), "training has not begun; the same command starts it"),
+}
 
 
 def main(arguments: Sequence[str] | None = None):
-    """Run the verb that the first argument names; wrong input ends the process with one sentence."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    """Run the verb that the first argument names; an error ends the process with one sentence.
+
+    With `--debug` its traceback is shown, too.
+    """
+    arguments, debug = take_debug(sys.argv[1:] if arguments is None else arguments)
     verb = arguments[0] if arguments else "--help"
     if verb in ("--help", "-h"):
         print(_help())
     elif verb in VERBS:
         module, _ = VERBS[verb]
-        with errors_as_sentences(f"spa3r {verb}", arguments):
+        with errors_as_sentences(f"spa3r {verb}", arguments, debug, KEPT[verb]):
             import_module(f"spa3r.{module}").main(arguments[1:])
             leave_process_group()
     else:
@@ -45,4 +55,7 @@ def main(arguments: Sequence[str] | None = None):
 def _help() -> str:
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
-    return "\n".join(["usage: spa3r VERB [OPTIONS]; `spa3r VERB --help` describes one.", "", *lines])
+    usage = (
+        "usage: spa3r VERB [OPTIONS]; `spa3r VERB --help` describes one, `--debug` shows the traceback of an error."
+    )
+    return "\n".join([usage, "", *lines])

@@ -19,10 +19,11 @@ from transformers.utils import logging
 from ...configuration import Spa3RConfig, VGGTConfig, load_preset
 from ...data_scripts.common.exclusions import read_excluded
 from ...data_scripts.common.files import write_text
+from ...data_scripts.common.locks import only_run_in
 from ...data_scripts.scenes.index import load_scene_sources, split_scenes
 from ...data_scripts.scenes.views import SceneViews, collate_views
 from ...modeling_spa3r.checkpoints.cards import write_card
-from ...modeling_spa3r.checkpoints.loading import load_whole, require_checkpoint
+from ...modeling_spa3r.checkpoints.loading import find_damaged_file, load_config, load_whole, require_checkpoint
 from ...modeling_spa3r.spa3r.image_processing_spa3r import Spa3RImageProcessor
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from ..runs.errors import first_line
@@ -61,7 +62,7 @@ def build_config(args: ModelArguments) -> Spa3RConfig:
             raise ValueError(f"`{config_class.__name__}` has no settings {unknown}; check the overrides.")
     if args.start_from is not None:
         require_checkpoint(args.start_from)
-        base = Spa3RConfig.from_pretrained(args.start_from).to_dict()
+        base = load_config(Spa3RConfig, args.start_from).to_dict()
     else:
         base = load_preset(args.preset)
     return Spa3RConfig.from_dict(merge(base, overrides))
@@ -89,6 +90,8 @@ def check_teachers(config: Spa3RConfig, untrained: bool):
     for name, checkpoint in checkpoints.items():
         try:
             if checkpoint is not None:
+                if damage := find_damaged_file(Path(checkpoint)):
+                    raise OSError(damage)
                 PreTrainedConfig.get_config_dict(checkpoint)
         except OSError as error:
             if name == "vggt":
@@ -225,4 +228,6 @@ def run(trainer: Spa3RTrainer, checkpoint: str | Path | None):
 def main(arguments: list[str] | None = None):
     """Run `spa3r pretrain`."""
     logging.set_verbosity_info()
-    run(*build_trainer(*parse_arguments(arguments, description=__doc__)))
+    model_args, data_args, args = parse_arguments(arguments, description=__doc__)
+    with only_run_in(args.output_dir, args.process_index == 0):
+        run(*build_trainer(model_args, data_args, args))

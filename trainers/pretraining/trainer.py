@@ -13,8 +13,8 @@ from ...data_scripts.rooms.labels import STRUCTURE
 from ...data_scripts.scenes.views import SceneViews
 from ...modeling_spa3r.compilation import compile_blocks
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
+from ..runs.marks import mark_complete
 from ..runs.publish import final_folder
-from ..runs.resume import mark_complete
 from ..runs.scene_views_trainer import SceneViewsTrainer
 from .arguments import Spa3RTrainingArguments
 from .evaluation import PSFMReport, evaluate_psfm

@@ -2,19 +2,30 @@
 
 import argparse
 import difflib
+import math
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
 from ...data_scripts.common.command_line import OneLineHelp
+from .extras import require_packages, without_missing_flash_attention
 
 RECIPES = Path(__file__).resolve().parents[2] / "configuration" / "recipes"
 # How the names of a command's recipes start; all others are of pre-training.
 PREFIXES = {"align": "spa3-vlm-align", "sft": "spa3-vlm-", "teach": "teach-"}
+# How messages call the types of options.
+NAMES = {
+    **{bool: "true or false", int: "a whole number", float: "a number", str: "a text"},
+    **{list: "a list", dict: "a mapping", NoneType: "null"},
+}
+SCALARS = (bool, int, float)
+MAX_WHOLE = 1 << 63
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 # Options of transformers.TrainingArguments that --help lists; all others are in its documentation.
 COMMON = {
@@ -76,11 +87,14 @@ def parse_options(
     if not isinstance(environment, dict):
         raise ValueError(f"`env` in the recipe `{named.config}` must map names to values, got `{environment}`.")
     os.environ.update({key: str(value) for key, value in environment.items()})
+    recipe = without_missing_flash_attention(_check_types(recipe, dataclasses, named.config))
     _set_defaults(parser, recipe, named.config)
     # Unknown options first: the dataclasses would otherwise complain about the rest of the command line.
-    if unknown := parser.parse_known_args(arguments)[1]:
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
         hint = _hint(unknown[0], [option for action in parser._actions for option in action.option_strings])
         raise ValueError(f"Unknown option `{unknown[0]}`; {hint}")
+    require_packages(options)
     try:
         *parsed, _ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     except ValueError as error:
@@ -90,6 +104,7 @@ def parse_options(
             "`bf16` is true, but no GPU here computes in bfloat16: add `--bf16 false`, or `--use_cpu true` to use "
             "bfloat16 on the CPU."
         ) from error
+    _check_numbers(parsed)
     return parsed, recipe
 
 
@@ -102,6 +117,62 @@ def _choose_help(parser: argparse.ArgumentParser, dataclasses: Sequence[type], c
             action.help = common[action.dest]
         elif action.dest not in ours | {"config", "help"}:
             action.help = argparse.SUPPRESS
+
+
+def _check_types(recipe: dict[str, Any], dataclasses: Sequence[type], name: str | None) -> dict[str, Any]:
+    """Refuse values of a type that their option does not take; argparse itself checks only those that are texts.
+
+    Returns:
+        `dict[str, Any]`: The recipe, with texts where YAML reads one, such as `true`, as another value.
+
+    Raises:
+        ValueError: Names the key, the value, and the types that are possible.
+    """
+    hints = {key: hint for each in dataclasses for key, hint in get_type_hints(each).items()}
+    checked = dict(recipe)
+    for key, value in recipe.items():
+        if key not in hints or key == "overrides" or isinstance(value, str):
+            continue
+        possible = _types(hints[key])
+        items = value if isinstance(value, list) and list in possible else [value]
+        if not all(_fits(item, possible) for item in items):
+            named = ", ".join(sorted(NAMES.get(each, each.__name__) for each in possible))
+            raise ValueError(f"`{key}` in the recipe `{name}` must be {named}; got {value!r:.200}.")
+        if isinstance(value, float) and float not in possible and int in possible:
+            checked[key] = int(value)
+        elif value is not None and str in possible:
+            texts = [item if type(item) in possible else str(item) for item in items]
+            checked[key] = texts if items is value else texts[0]
+    return checked
+
+
+def _types(hint: Any) -> set[type]:
+    """The types that a hint allows, without those of items; the choices of a literal or an enumeration are texts."""
+    if get_origin(hint) in (Union, UnionType):
+        return set().union(*map(_types, get_args(hint)))
+    kind = get_origin(hint) or hint
+    if kind is list:
+        return {list}.union(*map(_types, get_args(hint)))
+    return {kind if kind in NAMES else str}
+
+
+def _fits(value: Any, possible: set[type]) -> bool:
+    if isinstance(value, float) and value.is_integer() and int in possible and abs(value) < MAX_WHOLE:
+        return True
+    # In Python, but not for users, truth values are whole numbers.
+    kind = type(value)
+    is_text = kind in SCALARS and str in possible and dict not in possible  # a text for a mapping is JSON
+    return kind in possible - {list} or (kind is int and float in possible) or is_text
+
+
+def _check_numbers(parsed: Iterable[Any]):
+    """Refuse numbers that no option means: they only fail later, or never."""
+    for options in parsed:
+        for field in dataclass_fields(options):
+            value = getattr(options, field.name, None)
+            is_odd = isinstance(value, float) and not math.isfinite(value)
+            if is_odd or (isinstance(value, int) and abs(value) >= MAX_WHOLE):
+                raise ValueError(f"`{field.name}` must be a number that can be counted with, got {value}; correct it.")
 
 
 def _set_defaults(parser: argparse.ArgumentParser, recipe: dict[str, Any], name: str | None):
@@ -160,8 +231,8 @@ def _command_of(recipe: str) -> str:
 
 def _read_file(file: Path) -> dict[str, Any]:
     try:
-        recipe = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"The recipe {file} is not YAML, correct it: {error}") from None
     if not isinstance(recipe, dict):
         raise ValueError(

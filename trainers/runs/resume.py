@@ -9,18 +9,32 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ...data_scripts.common.files import write_json
+from ...data_scripts.common.images import UnreadableFrame
+from .marks import find_damage, find_unreadable_file, is_complete, mark_complete
 
 logger = logging.get_logger(__name__)
 
-MARK = "complete.json"
+
+def require_whole(checkpoint: Path) -> Path:
+    """Return a checkpoint, or say that it is damaged and where the run can go on.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    damage = find_damage(checkpoint)
+    if damage is not None:
+        raise ValueError(describe_damage(checkpoint, damage))
+    return checkpoint
 
 
-def mark_complete(folder: str | Path, accelerator: Accelerator, global_step: int):
-    """Mark a checkpoint once every process has written its part; every process must call it."""
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_json(Path(folder) / MARK, {"global_step": global_step, "world_size": accelerator.num_processes})
+def describe_damage(checkpoint: Path, damage: str) -> str:
+    """A sentence that names a damaged checkpoint and the one to go back to."""
+    others = sorted(_checkpoints(checkpoint.parent).items(), reverse=True)
+    whole = [
+        folder for _, folder in others if folder != checkpoint and is_complete(folder) and not find_damage(folder)
+    ]
+    back = f"the same command then goes on from {whole[0]}" if whole else "no other is whole, so the run starts anew"
+    return f"The checkpoint {checkpoint} is damaged ({damage}): remove it; {back}."
 
 
 class MarkCompleteCheckpoints(TrainerCallback):
@@ -40,11 +54,6 @@ class MarkCompleteCheckpoints(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         mark_complete(checkpoint_folder(args.output_dir, state.global_step), self.accelerator, state.global_step)
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether all of a checkpoint was written."""
-    return (checkpoint / MARK).is_file()
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
@@ -78,17 +87,18 @@ def checkpoint_to_resume(args: TrainingArguments) -> Path | None:
     """The checkpoint to continue from: the one that is named, or else the last complete one of the run.
 
     Raises:
-        ValueError: If the named checkpoint is missing or incomplete.
+        ValueError: If the named checkpoint is missing or incomplete, or the one to continue from is damaged.
     """
     named = args.resume_from_checkpoint
     if named is None or str(named).lower() == "true":
-        return last_complete_checkpoint(args.output_dir)
+        last = last_complete_checkpoint(args.output_dir)
+        return None if last is None else require_whole(last)
     if not is_complete(Path(named)):
         raise ValueError(
             f"`resume_from_checkpoint` must name a complete checkpoint, got `{named}`: give the folder of one, or "
             "`true` for the last one of the output folder."
         )
-    return Path(named)
+    return require_whole(Path(named))
 
 
 class StopOnNonFiniteLoss(TrainerCallback):
@@ -126,6 +136,16 @@ class _StopAfterLastStep(TrainerCallback):
             raise _NothingLeftToTrain
 
 
+class _NoteStart(TrainerCallback):
+    """Whether a run got as far as its first step, before which it reads a checkpoint."""
+
+    def __init__(self):
+        self.has_begun = False
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.has_begun = True
+
+
 def train(trainer: Trainer, checkpoint: str | Path | None):
     """Train until the last step of a run, from a checkpoint if there is one.
 
@@ -133,8 +153,12 @@ def train(trainer: Trainer, checkpoint: str | Path | None):
     lies within an epoch.
 
     Raises:
-        RuntimeError: From a `ValueError` or `ImportError` during training, which is no user's input but a bug.
+        ValueError: If data or the checkpoint are damaged; says where the run can go on.
+        KeyboardInterrupt: On Ctrl-C; says the same.
+        RuntimeError: From another `ValueError` or `ImportError` during training, which is no user's input but a bug.
     """
+    start = _NoteStart()
+    trainer.add_callback(start)
     if checkpoint is not None:
         logger.warning(f"Continuing from {checkpoint}.")
         trainer.add_callback(_StopAfterLastStep())
@@ -142,6 +166,19 @@ def train(trainer: Trainer, checkpoint: str | Path | None):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except _NothingLeftToTrain:
         logger.warning("All steps were taken before.")
-    except (ValueError, ImportError) as error:
+    except KeyboardInterrupt:
         last = describe_last_checkpoint(trainer.args.output_dir)
-        raise RuntimeError(f"Training failed at step {trainer.state.global_step}; {last}.") from error
+        raise KeyboardInterrupt(f"{last}; the same command goes on from there") from None
+    except UnreadableFrame as error:
+        last = describe_last_checkpoint(trainer.args.output_dir)
+        raise UnreadableFrame(
+            f"{str(error).rstrip('.')}; {last}. Repair it, and run the same command again."
+        ) from error
+    except Exception as error:
+        if checkpoint is not None and not start.has_begun and (damage := find_unreadable_file(Path(checkpoint))):
+            raise ValueError(describe_damage(Path(checkpoint), damage)) from error
+        if not isinstance(error, ValueError | ImportError):
+            raise
+        last = describe_last_checkpoint(trainer.args.output_dir)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
+        raise RuntimeError(f"Training failed at step {trainer.state.global_step} ({reason}); {last}.") from error

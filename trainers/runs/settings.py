@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from ...data_scripts.common.files import require_same_settings, write_json
+from ...data_scripts.common.files import read_json_object, require_same_settings, write_json
 from .resume import last_complete_checkpoint
 
 SETTINGS = "run.json"
@@ -52,7 +52,8 @@ def check_same_run(output_dir: str | Path, settings: dict[str, Any], is_main_pro
     """
     file = Path(output_dir) / SETTINGS
     if file.is_file() and last_complete_checkpoint(output_dir) is not None:
-        before, now = json.loads(file.read_text()), json.loads(json.dumps(settings))
+        before = read_json_object(file, "choose another output folder, or remove it if the run is yours")
+        now = json.loads(json.dumps(settings))
         require_same_settings(file.parent, before, now)
     elif is_main_process:
         Path(output_dir).mkdir(parents=True, exist_ok=True)

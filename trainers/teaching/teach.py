@@ -18,6 +18,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from transformers.utils import logging
 
 from ...configuration import Spa3RConfig, Spa3VLMConfig, load_preset
+from ...data_scripts.common.locks import only_run_in
 from ...data_scripts.rooms.labels import LABELS
 from ...data_scripts.scenes.index import load_scene_sources, split_scenes
 from ...data_scripts.scenes.views import SceneViews
@@ -138,4 +139,5 @@ def main(arguments: list[str] | None = None):
     logging.set_verbosity_info()
     arguments = sys.argv[1:] if arguments is None else arguments
     (args, training_args), _ = parse_options("teach", arguments, (TeacherArguments, TeachingArguments), {}, __doc__)
-    run(*build_trainer(args, training_args))
+    with only_run_in(training_args.output_dir, training_args.process_index == 0):
+        run(*build_trainer(args, training_args))

@@ -1,6 +1,7 @@
 """Instruction sets in the format of TRL's SFTTrainer."""
 
 import copy
+import glob
 import hashlib
 import io
 import math
@@ -13,8 +14,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 from datasets import Dataset, Image, List, concatenate_datasets, load_dataset
-from datasets.exceptions import DatasetGenerationError
-from pyarrow import ArrowException, ArrowInvalid
+from pyarrow import ArrowException
 from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
@@ -129,11 +129,12 @@ def _with_image_column(folder: str, part: Dataset) -> Dataset:
 
 def _load_files(folder: str, files: list[str]) -> Dataset:
     try:
-        return load_dataset("parquet", data_files=files, split="train")
-    # A broken file raises errors of pyarrow, too; a full disk keeps its own error.
-    except (DatasetGenerationError, ArrowInvalid) as error:
+        # The library takes paths for patterns.
+        return load_dataset("parquet", data_files=[glob.escape(file) for file in files], split="train")
+    # A broken file raises errors of any type; a full disk keeps its own error.
+    except Exception as error:
         cause = error.__cause__ or error
-        if isinstance(cause, OSError):
+        if getattr(cause, "errno", None) is not None:
             raise cause from error
         raise ValueError(
             f"The instruction set `{folder}` cannot be read ({cause}): a file is broken or has no record; write it "

@@ -34,11 +34,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoProcessor, BatchFeature
+from transformers import BatchFeature
 
 from ...data_scripts.common.command_line import verb_parser
 from ...data_scripts.common.files import remove_unfinished, replace_when_complete, write_json
-from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm
+from ...data_scripts.common.locks import only_run_in
+from ...modeling_spa3r.checkpoints.loading import load_processor, load_spa3_vlm
 from ...modeling_spa3r.compilation import compile_blocks
 from ...modeling_spa3r.scene_images import list_scenes
 from ...modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
@@ -346,11 +347,12 @@ def main(arguments: Sequence[str] | None = None):
     model.to(state.device).eval()
     if options.compile_blocks:
         compile_blocks(model)
-    processor = AutoProcessor.from_pretrained(options.model)
+    processor = load_processor(options.model)
     with state.main_process_first():
         dataset = load_instructions(options.instructions, seed=0)
-    encode_scenes(
-        *(model, processor, dataset, options.output, options.vision_features),
-        scenes_per_batch=options.scenes_per_batch,
-        num_workers=options.workers,
-    )
+    with only_run_in(options.output, state.is_main_process):
+        encode_scenes(
+            *(model, processor, dataset, options.output, options.vision_features),
+            scenes_per_batch=options.scenes_per_batch,
+            num_workers=options.workers,
+        )

@@ -18,13 +18,14 @@ from functools import partial
 
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import AutoProcessor, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
-from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, require_checkpoint
+from ...data_scripts.common.locks import only_run_in
+from ...modeling_spa3r.checkpoints.loading import load_config, load_processor, load_spa3_vlm, require_checkpoint
 from ...modeling_spa3r.checkpoints.self_contained import push_self_contained
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..runs.distributed import start_workers_from_clean_server
@@ -169,10 +170,10 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
             "out."
         )
     require_checkpoint(model_args.model_name_or_path)
-    Spa3VLMConfig.from_pretrained(model_args.model_name_or_path)  # refuses a model of another kind
+    load_config(Spa3VLMConfig, model_args.model_name_or_path)  # refuses a model of another kind
     make_repository(args)
     set_seed(args.seed)
-    processor = AutoProcessor.from_pretrained(model_args.model_name_or_path)
+    processor = load_processor(model_args.model_name_or_path)
     train, evaluation = _load_data(data_args, args, processor)
     # Train on whole answers alone, never cut a record, and show a loss that is not finite.
     args.assistant_only_loss, args.max_length, args.logging_nan_inf_filter = True, None, False
@@ -291,6 +292,7 @@ def run(trainer: SFTTrainer, instructions: list[str], without_images: bool = Fal
 def main(arguments: list[str] | None = None):
     """Run `spa3r sft`."""
     data_args, args, model_args = parse_arguments(arguments)
-    trainer = build_trainer(data_args, args, model_args)
-    check_run(trainer, data_args, model_args)
-    run(trainer, data_args.instructions, data_args.without_images)
+    with only_run_in(args.output_dir, args.process_index == 0):
+        trainer = build_trainer(data_args, args, model_args)
+        check_run(trainer, data_args, model_args)
+        run(trainer, data_args.instructions, data_args.without_images)

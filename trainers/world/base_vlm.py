@@ -21,6 +21,7 @@ from ...modeling_spa3r.checkpoints.assemble import make_processor
 from ...modeling_spa3r.checkpoints.loading import load_whole
 from ...modeling_spa3r.checkpoints.word_tokenizer import train_word_tokenizer
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import CHAT_TEMPLATE
+from ..runs.errors import run_module
 from ..runs.initialization import initialize_for_scratch
 from ..tuning.instruction_data import load_instructions
 
@@ -101,4 +102,4 @@ def main(arguments: Sequence[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    run_module(main, "spa3r.trainers.world.base_vlm")

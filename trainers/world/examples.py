@@ -13,6 +13,8 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..runs.errors import run_module
+
 WIDTH = 110
 
 
@@ -72,4 +74,4 @@ def main(arguments: Sequence[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    run_module(main, "spa3r.trainers.world.examples")

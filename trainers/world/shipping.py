@@ -16,13 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 from ...configuration.configuration_spa3r import Spa3RConfig
 from ...data_scripts.common.files import new_folder, require_empty_folder, write_json
 from ...modeling_spa3r.checkpoints.cards import CARD, Score, parts_of, spa3_vlm_card, spa3r_card, write_card
-from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm, load_whole, require_checkpoint
+from ...modeling_spa3r.checkpoints.loading import (
+    load_config,
+    load_processor,
+    load_spa3_vlm,
+    load_whole,
+    require_checkpoint,
+)
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
+from ..runs.errors import run_module
 
 # What the cards of all shipped models add to those of their training.
 FACTS = {
@@ -66,7 +73,7 @@ def ship_spa3_vlm(source: str, output: Path, reports: Sequence[Path]):
     card = spa3_vlm_card(output.name, model.config, dict.fromkeys(parts), parts, lines, scores)
     with new_folder(output) as folder:
         _save(model, folder)
-        AutoProcessor.from_pretrained(source).save_pretrained(folder)
+        load_processor(source).save_pretrained(folder)
         write_card(folder, card | FACTS)
 
 
@@ -118,7 +125,7 @@ def main(arguments: Sequence[str] | None = None):
     options = parser.parse_args(arguments)
     require_empty_folder(options.output)
     require_checkpoint(options.source)
-    if AutoConfig.from_pretrained(options.source).model_type == Spa3RConfig.model_type:
+    if load_config(AutoConfig, options.source).model_type == Spa3RConfig.model_type:
         ship_spa3r(options.source, options.output)
     else:
         ship_spa3_vlm(options.source, options.output, options.reports)
@@ -127,4 +134,4 @@ def main(arguments: Sequence[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    run_module(main, "spa3r.trainers.world.shipping")

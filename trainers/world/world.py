@@ -25,6 +25,8 @@ from typing import Protocol
 
 from ...data_scripts.common.command_line import verb_parser
 from ...data_scripts.common.files import claim_folder, write_json
+from ...data_scripts.common.locks import only_run_in
+from ..runs.devices import usable_device
 from .ablations import list_ablations
 from .stages import Stage, list_stages, sizes_of
 
@@ -187,18 +189,25 @@ def main(arguments: Sequence[str] | None = None):
     options = parser.parse_args(arguments)
     if options.seeds and not options.ablations:
         parser.error(f"--seeds (here: {' '.join(map(str, options.seeds))}) are those of --ablations; add it")
-    seeds = sorted(set(options.seeds or SEEDS))
-    folder, cores = options.output, os.cpu_count() or 1
+    seeds = sorted(set(options.seeds or SEEDS)) if options.ablations else []
+    folder = options.output
+    if options.device == "cuda":
+        usable_device(options.device)
     claim_folder(folder / "world.json", json.dumps({"device": options.device, "smoke": options.smoke}) + "\n")
+    with only_run_in(folder):
+        make_world(folder, options.device, options.smoke, seeds)
+
+
+def make_world(folder: Path, device: str, is_smoke: bool, seeds: Sequence[int] = ()):
+    """Run all stages that are left, and print times and results; with `seeds`, those of the ablations, too."""
+    cores = os.cpu_count() or 1
     for name in ("logs", "done"):
         (folder / name).mkdir(exist_ok=True)
-    stages = list_stages(folder, options.device, options.smoke)
-    if options.ablations:
-        stages += list_ablations(folder, seeds, options.device, options.smoke)
-    jobs = min(sizes_of(options.device, options.smoke).jobs, cores)
-    environment = {"OMP_NUM_THREADS": str(cores // jobs)} | (
-        {} if options.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
-    )
+    stages = list_stages(folder, device, is_smoke)
+    if seeds:
+        stages += list_ablations(folder, seeds, device, is_smoke)
+    jobs = min(sizes_of(device, is_smoke).jobs, cores)
+    environment = {"OMP_NUM_THREADS": str(cores // jobs)} | ({} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""})
     print(format_times(stages, folder))
     run_stages(stages, folder, jobs, lambda stage, log: start_process(stage, log, environment))
     print(f"\n{format_times(stages, folder)}\n\n{format_results(stages, folder)}")

@@ -307,6 +307,32 @@ def test_wrong_input_is_refused_by_name_and_value(
     assert not (tmp_path / "questions").exists()
 
 
+DAMAGED_ROOMS = {
+    "no JSON": lambda room: (room / "scene.json").write_text("{"),
+    "no object": lambda room: (room / "scene.json").write_text("[]"),
+    "a value is missing": lambda room: change_room(room, size=...),
+    "a value of another type": lambda room: change_room(room, furniture=3),
+    "no pose": lambda room: (room / "pose" / "0.txt").write_text(""),
+    "half a pose": lambda room: (room / "pose" / "0.txt").write_text("1 0 0 0\n0 1"),
+    "frames elsewhere": lambda room: change_room(room, frames=[{"frame": "../../escape", "visible_pixels": {}}]),
+}
+
+
+def change_room(room, **changes):
+    description = json.loads((room / "scene.json").read_text()) | changes
+    kept = {name: value for name, value in description.items() if value is not ...}
+    (room / "scene.json").write_text(json.dumps(kept))
+
+
+@pytest.mark.parametrize("damage", DAMAGED_ROOMS.values(), ids=DAMAGED_ROOMS)
+def test_a_damaged_room_is_refused_by_name(rooms, tmp_path, damage):
+    shutil.copytree(rooms, tmp_path / "rooms")
+    damage(tmp_path / "rooms" / "room_000001")
+    with pytest.raises(SystemExit) as refusal:
+        main(["--rooms", tmp_path / "rooms", "--output", tmp_path / "questions", "--workers", "1"])
+    assert str(tmp_path / "rooms" / "room_000001") in str(refusal.value) and "\n" not in str(refusal.value)
+
+
 def test_the_command_prints_a_row_for_each_type(rooms, tmp_path, capsys):
     main(["--rooms", rooms, "--output", tmp_path, "--questions-per-room", "20"])
     head, *lines = capsys.readouterr().out.splitlines()

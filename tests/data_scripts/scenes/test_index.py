@@ -264,6 +264,15 @@ def test_cameras_that_are_none_make_a_frame_unreadable(scannet, file, matrix, na
         read_camera(scene, 1, SIZE)
 
 
+@pytest.mark.parametrize("name", ["../../../escape", "/etc", "a/b", ".."])
+def test_a_split_of_scannetpp_names_folders_of_its_data_alone(tmp_path, name):
+    write_scannetpp(tmp_path, ["0a7cc12c0e"])
+    with (tmp_path / "splits" / "nvs_sem_train.txt").open("a") as file:
+        file.write(f"\n{name}\n")
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
+        load_scenes("scannetpp", tmp_path)
+
+
 def test_scannetpp_cameras_turn_from_opengl_to_opencv(tmp_path):
     # At z = 5, looking along -z with y up, as OpenGL's cameras do unrotated.
     pose = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 5], [0, 0, 0, 1]]

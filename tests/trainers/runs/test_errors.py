@@ -1,12 +1,21 @@
 """Errors of commands, as one sentence and an exit code."""
 
 import errno
+import re
+import tempfile
+from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors import SafetensorError
 
-from spa3r.trainers.runs.errors import errors_as_sentences
+from spa3r.trainers.runs.errors import errors_as_sentences, take_debug
+
+OF_WORKER = """Caught UnreadableFrame in DataLoader worker process 0.
+Original Traceback (most recent call last):
+  File "worker.py", line 349, in _worker_loop
+spa3r.data_scripts.common.images.UnreadableFrame: The image `a.jpg` cannot be read."""
 
 
 def ended_by(error):
@@ -26,6 +35,11 @@ def ended_by(error):
         pytest.param(FloatingPointError("loss = nan"), "loss = nan", id="lost loss"),
         pytest.param(OSError(errno.ENOSPC, "No space left", "run/a.bin"), "`run/a.bin`", id="full disk"),
         pytest.param(FileNotFoundError(errno.ENOENT, "No such file", "run/b.bin"), "`run/b.bin`", id="missing file"),
+        pytest.param(OSError(errno.EROFS, "Read-only file system", "run/c"), "`run/c`", id="read-only folder"),
+        pytest.param(PermissionError(errno.EACCES, "Permission denied", "run/d"), "`run/d`", id="no permission"),
+        pytest.param(MemoryError("of 3 TB"), "of 3 TB", id="memory"),
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory", id="memory of a device"),
+        pytest.param(ValueError(OF_WORKER), "The image `a.jpg` cannot be read.", id="worker that reads data"),
         pytest.param(FileExistsError(errno.EEXIST, "File exists", "run"), "`run`", id="file instead of folder"),
         pytest.param(
             StrictDataclassFieldValidationError("num_latents", TypeError("expected int, got `many`")),
@@ -39,10 +53,50 @@ def test_wrong_input_ends_a_command_with_one_sentence(error, named):
     assert sentence.startswith("spa3r verb: ") and named in sentence and "\n" not in sentence
 
 
+def test_debug_shows_the_traceback_before_the_sentence(capsys):
+    with pytest.raises(SystemExit, match="`seed` is 3"), errors_as_sentences("spa3r verb", debug=True):
+        raise ValueError("`seed` is 3")
+    assert capsys.readouterr().err.startswith("Traceback")
+
+
+def test_processes_of_a_launch_say_a_sentence_once(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert [ended_by(ValueError(text)) for text in ("same", "same", "other")] == [1, 1, 1]
+    assert capsys.readouterr().err.splitlines() == ["spa3r verb: same", "spa3r verb: other"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["ask", "--debug"], (["ask"], True)),
+        (["--debug", "ask"], (["ask"], True)),
+        (["sft", "--debug", "--seed", "1"], (["sft", "--seed", "1"], True)),
+        (["sft", "--debug", "underflow_overflow"], (["sft", "--debug", "underflow_overflow"], False)),
+        (["sft"], (["sft"], False)),
+    ],
+)
+def test_debug_is_taken_unless_it_is_the_option_of_the_trainer(arguments, expected):
+    assert take_debug(arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "line"),
+    [(KeyboardInterrupt(), "interrupted; all is kept."), (KeyboardInterrupt("step 3"), "interrupted; step 3.")],
+)
+def test_an_interrupted_command_says_in_one_line_what_is_kept(interrupt, line, capsys):
+    with pytest.raises(SystemExit), errors_as_sentences("spa3r verb", after_interrupt="all is kept"):
+        raise interrupt
+    assert capsys.readouterr().err == f"spa3r verb: {line}\n"
+
+
 def test_an_interrupted_command_ends_with_the_code_of_shells():
     assert ended_by(KeyboardInterrupt()) == 130
 
 
-def test_a_bug_keeps_its_traceback():
-    with pytest.raises(KeyError), errors_as_sentences("spa3r verb"):
-        raise KeyError("seed")
+def test_a_bug_is_one_sentence_that_names_the_file_of_its_traceback():
+    sentence = ended_by(KeyError("seed"))
+    assert "KeyError: 'seed'" in sentence and "\n" not in sentence
+    (log,) = re.findall("`([^`]+[.]log)`", sentence)
+    assert Path(log).read_text().rstrip().endswith("KeyError: 'seed'")
+    Path(log).unlink()

@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+import yaml
+from refusals import refused
 from transformers import TrainingArguments
 
+from spa3r.trainers.pretraining.arguments import parse_arguments
+from spa3r.trainers.runs import extras
 from spa3r.trainers.runs.recipes import RECIPES, parse_options, read_recipe
 from spa3r.trainers.runs.settings import flatten
 
@@ -170,3 +174,52 @@ def test_bfloat16_without_a_gpu_is_refused_with_the_remedy(arguments, named, mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=re.escape(named)):
         parse_options("pretrain", arguments, (TrainingArguments,), {}, "")
+
+
+WRONG_TYPES = [
+    ("max_steps", [1], "a whole number"),
+    ("max_steps", {"a": 1}, "a whole number"),
+    ("max_steps", True, "a whole number"),
+    ("learning_rate", [1e-3], "a number"),
+    ("learning_rate", None, "a number"),
+    ("bf16", 3, "true or false"),
+    ("lr_scheduler_kwargs", 3, "a mapping"),
+    ("report_to", {"a": 1}, "a list"),
+    ("scenes", [{}], "a list"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "wanted"), WRONG_TYPES, ids=lambda value: str(value))
+def test_a_value_of_a_wrong_type_is_refused_with_the_recipe_and_the_right_type(key, value, wanted, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({key: value}))
+    with refused(f"`{key}`", str(file), wanted, repr(value)):
+        parse_arguments(["--config", str(file), "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e400"])
+def test_a_number_that_is_not_finite_is_refused(value, tmp_path):
+    with refused("`learning_rate`"):
+        parse_arguments(["--learning_rate", value, "--output_dir", str(tmp_path)])
+
+
+def test_a_whole_number_may_be_written_as_a_float(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("max_steps: 1.0e+3")
+    *_, training = parse_arguments(["--config", str(file), "--output_dir", str(tmp_path)])
+    assert training.max_steps == 1000 and isinstance(training.max_steps, int)
+
+
+def test_a_text_that_yaml_reads_as_another_value_stays_a_text(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("run_name: 3\nscenes: [1, 2]\n")
+    _, data, training = parse_arguments(["--config", str(file), "--output_dir", str(tmp_path)])
+    assert (training.run_name, data.scenes) == ("3", ["1", "2"])
+
+
+@pytest.mark.parametrize(("installed", "taken"), [(True, "flash_attention_2"), (False, "sdpa")])
+def test_a_recipe_gets_flash_attention_only_where_it_is_installed(installed, taken, monkeypatch):
+    monkeypatch.setattr(extras, "is_flash_attn_2_available", lambda: installed)
+    assert extras.without_missing_flash_attention({"attn_implementation": "flash_attention_2"}) == {
+        "attn_implementation": taken
+    }
