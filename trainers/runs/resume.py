@@ -167,8 +167,9 @@ def train(trainer: Trainer, checkpoint: str | Path | None):
     except _NothingLeftToTrain:
         logger.warning("All steps were taken before.")
     except KeyboardInterrupt:
-        last = describe_last_checkpoint(trainer.args.output_dir)
-        raise KeyboardInterrupt(f"{last}; the same command goes on from there") from None
+        last = last_complete_checkpoint(trainer.args.output_dir)
+        kept = "there is no checkpoint yet; the same command starts again"
+        raise KeyboardInterrupt(kept if last is None else f"the same command goes on from {last}") from None
     except UnreadableFrame as error:
         last = describe_last_checkpoint(trainer.args.output_dir)
         raise UnreadableFrame(
