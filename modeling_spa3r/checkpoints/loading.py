@@ -24,7 +24,8 @@ __all__ = [
 ]
 
 # What `save_pretrained` of model and processor write. Without a config.json transformers builds the full-size model.
-REQUIRED_FILES = ("config.json", "processor_config.json", "tokenizer.json")
+CONFIG = "config.json"
+REQUIRED_FILES = (CONFIG, "processor_config.json", "tokenizer.json")
 WEIGHTS = (".safetensors", ".bin")
 ADAPTER = "model.fusion."
 OWN_PARTS = (ADAPTER, "model.spatial_encoder.")
@@ -33,7 +34,8 @@ NOT_DAMAGE = (ImportError, MemoryError, torch.OutOfMemoryError)
 
 
 def require_checkpoint(name: str):
-    """Raise `FileNotFoundError` unless `name` is a folder with weights or could be a name on the Hub."""
+    """Raise `FileNotFoundError` unless `name` is a folder with weights and their configuration, or could be a name on
+    the Hub; `ValueError` if an index in the folder names weights elsewhere."""
     folder = Path(name)
     if not folder.is_dir():
         if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
@@ -44,6 +46,8 @@ def require_checkpoint(name: str):
         raise FileNotFoundError(
             f"The folder `{name}` lacks weights beside its config.json; give a complete checkpoint."
         )
+    elif not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"The folder `{name}` lacks {CONFIG} beside its weights; give a complete checkpoint.")
     else:
         for index in folder.glob("*.index.json"):
             _require_own_shards(index)

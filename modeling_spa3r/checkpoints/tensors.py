@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = ["State", "one_per_line", "read_tensors", "require_exact_tensors"]
 
 State = Mapping[str, Tensor]
+MAX_NAMED = 8
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -50,8 +51,10 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def one_per_line(names: Iterable[str]) -> str:
-    """Format names for the end of an error message."""
-    return "".join(f"\n  {name}" for name in names)
+    """Format the first names for the end of an error message."""
+    names = list(names)
+    rest = [f"... and {len(names) - MAX_NAMED} more"] if len(names) > MAX_NAMED else []
+    return "".join(f"\n  {name}" for name in [*names[:MAX_NAMED], *rest])
 
 
 def require_exact_tensors(where: str, missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[tuple]):
