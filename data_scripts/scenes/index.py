@@ -365,7 +365,7 @@ def _scene_folders(kind: str, root: Path) -> dict[str, Path]:
             raise FileNotFoundError(f"`{split}`, which lists the scenes of ScanNet++, is missing; download it.")
         with blame_file(split, "download it again"):
             scenes = {line.strip() for line in split.read_text(encoding="utf-8-sig").splitlines()} - {""}
-        if odd := sorted(scene for scene in scenes if Path(scene).name != scene or "\0" in scene):
+        if odd := sorted(scene for scene in scenes if Path(scene).name != scene or scene == ".." or "\0" in scene):
             raise ValueError(f"`{split}` names {odd[0]!r:.100}, which is no folder in `{root / 'data'}`: remove it.")
         return {scene: root / "data" / scene / "dslr" for scene in sorted(scenes, key=natural_key)}
     entries = [root / name for name in sorted(_visible(root), key=natural_key)]

@@ -13,7 +13,8 @@ from torch import Tensor
 __all__ = ["State", "one_per_line", "read_tensors", "require_exact_tensors"]
 
 State = Mapping[str, Tensor]
-MAX_NAMED = 8
+# Tensors that a message names of each part of a model.
+NAMED_OF_A_PART = 3
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -51,10 +52,8 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def one_per_line(names: Iterable[str]) -> str:
-    """Format the first names for the end of an error message."""
-    names = list(names)
-    rest = [f"... and {len(names) - MAX_NAMED} more"] if len(names) > MAX_NAMED else []
-    return "".join(f"\n  {name}" for name in [*names[:MAX_NAMED], *rest])
+    """Format names for the end of an error message."""
+    return "".join(f"\n  {name}" for name in names)
 
 
 def require_exact_tensors(where: str, missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[tuple]):
@@ -68,8 +67,13 @@ def require_exact_tensors(where: str, missing: Iterable[str], unexpected: Iterab
     Raises:
         ValueError: If there is any.
     """
-    wrong = [f"`{name}`: missing" for name in sorted(missing)]
-    wrong += [f"`{name}`: not in the model" for name in sorted(unexpected)]
-    wrong += [f"`{name}`: shape {tuple(found)} instead of {tuple(shape)}" for name, found, shape in misshapen]
+    wrong = [(name, "missing") for name in sorted(missing)]
+    wrong += [(name, "not in the model") for name in sorted(unexpected)]
+    wrong += [(name, f"shape {tuple(found)} instead of {tuple(shape)}") for name, found, shape in misshapen]
     if wrong:
-        raise ValueError(f"{where} in {len(wrong)} tensors; copy or convert it again:{one_per_line(wrong)}")
+        parts: dict[str, list[str]] = {}
+        for name, problem in wrong:
+            parts.setdefault(name.partition(".")[0], []).append(f"`{name}`: {problem}")
+        shown = [line for lines in parts.values() for line in lines[:NAMED_OF_A_PART]]
+        rest = [f"... and {len(wrong) - len(shown)} more"] if len(wrong) > len(shown) else []
+        raise ValueError(f"{where} in {len(wrong)} tensors; copy or convert it again:{one_per_line(shown + rest)}")

@@ -137,8 +137,8 @@ def _load_files(folder: str, files: list[str]) -> Dataset:
         if getattr(cause, "errno", None) is not None:
             raise cause from error
         raise ValueError(
-            f"The instruction set `{folder}` cannot be read ({cause}): a file is broken or has no record; write it "
-            "again."
+            f"The instruction set `{folder}` cannot be read ({' '.join(str(cause).split())}): a file is broken or has "
+            "no record; write it again."
         ) from error
 
 

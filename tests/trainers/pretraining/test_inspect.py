@@ -108,15 +108,18 @@ def test_latents_that_do_not_tell_scenes_apart_fail_the_requirement(source, chec
     assert (tmp_path / "report.md").is_file()
 
 
-@pytest.mark.parametrize("change", ["part", "unrelated", "shape"])
-def test_weights_that_do_not_fit_are_refused_before_any_figure(change, checkpoint, photos, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [("part", "latent_queries"), ("unrelated", "`x`: not in the model"), ("shape", "latent_queries")],
+)
+def test_weights_that_do_not_fit_are_refused_before_any_figure(change, named, checkpoint, photos, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "model")
     weights = load_file(tmp_path / "model/model.safetensors")
     (name,) = (name for name in weights if name.endswith("latent_queries"))
     rest = {key: tensor for key, tensor in weights.items() if key != name}
     changed = {"part": rest, "unrelated": {"x": torch.zeros(1)}, "shape": rest | {name: weights[name][:2].clone()}}
     save_file(changed[change], tmp_path / "model/model.safetensors", {"format": "pt"})
-    with pytest.raises(SystemExit, match="latent_queries"):
+    with pytest.raises(SystemExit, match=named):
         main(
             [
                 "--model",
