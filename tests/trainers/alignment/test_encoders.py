@@ -21,7 +21,8 @@ def item_of(images, views=AlignmentViews):
     """An item of `AlignmentViews` of these images."""
     dataset = views.__new__(views)
     dataset.image_processor, dataset.depth = tiny_processor().image_processor, False
-    item = dataset.arrange([dataset.make_view({}, frame, image) for frame, image in enumerate(images)], None)
+    scene = {"video": None, "directory": "room", "frames": [f"{frame}.jpg" for frame in range(len(images))]}
+    item = dataset.arrange([dataset.make_view(scene, frame, image) for frame, image in enumerate(images)], None)
     return item | {"scene_id": "scene", "replaced_frames": [], "dropped_scenes": []}
 
 

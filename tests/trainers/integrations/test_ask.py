@@ -55,7 +55,7 @@ def test_answers_alone_go_to_the_standard_output_in_the_order_of_the_questions(
 def test_the_second_question_does_not_encode_the_scene_again(checkpoint, photos, monkeypatch):
     calls = []
     forward = Spa3RModel.forward
-    monkeypatch.setattr(Spa3RModel, "forward", lambda *args: calls.append(1) or forward(*args))
+    monkeypatch.setattr(Spa3RModel, "forward", lambda *args, **options: calls.append(1) or forward(*args, **options))
     ask(checkpoint, "--images", *photos, "--question", "How many?", *ONE)
     assert len(calls) == 1
 
@@ -69,7 +69,9 @@ def test_a_video_is_read_in_the_requested_number_of_frames(checkpoint, tmp_path,
 def test_the_model_computes_in_the_type_asked_for(checkpoint, photos, dtype, monkeypatch):
     types = set()
     forward = Spa3RModel.forward
-    monkeypatch.setattr(Spa3RModel, "forward", lambda self, *args: types.add(self.dtype) or forward(self, *args))
+    monkeypatch.setattr(
+        Spa3RModel, "forward", lambda self, *args, **options: types.add(self.dtype) or forward(self, *args, **options)
+    )
     ask(checkpoint, "--images", *photos, *ONE, "--dtype", dtype)
     assert types == {getattr(torch, dtype)}
 
