@@ -70,7 +70,7 @@ def test_training_from_features_has_the_losses_of_live_training_and_runs_no_enco
     for encoder in (cached.model.model.spatial_encoder, cached.model.model.vlm.visual):
         encoder.register_forward_hook(lambda *_: calls.append(1))
     cached.train()
-    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=1e-6) and not calls
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=1e-5) and not calls
 
 
 def test_training_from_features_makes_the_batches_of_live_training_but_opens_no_image(
@@ -108,7 +108,7 @@ def test_a_model_without_a_scene_trains_from_features_with_the_losses_of_live_tr
         main([str(part) for part in command])
     trainer_of(blind, instructions, tmp_path / "live").train()
     trainer_of(blind, instructions, tmp_path / "cached", scene_latents=folder).train()
-    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=1e-6)
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=1e-5)
 
 
 def test_a_model_without_a_scene_has_no_latents_to_encode(blind, instructions, tmp_path):
