@@ -3,10 +3,11 @@
 import copy
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig
+from transformers import BatchFeature, DynamicCache, GenerationConfig
 from transformers.utils import logging
 
 from ...data_scripts.common.videos import read_frames
@@ -21,6 +22,85 @@ logger = logging.get_logger(__name__)
 END_OF_IMAGE = "<|vision_end|>"
 
 
+@dataclass(frozen=True)
+class SceneInputs:
+    """What a model needs to encode a scene; `prepare_scene` makes it without the model, in any thread.
+
+    Args:
+        prefix (`str`): The conversation up to its last image.
+        num_images (`int`): Number of views.
+        inputs (`BatchFeature`): What the processor makes of both.
+    """
+
+    prefix: str
+    num_images: int
+    inputs: BatchFeature
+
+
+def prepare_scene(processor: Spa3VLMProcessor, images: Sequence, system: str | None = None) -> SceneInputs:
+    """Read and resize the images of a scene.
+
+    Args:
+        processor (`Spa3VLMProcessor`): A processor, which no other thread uses meanwhile.
+        images (`Sequence`): Views of the scene, the reference view first.
+        system (`str`, *optional*): System message, instead of the chat template's own.
+
+    Raises:
+        ValueError: If there is no image, an image cannot be read, or the chat template does not begin with the images.
+    """
+    images = processor.image_processor.fetch_images(images)
+    images = images if isinstance(images, list) else [images]
+    if not images:
+        raise ValueError(f"A session needs at least one image of the scene, got `images` {images}; pass some.")
+    prefix = scene_prefix(processor, len(images), system)
+    # Refuses an unusable chat template before any image is encoded.
+    tokenize_after_prefix(processor, prefix, scene_conversation(len(images), "?", system))
+    return SceneInputs(prefix, len(images), processor(text=[prefix], images=[images], return_tensors="pt"))
+
+
+def scene_conversation(num_images: int, question: str, system: str | None = None) -> list[dict]:
+    """A conversation of one question that follows the images of a scene."""
+    content = [{"type": "image"} for _ in range(num_images)] + [{"type": "text", "text": question}]
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": content}]
+
+
+def scene_prefix(processor: Spa3VLMProcessor, num_images: int, system: str | None = None) -> str:
+    """The text that all conversations about a scene begin with, up to its last image."""
+    rendered = _render(processor, scene_conversation(num_images, "", system))
+    return rendered[: rendered.rindex(END_OF_IMAGE) + len(END_OF_IMAGE)]
+
+
+def tokenize_after_prefix(processor: Spa3VLMProcessor, prefix: str, conversation: Sequence[dict]) -> list[int]:
+    """Tokenize what follows the images of a scene, up to the start of the answer.
+
+    It follows a special token, so its tokens are those of the whole.
+
+    Args:
+        processor (`Spa3VLMProcessor`): The processor.
+        prefix (`str`): The prefix of the scene.
+        conversation (`Sequence[dict]`): The scene's images and a first question, and any further turns.
+
+    Raises:
+        ValueError: If the text does not begin with the prefix, or has a placeholder of an image.
+    """
+    rendered = _render(processor, conversation)
+    if not rendered.startswith(prefix):
+        raise ValueError(
+            "`chat_template` puts part of the question before the images, so they cannot be cached; use one that "
+            "begins with the images, such as `CHAT_TEMPLATE`."
+        )
+    text = rendered[len(prefix) :]
+    tokens = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if processor.image_token_id in tokens:
+        raise ValueError(f"The text {text!r} contains the image placeholder `{processor.image_token}`; leave it out.")
+    return tokens
+
+
+def _render(processor: Spa3VLMProcessor, conversation: Sequence[dict]) -> str:
+    return processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+
+
 class SceneSession:
     """Encodes a scene once and answers each question from the cached keys and values of its prefix.
 
@@ -31,12 +111,14 @@ class SceneSession:
     Args:
         model (`Spa3VLMForConditionalGeneration`): The model, on any device.
         processor (`Spa3VLMProcessor`): Its processor.
-        images (`Sequence`, *optional*):
+        images (`Sequence` or `SceneInputs`, *optional*):
             Views of the scene; the first is its reference view. See `Spa3VLMImageProcessor` for the kinds of images.
+            Or what `prepare_scene` made of them, perhaps in another thread.
         video (`str` or `os.PathLike`, *optional*): A video of the scene, instead of `images`.
         num_frames (`int`, *optional*): Number of frames to take from the video. Defaults to the processor's.
         spatial_latents (`torch.Tensor` of shape `(1, num_latents, latent_size)`, *optional*):
             Output of `model.encode_scene` for the same images, so that the scene is not encoded again.
+        system (`str`, *optional*): System message, instead of the chat template's own.
 
     Attributes:
         spatial_latents (`torch.Tensor` of shape `(1, num_latents, latent_size)`, *optional*):
@@ -61,28 +143,25 @@ class SceneSession:
         self,
         model: Spa3VLMForConditionalGeneration,
         processor: Spa3VLMProcessor,
-        images: Sequence | None = None,
+        images: Sequence | SceneInputs | None = None,
         video: str | os.PathLike | None = None,
         num_frames: int | None = None,
         spatial_latents: Tensor | None = None,
+        system: str | None = None,
     ):
         if (images is None) == (video is None):
             raise ValueError(
                 f"A session needs either `images` or `video`, got {'neither' if images is None else 'both'}; pass one."
             )
-        if video is None:
-            images = processor.image_processor.fetch_images(images)
-            images = images if isinstance(images, list) else [images]
-        else:
+        if video is not None:
             images = read_frames(video, processor.num_frames if num_frames is None else num_frames)
-        if not images:
-            raise ValueError(f"A session needs at least one image of the scene, got `images` {images}; pass some.")
-        self.model, self.processor = model, processor
-        self.num_images = len(images)
-        rendered = self._render("")
-        self.prefix = rendered[: rendered.rindex(END_OF_IMAGE) + len(END_OF_IMAGE)]
-        self._tokenize_after_prefix("?")  # refuses an unusable chat template before any image is encoded
-        inputs = processor(text=[self.prefix], images=[images], return_tensors="pt").to(model.device)
+        if not isinstance(images, SceneInputs):
+            images = prepare_scene(processor, images, system)
+        elif system is not None:
+            raise ValueError(f"`system` is {system!r}, but `images` are prepared already; give it to `prepare_scene`.")
+        self.model, self.processor, self.system = model, processor, system
+        self.num_images, self.prefix = images.num_images, images.prefix
+        inputs = images.inputs.copy().to(model.device)
         geometry = {name: inputs.pop(name) for name in ("pixel_values_geometry", "geometry_sizes")}
         if spatial_latents is None and model.config.fusion != "none":
             spatial_latents = model.encode_scene(**geometry, num_views=inputs["num_views"])
@@ -155,22 +234,6 @@ class SceneSession:
             "mm_token_type_ids": torch.cat([prefix["mm_token_type_ids"], torch.zeros_like(tokens)], dim=1),
         }
 
-    def _render(self, question: str) -> str:
-        content = [{"type": "image"} for _ in range(self.num_images)] + [{"type": "text", "text": question}]
-        conversation = [{"role": "user", "content": content}]
-        return self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-
     def _tokenize_after_prefix(self, question: str) -> list[int]:
-        """Tokenize the text after the last image. It follows a special token, so its tokens are those of the whole."""
-        rendered = self._render(question)
-        if not rendered.startswith(self.prefix):
-            raise ValueError(
-                "`chat_template` puts part of the question before the images, so they cannot be cached; use one that "
-                "begins with the images, such as `CHAT_TEMPLATE`."
-            )
-        tokens = self.processor.tokenizer(rendered[len(self.prefix) :], add_special_tokens=False)["input_ids"]
-        if self.processor.image_token_id in tokens:
-            raise ValueError(
-                f"Question {question!r} contains the image placeholder `{self.processor.image_token}`; leave it out."
-            )
-        return tokens
+        conversation = scene_conversation(self.num_images, question, self.system)
+        return tokenize_after_prefix(self.processor, self.prefix, conversation)
