@@ -12,7 +12,8 @@ from spa3r.trainers.integrations.cli import VERBS
 # Run in a process of its own, which has imported none of them yet.
 PROGRAM = """
 import contextlib, io, json, sys
-for name in ("av", "flash_attn", "peft", "deepspeed", "trackio", "evaluate", "bitsandbytes", "torchvision"):
+for name in ("av", "flash_attn", "peft", "deepspeed", "trackio", "evaluate", "bitsandbytes", "torchvision",
+             "starlette", "uvicorn", "pydantic", "prometheus_client"):
     sys.modules[name] = None
 from spa3r.trainers.integrations.cli import main
 def ending(arguments):
@@ -30,6 +31,7 @@ USES = [
     ([*TUNE, "--use_peft", "true"], "spa3r[lora]"),
     ([*TUNE, "--report_to", "trackio"], "spa3r[tracking]"),
     ([*TUNE, "--deepspeed", "zero.json"], "spa3r[deepspeed]"),
+    (["serve", *NANO], "spa3r[serve]"),
     (["inspect", *NANO, "--video", __file__], "extra `video`"),
 ]
 

@@ -1,1 +1,1 @@
-"""Ways in from outside: the terminal, lmms-eval, Hugging Face's evaluate."""
+"""Ways in from outside: the terminal, OpenAI's chat API, lmms-eval, Hugging Face's evaluate."""

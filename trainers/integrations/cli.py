@@ -10,6 +10,7 @@ from ..runs.errors import errors_as_sentences, take_debug
 # Verb: module with a `main(arguments)`, relative to the package, and what it does.
 VERBS = {
     "ask": ("trainers.integrations.ask", "ask about a scene: photos or a video in, answers out"),
+    "serve": ("trainers.integrations.server.command", "answer many clients over OpenAI's chat API"),
     "teach": ("trainers.teaching.teach", "train the teachers of Spa3R on scenes with known depth and categories"),
     "pretrain": ("trainers.pretraining.pretrain", "pre-train Spa3R on scenes"),
     "inspect": ("trainers.pretraining.inspect", "show what a Spa3R checkpoint has learnt"),
@@ -28,7 +29,7 @@ VERBS = {
 # What Ctrl-C leaves of the output. The verbs that train say it themselves once they train.
 NOTHING_KEPT = "nothing was written; the same command starts again"
 KEPT = dict.fromkeys(VERBS, "what is complete is kept; the same command goes on from there") | {
-    "ask": "",
+    **dict.fromkeys(("ask", "serve"), ""),
     **dict.fromkeys(("inspect", "convert", "benchmark-scenes"), NOTHING_KEPT),
     **dict.fromkeys(("pretrain", "sft", "align", "teach"), "training has not begun; the same command starts it"),
 }

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server for Spa3-VLM."""
