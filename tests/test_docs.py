@@ -26,7 +26,13 @@ PAGES = {
 }
 NOTEBOOK = ROOT / "docs" / "notebooks" / "quickstart.ipynb"
 FOLDERS = ("configuration", "modeling_spa3r", "trainers", "data_scripts")
-LAUNCHERS = {"pretrain.py": "pretrain", "sft.py": "sft", "benchmark.py": "benchmark", "ask.py": "ask"}
+LAUNCHERS = {
+    "pretrain.py": "pretrain",
+    "sft.py": "sft",
+    "grpo.py": "grpo",
+    "benchmark.py": "benchmark",
+    "ask.py": "ask",
+}
 # Options in prose that belong to accelerate and to the scripts of tests/benchmarks.
 OPTIONS_OF_OTHERS = {"--config_file", "--num_processes", "--preset", "--gpus", "--views"}
 PATH = re.compile(r"`((?:configuration|modeling_spa3r|trainers|data_scripts|tests|docs)/[\w./-]+)`")

@@ -40,14 +40,16 @@ def is_given(tensors: Tensor | Sequence[Tensor] | None) -> bool:
 def require_scene(pixel_values_geometry: Tensor | None, spatial_latents: Tensor | Sequence[Tensor] | None):
     """Refuse images without their scene in training, where the model would learn to answer without it.
 
-    Trainers that compute the inputs of the loss themselves, as GRPO's does, pass on only the inputs they know.
+    Trainers that compute the inputs of the loss themselves, as GRPO's does, pass on only the inputs they know;
+    see `scene_in_pixels`.
     """
     if pixel_values_geometry is None and not is_given(spatial_latents):
         raise ValueError(
             "Images came without their scene while the model is in training mode: `pixel_values_geometry` and "
             "`spatial_latents` are None; pass all outputs of the processor (`pixel_values_geometry`, "
-            "`geometry_sizes`, `num_views`), or `spatial_latents`. A trainer that drops them would train the plain "
-            "VLM; to answer without the scene, call `model.eval()`."
+            "`geometry_sizes`, `num_views`), or `spatial_latents`. A trainer that drops them, as GRPO's does, would "
+            "train the plain VLM: give it a `SceneCarrier` as processor; to answer without the scene, call "
+            "`model.eval()`."
         )
 
 

@@ -35,6 +35,7 @@ from .input_checks import (
     split_views,
 )
 from .lockstep import dummy_fusion_pass, dummy_image_pass, needs_dummy_pass, unsplit_classes
+from .scene_in_pixels import detach_latents
 
 __all__ = ["Spa3VLMForConditionalGeneration", "Spa3VLMModel", "Spa3VLMPreTrainedModel"]
 
@@ -336,7 +337,8 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(num_patches, patch_size)`, *optional*):
-                Normalised patches of all images for the vision tower, image after image.
+                Normalised patches of all images for the vision tower, image after image. Latents of the scenes may
+                stand beside the patches instead of being an input of their own; see `attach_latents`.
             image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`, *optional*):
                 Frames, rows and columns of patches of each image. Needed with images.
             mm_token_type_ids (`torch.IntTensor` of shape `(batch_size, sequence_length)`, *optional*):
@@ -369,6 +371,12 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         if has_images:
             # Checks, scenes and positions read these. The vision tower needs the grid where its patches are.
             grid, geometry_sizes, num_views = copy_to_host(image_grid_thw, geometry_sizes, num_views)
+            scene = {"pixel_values": pixel_values, "spatial_latents": spatial_latents, "num_views": num_views}
+            text = {"image_grid_thw": grid, "mm_token_type_ids": mm_token_type_ids}
+            scene = detach_latents(self.config, scene | text)
+            pixel_values, spatial_latents, num_views = (
+                scene[name] for name in ("pixel_values", "spatial_latents", "num_views")
+            )
         image_inputs = {
             "pixel_values": pixel_values,
             "image_grid_thw": grid if pixel_values is None else image_grid_thw,
@@ -519,6 +527,10 @@ class Spa3VLMForConditionalGeneration(Spa3VLMPreTrainedModel, GenerationMixin):
             vocab_size = self.config.get_text_config().vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss, logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions)
+
+    def generate(self, *args, **kwargs):
+        """See `GenerationMixin.generate`; takes the inputs of `forward`."""
+        return super().generate(*args, **detach_latents(self.config, kwargs))
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict) -> Tensor:
         """Positions of shape `(4, batch_size, sequence_length)`: in the text, then frame, row and column."""

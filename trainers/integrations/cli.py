@@ -16,6 +16,7 @@ VERBS = {
     "inspect": ("trainers.pretraining.inspect", "show what a Spa3R checkpoint has learnt"),
     "align": ("trainers.alignment.align", "align Spa3-VLM's adapter with points in space, before tuning"),
     "sft": ("trainers.tuning.sft", "instruction-tune Spa3-VLM"),
+    "grpo": ("trainers.tuning.grpo", "train Spa3-VLM by rewards of its own answers"),
     "encode-scenes": ("trainers.tuning.scene_cache", "encode each scene of instruction sets once"),
     "benchmark": ("trainers.benchmark.benchmark", "score a model on a benchmark, or compare two runs"),
     "convert": ("modeling_spa3r.checkpoints.command", "import published checkpoints, or assemble a Spa3-VLM"),
@@ -28,10 +29,13 @@ VERBS = {
 }
 # What Ctrl-C leaves of the output. The verbs that train say it themselves once they train.
 NOTHING_KEPT = "nothing was written; the same command starts again"
+NOT_BEGUN = "training has not begun; the same command starts it"
 KEPT = dict.fromkeys(VERBS, "what is complete is kept; the same command goes on from there") | {
     **dict.fromkeys(("ask", "serve"), ""),
     **dict.fromkeys(("inspect", "convert", "benchmark-scenes"), NOTHING_KEPT),
-    **dict.fromkeys(("pretrain", "sft", "align", "teach"), "training has not begun; the same command starts it"),
+    **dict.fromkeys(
+        ("pretrain", "sft", "grpo", "align", "teach"), "training has not begun; the same command starts it"
+    ),
 }
 
 

@@ -17,7 +17,7 @@ from ...data_scripts.common.command_line import OneLineHelp
 from .extras import require_packages, without_missing_flash_attention
 
 RECIPES = Path(__file__).resolve().parents[2] / "configuration" / "recipes"
-# How the names of a command's recipes start; all others are of pre-training.
+# How the names of a command's recipes start; those of `grpo` end with its name, and all others are of pre-training.
 PREFIXES = {"align": "spa3-vlm-align", "sft": "spa3-vlm-", "teach": "teach-"}
 # How messages call the types of options.
 NAMES = {
@@ -226,6 +226,8 @@ def _find_recipe(name: str, verb: str, beside: Path = Path()) -> Path:
 
 
 def _command_of(recipe: str) -> str:
+    if recipe.endswith("-grpo"):
+        return "grpo"
     return next((verb for verb, prefix in PREFIXES.items() if recipe.startswith(prefix)), "pretrain")
 
 

@@ -51,7 +51,7 @@ def split_source(source: str) -> tuple[str, float]:
     return folder, weight
 
 
-def load_instructions(sources: list[str], seed: int) -> Dataset:
+def load_instructions(sources: list[str], seed: int, columns: Sequence[str] = ()) -> Dataset:
     """Load instruction sets in TRL's conversational vision format, one after another, and check each record.
 
     Args:
@@ -59,6 +59,7 @@ def load_instructions(sources: list[str], seed: int) -> Dataset:
             `FOLDER`, with `data/*.parquet` in it, or `FOLDER@WEIGHT`: 0.25 takes a quarter of its records, 2.5 takes
             all of them twice and half of them once more.
         seed (`int`): Decides which records a fraction takes.
+        columns (`Sequence[str]`, *optional*): Columns that are kept besides `images` and `messages`.
 
     Raises:
         ValueError: If a weight is wrong, a folder has no readable instruction set with images and messages, or a
@@ -77,9 +78,10 @@ def load_instructions(sources: list[str], seed: int) -> Dataset:
                 "convert-data` or `spa3r room-questions`."
             )
         part = _load_files(folder, files)
-        if missing := [name for name in COLUMNS if name not in part.column_names]:
+        kept = [*COLUMNS, *columns]
+        if missing := [name for name in kept if name not in part.column_names]:
             raise ValueError(f"The instruction set `{folder}` has no column {missing}, but {part.column_names}.")
-        part = _with_image_column(folder, part.select_columns(list(COLUMNS)))
+        part = _with_image_column(folder, part.select_columns(kept))
         _check_records(folder, part)
         parts += _weigh(part, weight, seed)
     return concatenate_datasets(parts)

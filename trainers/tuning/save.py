@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
-from trl import SFTTrainer
+from trl import GRPOTrainer, SFTTrainer
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ...modeling_spa3r.checkpoints.cards import Score, tuned_card, write_card
@@ -15,18 +15,27 @@ from .instruction_data import split_source
 from .lora import merge_lora
 from .streaming import count_records
 
+HOW = "supervised fine-tuning on the answers alone"
 
-def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: str, without_images: bool = False):
+
+def save_tuned_model(
+    trainer: SFTTrainer | GRPOTrainer,
+    instructions: Sequence[str],
+    folder: str,
+    without_images: bool = False,
+    how: str = HOW,
+):
     """Write model, processor, code and card; every process must call this.
 
     LoRA layers are merged into the weights that they adapt. If these are sharded over processes, only the adapter is
     written, for peft to load.
 
     Args:
-        trainer (`SFTTrainer`): After training.
+        trainer (`SFTTrainer` or `GRPOTrainer`): After training.
         instructions (`list[str]`): Instruction sets that it trained on; see `load_instructions`.
         folder (`str`): New folder to write.
         without_images (`bool`, *optional*, defaults to `False`): Whether it trained on their text alone.
+        how (`str`, *optional*): How it was trained, for the card.
     """
     model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
     # A tokenizer is saved with the padding of its last call, and a run that resumes at its end makes no call.
@@ -47,11 +56,16 @@ def save_tuned_model(trainer: SFTTrainer, instructions: Sequence[str], folder: s
         if without_images:
             lines = [f"{line}, the text alone without its images" for line in lines]
         num_records = count_records(trainer.train_dataset, instructions, args.seed)
-        write_card(folder, _card(trainer, model.config, lines, is_adapted, num_records))
+        write_card(folder, _card(trainer, model.config, lines, is_adapted, num_records, how))
 
 
 def _card(
-    trainer: SFTTrainer, config: Spa3VLMConfig, data: list[str], is_adapted: bool, num_records: int
+    trainer: SFTTrainer | GRPOTrainer,
+    config: Spa3VLMConfig,
+    data: list[str],
+    is_adapted: bool,
+    num_records: int,
+    how: str,
 ) -> dict[str, Any]:
     """Collect the facts for the card of a tuned model; it extends the card of the starting checkpoint."""
     args, state = trainer.args, trainer.state
@@ -59,7 +73,7 @@ def _card(
     method = "LoRA layers of the language model" if is_adapted else "the language model"
     data = [
         *data,
-        f"Trained by supervised fine-tuning on the answers alone: the adapter and {method}, with spatial encoder and "
+        f"Trained by {how}: the adapter and {method}, with spatial encoder and "
         f"vision tower frozen; {num_records} records, {state.global_step} steps of {batch_size}, "
         f"learning rate {args.learning_rate:g}.",
     ]

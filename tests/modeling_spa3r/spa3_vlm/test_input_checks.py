@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from datasets import Dataset
 from refusals import refused
-from tiny_spa3_vlm import CONVERSATIONS, GEOMETRY, batch_of, latents_of, photo, tiny_model, tiny_processor, without
-from trl import GRPOConfig, GRPOTrainer
+from tiny_spa3_vlm import CONVERSATIONS, GEOMETRY, batch_of, latents_of, tiny_model, without
 
 PLACEHOLDER, LETTER = 261, 65
 
@@ -113,21 +111,6 @@ def test_images_without_their_scene_answer_and_train_where_no_scene_is_needed(ba
     tiny_model(fusion="none").train()(**inputs)
     tiny_model().eval()(**inputs)
     tiny_model().train().generate(**inputs, max_new_tokens=1)
-
-
-def test_grpo_is_refused_until_it_passes_the_scene_on(tmp_path):
-    question = [{"role": "user", "content": "Where?"}]
-    dataset = Dataset.from_list([{"prompt": question, "images": [photo(0)]}])
-    options = {"per_device_train_batch_size": 2, "num_generations": 2, "max_completion_length": 2, "max_steps": 1}
-    trainer = GRPOTrainer(
-        tiny_model(),
-        reward_funcs=lambda completions, **_: [float(index) for index in range(len(completions))],
-        args=GRPOConfig(tmp_path, use_cpu=True, bf16=False, report_to=[], **options),
-        train_dataset=dataset,
-        processing_class=tiny_processor(),
-    )
-    with refused("`pixel_values_geometry`"):
-        trainer.train()
 
 
 def test_latents_of_another_number_cannot_be_appended():

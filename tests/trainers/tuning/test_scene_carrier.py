@@ -1,0 +1,207 @@
+"""TRL's trainers that rebuild their inputs: the scene reaches each of their forwards, or they are refused."""
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from refusals import refused
+from tiny_spa3_vlm import CONVERSATIONS, batch_of, conversation, photo, prepare, tiny_model, tiny_processor
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from spa3r import Spa3VLMForConditionalGeneration
+from spa3r.modeling_spa3r.checkpoints.self_contained import add_code
+from spa3r.trainers.tuning.scene_carrier import SceneCarrier
+
+TRAINERS = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}
+PROMPTS = [
+    {"prompt": [{"role": "user", "content": "How many?"}], "images": [photo(0), photo(1)]},
+    {"prompt": [{"role": "user", "content": "Where is the door?"}], "images": [photo(2)]},
+]
+NUM_TOKENS, PATCH_SIZE = 6, 3 * 2 * 14**2
+OPTIONS = {
+    "per_device_train_batch_size": 4,
+    "num_generations": 2,
+    "max_completion_length": NUM_TOKENS,
+    "max_steps": 1,
+    "learning_rate": 0.0,
+    "temperature": 1.0,
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": [],
+    "save_strategy": "no",
+    "logging_steps": 1,
+}
+
+
+class Recorder:
+    """What a trainer's model sees, and the log-probabilities that follow: of rollouts, and of forwards that score."""
+
+    def __init__(self):
+        self.steps, self.completions, self.scored = [], [], []
+
+    def reward(self, completion_ids, **_):
+        self.completions = completion_ids
+        return [float(sum(tokens) % 7) for tokens in completion_ids]
+
+    def watch(self, model):
+        model.register_forward_hook(self._record, with_kwargs=True)
+
+    def _record(self, model, args, inputs, outputs):
+        if "fused_lm_head" in inputs:
+            completions = inputs["input_ids"][:, -NUM_TOKENS:]
+            log_probs = outputs.log_probs[:, -NUM_TOKENS:].detach()
+            self.scored.append((inputs, {tuple(row.tolist()): log_probs[i] for i, row in enumerate(completions)}))
+        else:
+            self.steps.append(outputs.logits[:, -1].log_softmax(-1))
+
+    def rollouts(self):
+        """Log-probabilities of each completion at the time when its tokens were drawn."""
+        tokens = torch.tensor(self.completions)
+        drawn = torch.stack(self.steps, 1).gather(-1, tokens[..., None])[..., 0]
+        return {tuple(row): drawn[index] for index, row in enumerate(self.completions)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkpoint, from which TRL loads the reference."""
+    folder = tmp_path_factory.mktemp("vlm")
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    add_code(folder)
+    return folder
+
+
+def rl_trainer(kind, folder, output, peft_config=None, **options):
+    """A trainer of the library, and the recorder of its model."""
+    trainer_class, config_class = TRAINERS[kind]
+    model, recorder = Spa3VLMForConditionalGeneration.from_pretrained(folder), Recorder()
+    model.freeze_encoders()
+    recorder.watch(model)
+    trainer = trainer_class(
+        model,
+        reward_funcs=recorder.reward,
+        args=config_class(str(output), **OPTIONS | options),
+        train_dataset=Dataset.from_list(PROMPTS),
+        processing_class=SceneCarrier.of(tiny_processor(), model),
+        peft_config=peft_config,
+    )
+    return trainer, recorder
+
+
+def log_probs_of(model, inputs):
+    """Log-probabilities of each completion in a forward of these inputs."""
+    return model(**inputs).log_probs[:, -NUM_TOKENS:]
+
+
+def assert_same(given, expected, **tolerance):
+    assert given.keys() == expected.keys()
+    for completion, log_probs in given.items():
+        torch.testing.assert_close(log_probs, expected[completion], **tolerance)
+
+
+@pytest.fixture(scope="module", params=TRAINERS)
+def trained(request, folder, tmp_path_factory):
+    trainer, recorder = rl_trainer(request.param, folder, tmp_path_factory.mktemp("run"), beta=0.1)
+    trainer.train()
+    return trainer, recorder
+
+
+def test_the_loss_scores_completions_as_the_rollout_drew_them(trained):
+    _, recorder = trained
+    assert_same(recorder.scored[-1][1], recorder.rollouts(), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_without_the_scene_the_loss_would_score_another_policy(trained):
+    trainer, recorder = trained
+    inputs, _ = recorder.scored[-1]
+    model = trainer.model.eval()
+    patches = {"pixel_values": inputs["pixel_values"][:, :PATCH_SIZE]}
+    assert (log_probs_of(model, inputs) - log_probs_of(model, inputs | patches)).abs().max() > 0.01
+
+
+def test_the_divergence_from_the_reference_is_zero_at_the_first_step(trained):
+    assert trained[0].state.log_history[0]["kl"] == 0
+
+
+def test_the_divergence_from_the_base_of_an_adapter_is_zero_at_the_first_step(folder, tmp_path):
+    adapter = LoraConfig(target_modules=r".*language_model\..*\.(q_proj|v_proj)")
+    trainer, _ = rl_trainer("grpo", folder, tmp_path, adapter, beta=0.1)
+    trainer.train()
+    assert trainer.state.log_history[0]["kl"] == 0
+
+
+def test_importance_ratios_are_exactly_one_at_the_first_step(folder, tmp_path):
+    # Only with several passes over a batch does GRPO score completions before the loss does.
+    trainer, recorder = rl_trainer("grpo", folder, tmp_path, num_iterations=2)
+    trainer.train()
+    (_, before), (_, loss) = recorder.scored
+    assert_same(loss, before, rtol=0, atol=0)
+
+
+def test_grpo_with_the_plain_processor_is_refused_because_it_would_lose_the_scene(tmp_path):
+    trainer = GRPOTrainer(
+        tiny_model(),
+        reward_funcs=Recorder().reward,
+        args=GRPOConfig(str(tmp_path), **OPTIONS),
+        train_dataset=Dataset.from_list(PROMPTS),
+        processing_class=tiny_processor(),
+    )
+    with refused("`pixel_values_geometry`", "`SceneCarrier`"):
+        trainer.train()
+
+
+def carrier_of(model):
+    return SceneCarrier.of(tiny_processor(num_appended_tokens=model.config.num_appended_tokens), model)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", [{}, {"fusion": "append"}, {"fusion": "none"}], ids=str)
+def test_a_carried_scene_gives_the_logits_and_answers_of_the_scene(variant):
+    model = tiny_model(**variant)
+    carried, plain = prepare(carrier_of(model), CONVERSATIONS), batch_of(model, CONVERSATIONS)
+    assert set(carried) == {"input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw"}
+    torch.testing.assert_close(model(**carried).logits, model(**plain).logits, rtol=0, atol=1e-4)
+    options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2}
+    assert torch.equal(model.generate(**carried, **options), model.generate(**plain, **options))
+
+
+def test_a_scene_is_encoded_once_for_all_questions_and_calls(monkeypatch):
+    model = tiny_model()
+    calls, encode = [], model.encode_scene
+    monkeypatch.setattr(model, "encode_scene", lambda *inputs: calls.append(1) or encode(*inputs))
+    carrier, images = carrier_of(model), [photo(0), photo(1)]
+    for _ in range(2):
+        prepare(carrier, [conversation(images, "Where?"), conversation(images, "How many?")])
+    assert len(calls) == 1
+
+
+def test_the_processor_that_is_saved_is_the_plain_one(tmp_path):
+    carrier_of(tiny_model()).save_pretrained(tmp_path / "carrier")
+    tiny_processor().save_pretrained(tmp_path / "plain")
+    files = [path.name for path in (tmp_path / "plain").iterdir()]
+    texts = [[(tmp_path / folder / name).read_text() for name in files] for folder in ("carrier", "plain")]
+    assert "processor_config.json" in files and texts[0] == texts[1]
+
+
+def test_latents_whose_number_grows_with_the_views_are_refused():
+    with refused("`spatial_representation='vggt'`"):
+        carrier_of(tiny_model(spatial_representation="vggt"))
+
+
+WRONG = {
+    "columns of another model": (lambda batch: {"pixel_values": batch["pixel_values"][:, : PATCH_SIZE + 1]}, "1177"),
+    "text of another row": (lambda batch: {"mm_token_type_ids": batch["mm_token_type_ids"].roll(1, 0)}, "Row 0 has 6"),
+    "no types of tokens": (lambda batch: {"mm_token_type_ids": None}, "`mm_token_type_ids`"),
+    "the scene twice": (lambda batch: {"spatial_latents": torch.zeros(3, 8, 32)}, "`spatial_latents`"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("method", ["forward", "generate"])
+def test_a_carried_scene_that_does_not_fit_is_refused(wrong, method):
+    model = tiny_model()
+    batch = prepare(carrier_of(model), CONVERSATIONS)
+    change, named = WRONG[wrong]
+    with refused(named):
+        getattr(model, method)(**batch | change(batch))

@@ -1,0 +1,235 @@
+"""Train Spa3-VLM by rewards with TRL's GRPOTrainer: the benchmarks' own scorers judge its answers.
+
+    spa3r grpo --config spa3-vlm-nano-grpo
+    accelerate launch grpo.py --config spa3-vlm-grpo --instructions data/vsi590k --output_dir runs/grpo
+
+Each question of the instruction sets is answered several times, and answers that score above the mean of their group
+become more likely. What trains is as in `spa3r sft`: adapter and language model, or LoRA layers with --use_peft; both
+encoders stay frozen, and each scene is encoded once. TYPE@0.5 halves the rewards of a question type.
+The same command, run again, continues from the last complete checkpoint. The final model is in <output_dir>/model.
+"""
+
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from typing import Any
+
+from transformers import TrainingArguments, set_seed
+from trl import GRPOConfig, GRPOTrainer, ModelConfig
+
+from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
+from ...data_scripts.benchmarks.vsi_bench import VSI_BENCH
+from ...data_scripts.common.locks import only_run_in
+from ...modeling_spa3r.checkpoints.loading import load_config, load_processor, load_spa3_vlm, require_checkpoint
+from ...modeling_spa3r.checkpoints.self_contained import push_self_contained
+from ..runs.distributed import start_workers_from_clean_server
+from ..runs.publish import make_repository, push_final_model, train_and_save
+from ..runs.recipes import parse_options
+from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, checkpoint_to_resume
+from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
+from .instruction_data import digest_instructions
+from .lora import check_frozen, lora_config, quantization_config, train_in_float32
+from .questions import load_questions, open_prompts, repeat_in_random_order, split_type
+from .rewards import make_rewards
+from .save import save_tuned_model
+from .scene_cache import SceneLatents
+from .scene_carrier import SceneCarrier
+from .sft import COMMON as COMMON_OF_SFT
+
+COMMON = COMMON_OF_SFT | {
+    "per_device_train_batch_size": "answers in a batch of one device",
+    "num_generations": "answers to each question",
+    "num_train_epochs": "passes over the questions",
+    "beta": "weight of the divergence from the first model",
+    "temperature": "of the answers",
+    "scale_rewards": "divide advantages by the deviation of a group, of the batch, or by none",
+}
+
+
+@dataclass
+class QuestionArguments:
+    """The questions to answer, and what an answer is worth."""
+
+    instructions: list[str] = field(
+        default_factory=list, metadata={"help": "instruction sets: FOLDER or FOLDER@WEIGHT"}
+    )
+    question_types: list[str] = field(
+        default_factory=list, metadata={"help": "types to ask: TYPE or TYPE@WEIGHT (default: all)"}
+    )
+    protocol: str = field(default="official", metadata={"help": "protocol of vsi-bench that scores answers"})
+    format_weight: float = field(default=0.1, metadata={"help": "reward of a letter or a number and nothing else"})
+    scene_latents: str | None = field(default=None, metadata={"help": "train from latents of `spa3r encode-scenes`"})
+
+
+@dataclass
+class GRPOArguments(GRPOConfig):
+    """TRL's arguments, with answers as long as a benchmark's, and only the final model published."""
+
+    max_completion_length: int | None = field(default=16, metadata={"help": "most tokens of an answer"})
+    hub_strategy: str = field(default="end", metadata={"help": "when to upload; end: the final model alone"})
+
+    def __getstate__(self):
+        # The Trainer pickles its arguments beside each checkpoint and publishes them with `push_to_hub`.
+        return self.__dict__ | {"hub_token": None}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> tuple[QuestionArguments, GRPOArguments, ModelConfig]:
+    """Read the command line, over the recipe that it names, over the defaults.
+
+    Raises:
+        ValueError: If there is no such recipe, or a key or an option is unknown.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    dataclasses = (QuestionArguments, GRPOArguments, ModelConfig)
+    return tuple(parse_options("grpo", arguments, dataclasses, COMMON, description=__doc__)[0])
+
+
+def _check_arguments(data_args: QuestionArguments, args: GRPOArguments, model_args: ModelConfig):
+    if model_args.model_name_or_path is None:
+        raise ValueError("`model_name_or_path` is missing: give a Spa3-VLM, a folder or a Hub name.")
+    if not data_args.instructions:
+        raise ValueError("`instructions` is empty: give `--instructions FOLDER`.")
+    for name in ("use_vllm", "use_transformers_continuous_batching"):
+        if getattr(args, name):
+            raise ValueError(f"`{name}` would answer without the scene, got {getattr(args, name)}; leave it out.")
+    weights = {weight for _, weight in map(split_type, data_args.question_types)}
+    if weights - {1.0} and args.scale_rewards == "group":
+        raise ValueError(
+            f"`question_types` gives weights, got {data_args.question_types}, but `scale_rewards` group divides them "
+            "out again; set it to none or batch."
+        )
+    rounds = args.steps_per_generation * args.num_iterations
+    batches = int(args.save_steps) * args.gradient_accumulation_steps
+    if args.save_strategy == "steps" and batches % rounds:
+        raise ValueError(
+            f"`save_steps` {args.save_steps} ends within the {rounds} batches that share their answers, which no "
+            f"checkpoint keeps; make `save_steps` times `gradient_accumulation_steps` a multiple of {rounds}."
+        )
+
+
+def build_trainer(data_args: QuestionArguments, args: GRPOArguments, model_args: ModelConfig) -> GRPOTrainer:
+    """Build the trainer; wrong input is refused here, before training."""
+    _check_arguments(data_args, args, model_args)
+    protocol = VSI_BENCH.protocol(data_args.protocol)
+    require_checkpoint(model_args.model_name_or_path)
+    config = load_config(Spa3VLMConfig, model_args.model_name_or_path)  # refuses a model of another kind
+    if args.beta and not model_args.use_peft and "AutoModelForImageTextToText" not in (config.auto_map or {}):
+        raise ValueError(
+            f"`beta` is {args.beta:g}, but TRL cannot load the reference from `{model_args.model_name_or_path}`, "
+            "which does not carry its code; save it with `spa3r convert` or `spa3r sft`, or train LoRA layers."
+        )
+    make_repository(args)
+    set_seed(args.seed)
+    processor = load_processor(model_args.model_name_or_path)
+    weights = dict(map(split_type, data_args.question_types))
+    with args.main_process_first(desc="instruction sets"):  # the others read its cache
+        has_keys = data_args.scene_latents is not None
+        questions = load_questions(data_args.instructions, list(weights), args.seed, with_keys=has_keys)
+    options = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype}
+    options["quantization_config"] = quantization_config(model_args)
+    options = {name: value for name, value in options.items() if value is not None}
+    model = load_spa3_vlm(model_args.model_name_or_path, **options)
+    model.freeze_encoders()
+    if model_args.use_peft and args.bf16 and model.model.fusion is not None:
+        model.model.fusion.float()  # like LoRA layers in peft: in bfloat16 most updates are rounded away
+    stored = None
+    if has_keys:
+        stored = SceneLatents(data_args.scene_latents, model, processor)
+        stored.check_complete(questions["scene_key"])
+    rewards = make_rewards(protocol, weights)
+    args.reward_weights, args.shuffle_dataset, args.remove_unused_columns = (
+        [1.0, 1.0, data_args.format_weight],
+        False,
+        False,
+    )
+    args.logging_nan_inf_filter = False
+    trainer = GRPOTrainer(
+        model,
+        reward_funcs=rewards,
+        args=args,
+        train_dataset=_order(questions, args).with_transform(open_prompts),
+        processing_class=SceneCarrier.of(processor, model, stored),
+        peft_config=lora_config(model_args, model),
+        callbacks=[StopOnNonFiniteLoss()],
+    )
+    if trainer.is_fsdp_enabled or (trainer.is_deepspeed_enabled and args.deepspeed_plugin.zero_stage == 3):
+        raise ValueError(
+            "`spa3r grpo` does not shard weights: processes encode different scenes at different times; launch with "
+            "plain data parallelism or ZeRO-2."
+        )
+    check_frozen(trainer.model)
+    if getattr(model, "is_quantized", False):
+        train_in_float32(trainer.model)
+    trainer.add_callback(MarkCompleteCheckpoints(trainer.accelerator))
+    return trainer
+
+
+def _order(questions, args: GRPOArguments):
+    """The questions in the order of the run, as one pass."""
+    per_round = args.generation_batch_size // args.num_generations
+    if len(questions) < per_round:
+        raise ValueError(
+            f"`instructions` hold {len(questions)} questions, but {per_round} are answered together: give more, or "
+            "lower `per_device_train_batch_size`."
+        )
+    num_passes = int(args.num_train_epochs)
+    if args.max_steps > 0:
+        rounds = args.max_steps * args.gradient_accumulation_steps / (args.steps_per_generation * args.num_iterations)
+        num_passes = int(rounds * per_round / len(questions)) + 2
+    args.num_train_epochs = 1
+    return repeat_in_random_order(questions, num_passes, args.seed)
+
+
+def settings_of_run(trainer: GRPOTrainer, data_args: QuestionArguments, model_args: ModelConfig) -> dict[str, Any]:
+    """Settings that decide the final weights of a run, by flat names such as `model.lora_r`."""
+    args = trainer.args
+    names = "per_device_train_batch_size num_train_epochs adam_beta1 adam_beta2 adam_epsilon optim_args".split()
+    ignored = {each.name for each in fields(TrainingArguments)}
+    # Only what differs from the defaults, so that a new option of the library does not make another run.
+    own = {each.name: getattr(args, each.name) for each in fields(GRPOConfig) if each.name not in ignored}
+    own = {name: value for name, value in own.items() if not name.startswith(("log_", "vllm_", "num_completions"))}
+    defaults, own_defaults = asdict(ModelConfig()), {each.name: each.default for each in fields(GRPOArguments)}
+    settings = training_settings(args, names) | {
+        "distributed_type": trainer.accelerator.distributed_type.value,
+        "questions": asdict(data_args),
+        "training_records": {
+            "number": len(trainer.train_dataset),
+            "sha256": digest_instructions(data_args.instructions),
+        },
+        "grpo": {name: value for name, value in own.items() if value != own_defaults[name]},
+        "model": {name: value for name, value in asdict(model_args).items() if value != defaults[name]},
+    }
+    return flatten(settings)
+
+
+def check_run(trainer: GRPOTrainer, data_args: QuestionArguments, model_args: ModelConfig):
+    """Refuse a run that could not resume exactly, or whose output folder holds another run.
+
+    Raises:
+        ValueError: In these cases, and if the named checkpoint to continue from is incomplete.
+    """
+    args = trainer.args
+    check_resumable(args, ("save_only_model", "ignore_data_skip", "dataloader_persistent_workers"))
+    checkpoint_to_resume(args)
+    check_same_run(args.output_dir, settings_of_run(trainer, data_args, model_args), args.process_index == 0)
+
+
+def run(trainer: GRPOTrainer, instructions: list[str]):
+    """Train, save the self-contained model to `<output_dir>/model`, and push it where asked to."""
+    args = trainer.args
+    start_workers_from_clean_server(args, SceneLatents.__module__)
+    how = f"rewards of its own answers (GRPO), {args.num_generations} to each question"
+    save = partial(save_tuned_model, trainer, instructions, how=how)
+    final = train_and_save(trainer, checkpoint_to_resume(args), lambda folder: save(folder=folder))
+    trainer.accelerator.print(f"The model is in {final}.")
+    publishing = {"private": args.hub_private_repo, "token": args.hub_token}
+    push_final_model(trainer, lambda: push_self_contained(final, trainer.hub_model_id, **publishing))
+
+
+def main(arguments: list[str] | None = None):
+    """Run `spa3r grpo`."""
+    data_args, args, model_args = parse_arguments(arguments)
+    with only_run_in(args.output_dir, args.process_index == 0):
+        trainer = build_trainer(data_args, args, model_args)
+        check_run(trainer, data_args, model_args)
+        run(trainer, data_args.instructions)
