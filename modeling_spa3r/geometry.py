@@ -23,6 +23,7 @@ __all__ = [
     "pose_encoding_to_cameras",
     "relative_cameras",
     "rotation_to_quaternion",
+    "unproject",
     "without_autocast",
 ]
 
@@ -176,6 +177,31 @@ def relative_cameras(extrinsics: Tensor) -> tuple[Tensor, Tensor]:
     translation = relative[..., :3, 3:] / scale[:, None, None, None]
     relative = homogeneous(torch.cat([relative[..., :3, :3], translation], dim=-1))
     return relative.to(extrinsics.dtype), scale.to(extrinsics.dtype)
+
+
+@without_autocast
+def unproject(depth: Tensor, extrinsics: Tensor, intrinsics: Tensor) -> Tensor:
+    """World coordinates of the centre of each pixel.
+
+    Args:
+        depth (`torch.Tensor` of shape `(batch_size, num_views, height, width)`): Along the viewing axis.
+        extrinsics (`torch.Tensor` of shape `(batch_size, num_views, 4, 4)`): World to camera.
+        intrinsics (`torch.Tensor` of shape `(batch_size, num_views, 3, 3)`): In pixels, without skew.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_views, height, width, 3)`.
+    """
+    height, width = depth.shape[-2:]
+    v, u = torch.meshgrid(
+        torch.arange(height, device=depth.device) + 0.5, torch.arange(width, device=depth.device) + 0.5, indexing="ij"
+    )
+    focal, center = intrinsics[..., [0, 1], [0, 1]], intrinsics[..., :2, 2]
+    x = (u - center[..., 0, None, None]) / focal[..., 0, None, None] * depth
+    y = (v - center[..., 1, None, None]) / focal[..., 1, None, None] * depth
+    camera = torch.stack([x, y, depth], dim=-1).flatten(2, 3)
+    world_from_camera = invert_rigid(extrinsics)
+    points = camera @ world_from_camera[..., :3, :3].transpose(-1, -2) + world_from_camera[..., None, :3, 3]
+    return points.unflatten(2, (height, width))
 
 
 def camera_rays(intrinsics: Tensor, grid_size: tuple[int, int], patch_size: int) -> Tensor:

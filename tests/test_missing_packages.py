@@ -13,7 +13,7 @@ from spa3r.trainers.integrations.cli import VERBS
 PROGRAM = """
 import contextlib, io, json, sys
 for name in ("av", "flash_attn", "peft", "deepspeed", "trackio", "evaluate", "bitsandbytes", "torchvision",
-             "starlette", "uvicorn", "pydantic", "prometheus_client"):
+             "starlette", "uvicorn", "pydantic", "prometheus_client", "gradio", "trimesh"):
     sys.modules[name] = None
 from spa3r.trainers.integrations.cli import main
 def ending(arguments):
@@ -33,6 +33,8 @@ USES = [
     ([*TUNE, "--deepspeed", "zero.json"], "spa3r[deepspeed]"),
     (["serve", *NANO], "spa3r[serve]"),
     (["inspect", *NANO, "--video", __file__], "extra `video`"),
+    (["demo"], "extra `demo`"),
+    (["export", "photos", "--output", "runs/nowhere"], "extra `demo`"),
 ]
 
 

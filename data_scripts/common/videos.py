@@ -157,6 +157,18 @@ def frame_rate(path: str | os.PathLike) -> float:
     return float(rate)
 
 
+def describe_video(path: str | os.PathLike) -> tuple[float, tuple[int, int]]:
+    """How many seconds a video lasts, as its container says, and width and height of its frames; decodes nothing.
+
+    Raises:
+        UnreadableFrame: If the video cannot be read.
+        ImportError: If PyAV is not installed.
+    """
+    with _open_video(path) as (container, stream):
+        seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+        return seconds, (stream.width, stream.height)
+
+
 def import_av():
     """The module `av`; raises an `ImportError` that says how to install it."""
     try:

@@ -94,7 +94,7 @@ def render_rooms(
     return scenes
 
 
-def _draw_scene(
+def draw_scene(
     index: int, num_views: int, size: tuple[int, int], seed: int, every: int = 1
 ) -> tuple[RoomRenderer, np.ndarray]:
     """Draw scene `index`: the renderer of its room, and its poses (see `draw_walk`)."""
@@ -113,7 +113,7 @@ def _draw_scene(
 def _write_scene(index: int, output: Path, num_views: int, size: tuple[int, int], seed: int, every: int) -> None:
     """Render scene `index`; its folder appears once it is complete."""
     name = f"room_{index:06d}"
-    renderer, poses = _draw_scene(index, num_views, size, seed, every)
+    renderer, poses = draw_scene(index, num_views, size, seed, every)
     with replace_when_complete(output / name) as folder:
         for part in ("color", "depth", "label-filt", "pose", "intrinsic"):
             (folder / part).mkdir(parents=True)

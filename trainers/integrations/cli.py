@@ -11,6 +11,11 @@ from ..runs.errors import errors_as_sentences, take_debug
 VERBS = {
     "ask": ("trainers.integrations.ask", "ask about a scene: photos or a video in, answers out"),
     "serve": ("trainers.integrations.server.command", "answer many clients over OpenAI's chat API"),
+    "demo": ("trainers.integrations.demo.command", "open a page: ask, see cameras and points, look from elsewhere"),
+    "export": (
+        "trainers.integrations.export",
+        "write a scene's cameras, depth and points as GLB, PLY, COLMAP and npz",
+    ),
     "teach": ("trainers.teaching.teach", "train the teachers of Spa3R on scenes with known depth and categories"),
     "pretrain": ("trainers.pretraining.pretrain", "pre-train Spa3R on scenes"),
     "inspect": ("trainers.pretraining.inspect", "show what a Spa3R checkpoint has learnt"),
@@ -31,11 +36,9 @@ VERBS = {
 NOTHING_KEPT = "nothing was written; the same command starts again"
 NOT_BEGUN = "training has not begun; the same command starts it"
 KEPT = dict.fromkeys(VERBS, "what is complete is kept; the same command goes on from there") | {
-    **dict.fromkeys(("ask", "serve"), ""),
-    **dict.fromkeys(("inspect", "convert", "benchmark-scenes"), NOTHING_KEPT),
-    **dict.fromkeys(
-        ("pretrain", "sft", "grpo", "align", "teach"), "training has not begun; the same command starts it"
-    ),
+    **dict.fromkeys(("ask", "serve", "demo"), ""),
+    **dict.fromkeys(("inspect", "convert", "benchmark-scenes", "export"), NOTHING_KEPT),
+    **dict.fromkeys(("pretrain", "sft", "grpo", "align", "teach"), NOT_BEGUN),
 }
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...modeling_spa3r.geometry import cameras_to_pose_encoding, invert_rigid, relative_cameras
+from ...modeling_spa3r.geometry import cameras_to_pose_encoding, invert_rigid, relative_cameras, unproject
 from ...modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry, VGGTForGeometryOutput
 
 # Weight of the logarithm of the confidence, and of each earlier iteration of the camera head (both VGGT's).
@@ -68,21 +68,6 @@ def geometry_truth(extrinsics: Tensor, intrinsics: Tensor, depth: Tensor, normal
         relative[..., :3, 3] /= scale[..., 0]
     encoding = cameras_to_pose_encoding(relative, intrinsics, tuple(depth.shape[-2:]))
     return GeometryTruth(encoding, depth, points, relative, intrinsics)
-
-
-def unproject(depth: Tensor, extrinsics: Tensor, intrinsics: Tensor) -> Tensor:
-    """World coordinates of each pixel's center, of shape `(batch_size, num_views, height, width, 3)`."""
-    height, width = depth.shape[-2:]
-    v, u = torch.meshgrid(
-        torch.arange(height, device=depth.device) + 0.5, torch.arange(width, device=depth.device) + 0.5, indexing="ij"
-    )
-    focal, center = intrinsics[..., [0, 1], [0, 1]], intrinsics[..., :2, 2]
-    x = (u - center[..., 0, None, None]) / focal[..., 0, None, None] * depth
-    y = (v - center[..., 1, None, None]) / focal[..., 1, None, None] * depth
-    camera = torch.stack([x, y, depth], dim=-1).flatten(2, 3)
-    world_from_camera = invert_rigid(extrinsics)
-    points = camera @ world_from_camera[..., :3, :3].transpose(-1, -2) + world_from_camera[..., None, :3, 3]
-    return points.unflatten(2, (height, width))
 
 
 def geometry_losses(
