@@ -187,7 +187,7 @@ def _read_video(path: str, limits: Limits, num_frames: int) -> list[Image.Image]
     seconds, size = describe_video(path)
     if seconds > limits.seconds:
         raise ValueError(
-            f"The video lasts {seconds:.0f} s, but at most {limits.seconds:.0f} s are read: cut it, or give photos."
+            f"The video lasts {seconds:.3g} s, but at most {limits.seconds:.3g} s are read: cut it, or give photos."
         )
     _require_pixels(Path(path).name, size, limits)
     return read_frames(path, min(num_frames, limits.photos))
@@ -208,7 +208,7 @@ def _require_pixels(name: str, size: tuple[int, int], limits: Limits):
     megapixels = size[0] * size[1] / 1e6
     if megapixels > limits.megapixels:
         raise ValueError(
-            f"`{name}` has {megapixels:.0f} megapixels, but at most {limits.megapixels:.0f} are read: make it smaller."
+            f"`{name}` has {megapixels:.3g} megapixels, but at most {limits.megapixels:.3g} are read: make it smaller."
         )
 
 
