@@ -6,7 +6,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from copy import deepcopy
@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from ....data_scripts.common.downloads import is_url
 from ....modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ....modeling_spa3r.spa3_vlm.scene_session import (
     SceneInputs,
@@ -39,6 +40,8 @@ from .images import ImageLimits, decode_images, read_images
 
 # Images are decoded by so many threads. Each may hold all pixels of one request.
 NUM_READERS = 2
+# So much of a request that is too large is read and thrown away, as a multiple of the largest allowed.
+MAX_IGNORED = 4
 # What a proxy calls the status of a request whose client has gone.
 CLIENT_GONE = 499
 
@@ -110,6 +113,8 @@ class Api:
         self.engine, self.name, self.limits = engine, name, limits
         self.started = int(time.time())
         self._readers = ThreadPoolExecutor(NUM_READERS, "reader")
+        # Slow servers must not keep other requests from being read.
+        self._fetchers = ThreadPoolExecutor(limits.max_requests, "fetcher")
         # Tokenizers fail if two threads use the same one, so each thread has a processor of its own.
         self._own = threading.local()
 
@@ -119,7 +124,8 @@ class Api:
         self.engine.start()
         yield
         await asyncio.to_thread(self.engine.stop)
-        self._readers.shutdown(cancel_futures=True)
+        for pool in (self._readers, self._fetchers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def health(self, request: Request) -> Response:
         """Whether questions are answered."""
@@ -141,52 +147,64 @@ class Api:
 
     async def chat(self, request: Request) -> Response:
         """Answer the last message of a conversation."""
-        deadline, loop = time.monotonic() + self.limits.max_seconds, asyncio.get_running_loop()
-        news: asyncio.Queue[Progress] = asyncio.Queue()
-        deliver = partial(loop.call_soon_threadsafe, news.put_nowait)
-        body = await self._read_body(request)
-        chat, question = await loop.run_in_executor(self._readers, self._read, body, deadline, deliver)
-        del body
-        pieces = self._answer(question, news, AnswerText(self.engine.processor.tokenizer, chat.stops))
-        # The status of a stream, too, depends on how its answer begins.
-        first = await _while_connected(request, anext(pieces))
-        if first is None:
-            return Response(status_code=CLIENT_GONE)
-        answer = Answer(self.name, question, chat)
-        if chat.stream:
-            return StreamingResponse(answer.stream(first, pieces), media_type="text/event-stream")
-        completion = await _while_connected(request, answer.complete(first, pieces))
-        return Response(status_code=CLIENT_GONE) if completion is None else JSONResponse(completion)
+        deadline = time.monotonic() + self.limits.max_seconds
+        try:
+            async with asyncio.timeout(self.limits.max_seconds):
+                work = self._respond(await self._read_body(request), deadline)
+                response = await _while_connected(request, work)
+        except TimeoutError as error:
+            raise self._too_late() from error
+        return Response(status_code=CLIENT_GONE) if response is None else response
 
     async def _read_body(self, request: Request) -> bytes:
         limit, parts, size = self.limits.max_body, [], 0
         declared = request.headers.get("content-length", "")
         is_long = declared.isdigit() and int(declared) > limit
-        try:
-            async with asyncio.timeout(self.limits.max_seconds):
-                async for part in request.stream():
-                    size += len(part)
-                    is_long = is_long or size > limit
-                    if is_long:
-                        break
-                    parts.append(part)
-        except TimeoutError as error:
-            raise ApiError(
-                408, f"The request did not arrive within {self.limits.max_seconds:g} s; send smaller images."
-            ) from error
+        async for part in request.stream():
+            size += len(part)
+            is_long = is_long or size > limit
+            # The rest is read, because many clients look at the response only when they have sent everything.
+            if not is_long:
+                parts.append(part)
+            elif size > MAX_IGNORED * limit:
+                break
         if is_long:
             raise ApiError(
                 413, f"The request has more than {limit:,} bytes, the most allowed; send fewer or smaller images."
             )
         return b"".join(parts)
 
-    def _read(self, body: bytes, deadline: float, deliver) -> tuple[ChatRequest, Question]:
-        """Make a question of a request; runs in a thread, because images take long."""
-        chat, max_new_tokens = parse_request(body, self.limits.max_tokens)
+    async def _respond(self, body: bytes, deadline: float) -> Response:
+        """The whole answer, or a stream that has begun: its status, too, depends on how the answer begins."""
+        loop, news = asyncio.get_running_loop(), asyncio.Queue()
+        chat, max_new_tokens = await loop.run_in_executor(self._readers, parse_request, body, self.limits.max_tokens)
+        del body  # images are large
         self._check_model(chat.model)
-        contents = read_images(chat.image_urls, self.limits.images)
+        pool = self._fetchers if any(map(is_url, chat.image_urls)) else self._readers
+        contents = await loop.run_in_executor(pool, read_images, chat.image_urls, self.limits.images)
+        deliver = partial(loop.call_soon_threadsafe, news.put_nowait)
+        question = await loop.run_in_executor(
+            self._readers, self._ask, chat, contents, max_new_tokens, deliver, deadline
+        )
+        del contents
+        chat.messages.clear()
+        pieces = self._answer(question, news, AnswerText(self.engine.processor.tokenizer, chat.stops))
+        answer = Answer(self.name, question, chat)
+        first = await anext(pieces)
+        if chat.stream:
+            return StreamingResponse(answer.stream(first, pieces), media_type="text/event-stream")
+        return JSONResponse(await answer.complete(first, pieces))
+
+    def _ask(
+        self,
+        chat: ChatRequest,
+        contents: Sequence[bytes],
+        max_new_tokens: int,
+        deliver: Callable[[Progress], None],
+        deadline: float,
+    ) -> Question:
+        """Make a question of a request and the files of its images; runs in a thread, because images take long."""
         (first, *further), system = chat.turns, chat.system
-        chat.messages.clear()  # images are large
         key = _scene_key(contents, system)
         prepare = partial(self._prepare, contents, system)
         try:
@@ -196,7 +214,7 @@ class Api:
             tokens = tokenize_after_prefix(self._processor, prefix, conversation)
         except ValueError as error:
             raise ApiError(400, str(error), "messages") from error
-        return chat, Question(key, prepare, scene, tokens, max_new_tokens, chat.options, deliver, deadline)
+        return Question(key, prepare, scene, tokens, max_new_tokens, chat.options, deliver, deadline)
 
     def _prepare(self, contents: Sequence[bytes], system: str | None) -> SceneInputs:
         return prepare_scene(self._processor, decode_images(contents, self.limits.images), system)
@@ -213,6 +231,11 @@ class Api:
             raise ApiError(
                 404, f"There is no model `{name:.80}` here; ask `{self.name}`.", "model", code="model_not_found"
             )
+
+    def _too_late(self) -> ApiError:
+        return ApiError(
+            504, f"The answer took longer than {self.limits.max_seconds:g} s; ask for fewer tokens, or ask later."
+        )
 
     async def _answer(
         self, question: Question, news: asyncio.Queue[Progress], text: AnswerText
@@ -231,8 +254,7 @@ class Api:
                 if piece or reason:
                     yield piece, reason
         except TimeoutError as error:
-            seconds = f"{self.limits.max_seconds:g} s"
-            raise ApiError(504, f"The answer took longer than {seconds}; ask for fewer tokens, or later.") from error
+            raise self._too_late() from error
         except Exception as error:
             raise _as_api_error(error) from error
         finally:

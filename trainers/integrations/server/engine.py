@@ -41,7 +41,7 @@ class Question:
 
     Args:
         key (`str`): Tells scenes apart.
-        prepare (`Callable`): Prepares the scene if it has left the cache meanwhile.
+        prepare (`Callable`, *optional*): Prepares the scene if it has left the cache meanwhile.
         scene (`SceneInputs`, *optional*): The prepared scene; `None` if it is in the cache.
         tokens (`list[int]`): The text after the images.
         max_new_tokens (`int`): Most tokens of the answer.
@@ -55,7 +55,7 @@ class Question:
     """
 
     key: str
-    prepare: Callable[[], SceneInputs]
+    prepare: Callable[[], SceneInputs] | None
     scene: SceneInputs | None
     tokens: list[int]
     max_new_tokens: int
@@ -207,6 +207,7 @@ class Engine:
             except Exception as error:
                 self._fail([question], error)
                 continue
+            question.scene = question.prepare = None  # images are large
             self._sessions.move_to_end(question.key)
             self.metrics.hits.inc(question.was_cached)
             self.metrics.prompt_tokens.inc(question.num_prompt_tokens)
@@ -218,7 +219,6 @@ class Engine:
     def _encode(self, question: Question) -> SceneSession:
         """Encode a scene and keep it; others leave to make room."""
         session = SceneSession(self.model, self.processor, question.scene or question.prepare())
-        question.scene = None  # images are large
         self.metrics.encoded.inc()
         self._sessions[question.key] = session
         sizes = {key: _num_bytes(each) for key, each in self._sessions.items()}

@@ -13,7 +13,7 @@ from .metrics import Metrics
 logger = logging.get_logger(__name__)
 
 API = "/v1/"
-# After the time for an answer, a client that reads slowly may take so long for the rest of it.
+# After the time for its answer, a client that reads slowly may take so long for the rest of it.
 SECONDS_TO_READ = 30
 
 

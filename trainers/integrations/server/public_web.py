@@ -8,14 +8,18 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
-from urllib.parse import urljoin, urlsplit
+from contextlib import suppress
+from urllib.parse import quote, urljoin, urlsplit
 
 MAX_REDIRECTS = 3
+# Characters of an address that mean what they are.
+UNQUOTED = "%/:=&?~+!$,;'@()*[]"
 REDIRECTS = (301, 302, 303, 307, 308)
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Seconds without a byte.
 STALL_TIMEOUT = 10
-CHUNK = 1 << 16
 
 
 def fetch_public(url: str, max_bytes: int, max_seconds: float) -> bytes:
@@ -46,8 +50,9 @@ def fetch_public(url: str, max_bytes: int, max_seconds: float) -> bytes:
 def is_public(address: str) -> bool:
     """Whether an IP address belongs to the public internet."""
     parsed = ipaddress.ip_address(address)
-    inner = getattr(parsed, "ipv4_mapped", None) or parsed
-    return inner.is_global and not inner.is_multicast
+    # IPv6 addresses that gateways turn into IPv4 ones, which may be any.
+    is_wrapped = parsed.version == 6 and (parsed.ipv4_mapped or parsed.sixtofour or parsed.teredo or parsed in NAT64)
+    return parsed.is_global and not parsed.is_multicast and not is_wrapped
 
 
 def _request(url: str, max_bytes: int, deadline: float) -> bytes | str:
@@ -59,20 +64,35 @@ def _request(url: str, max_bytes: int, deadline: float) -> bytes | str:
     host, port = parts.hostname, parts.port or (443 if is_secure else 80)
     connection = http.client.HTTPConnection(host, port)
     connection.sock = _connect(host, port, deadline)
+    # A server that sends a byte now and then would never meet the socket's own time limit.
+    clock = threading.Timer(max(deadline - time.monotonic(), 0), _cut, [connection])
+    clock.start()
     try:
         if is_secure:
-            connection.sock = ssl.create_default_context().wrap_socket(connection.sock, server_hostname=host)
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        headers = {"Host": parts.netloc.rpartition("@")[2], "User-Agent": "spa3r", "Accept": "image/*"}
-        connection.request("GET", path, headers=headers)
+            context = ssl.create_default_context()
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=host, do_handshake_on_connect=False)
+            connection.sock.do_handshake()
+        path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=UNQUOTED)
+        connection.request("GET", path, headers={"User-Agent": "spa3r", "Accept": "image/*"})
         response = connection.getresponse()
         if response.status in REDIRECTS and response.headers.get("Location"):
             return response.headers["Location"]
         if response.status != 200:
             raise ValueError(f"its server returned {response.status}")
-        return _read(response, max_bytes, deadline)
+        content = response.read(max_bytes + 1)
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        if len(content) > max_bytes:
+            raise ValueError(f"it has more than {max_bytes:,} bytes, the most allowed")
+        return content
     finally:
+        clock.cancel()
         connection.close()
+
+
+def _cut(connection: http.client.HTTPConnection):
+    with suppress(OSError, AttributeError):  # it may have ended just now
+        connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _connect(host: str, port: int, deadline: float) -> socket.socket:
@@ -82,14 +102,3 @@ def _connect(host: str, port: int, deadline: float) -> socket.socket:
     return socket.create_connection(
         (found[0], port), timeout=min(STALL_TIMEOUT, max(deadline - time.monotonic(), 0.1))
     )
-
-
-def _read(response: http.client.HTTPResponse, max_bytes: int, deadline: float) -> bytes:
-    content = bytearray()
-    while chunk := response.read1(CHUNK):
-        content += chunk
-        if len(content) > max_bytes:
-            raise ValueError(f"it has more than {max_bytes:,} bytes, the most allowed")
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    return bytes(content)

@@ -1,0 +1,59 @@
+"""The command `spa3r serve`: a process of its own, with the shipped model, until SIGTERM."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+from serving import answer, client_of, data_url, openai, user_message
+from terminal import refusal
+from tiny_spa3_vlm import photo
+
+import spa3r
+
+
+@contextmanager
+def served(*options):
+    """A server in a process of its own, and its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "spa3r", "serve", "--port", port, *options]
+    environment = os.environ | {"SPA3R_API_KEY": "secret"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as server:
+        try:
+            lines = iter(server.stdout.readline, "")
+            assert any("running on" in line for line in lines)
+            yield server, f"http://127.0.0.1:{port}"
+        finally:
+            server.kill()
+
+
+def test_the_shipped_model_is_served_until_a_signal():
+    with served("--model", spa3r.nano_path("spa3-vlm-nano")) as (server, address):
+        client = client_of(address, "secret")
+        message = user_message("How many chairs?", [data_url(photo(0))])
+        assert answer(client, message, model="spa3-vlm-nano") and client.models.list().data[0].id == "spa3-vlm-nano"
+        with pytest.raises(openai.AuthenticationError):
+            client_of(address).models.list()
+        server.send_signal(signal.SIGTERM)
+        assert "Traceback" not in server.stdout.read()
+    assert server.returncode in (0, -signal.SIGTERM)
+
+
+# Options, and what the sentence names.
+WRONG = {
+    "--max-images": "0",
+    "--image-root": "nowhere",
+    "--port": "high",
+    "--cache-gigabytes": "-1",
+}
+
+
+@pytest.mark.parametrize("option", WRONG)
+def test_a_wrong_option_is_named_with_its_value(option, capsys):
+    message = refusal(capsys, "serve", "--model", spa3r.nano_path("spa3-vlm-nano"), option, WRONG[option])
+    assert option in message and WRONG[option] in message
