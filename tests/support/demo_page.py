@@ -1,11 +1,8 @@
-"""The shipped models and rooms as the page of `spa3r demo` uses them, and a browser to open it with."""
+"""The shipped models and rooms as the page of `spa3r demo` uses them."""
 
-import shutil
 from pathlib import Path
 
 import pytest
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def make_studio():

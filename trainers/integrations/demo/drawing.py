@@ -27,6 +27,7 @@ CSS = """
 .spa3r-grid .row {font-size: 13px; font-weight: 600; align-self: center; color: var(--body-text-color);}
 .spa3r-grid .head {font-size: 12px; font-weight: 600; color: var(--body-text-color);}
 .spa3r-note {font-size: 12px; color: var(--body-text-color-subdued); margin: 4px 0 0;}
+#known .gallery-item {white-space: normal; text-align: left;}
 .spa3r-latents {display: grid; grid-template-columns: repeat(64, 1fr); gap: 1px;}
 .spa3r-latents i {aspect-ratio: 1; border-radius: 2px;}
 """
@@ -80,9 +81,10 @@ def draw_look(
     ]
     cells = [f'<div class="head">{html.escape(head)}</div>' for head in heads]
     low, high = field.depth_range
-    scale = f"{low:.1f} (dark) to {high:.1f}" + (" m" if picture is not None else "")
+    unit = "" if picture is None else " m"
+    scale = f"{low:.1f}{unit} (dark) to {high:.1f}{unit}"
     notes = {name: f"cosine {numbers[name]:.2f}" if numbers else "" for name in names}
-    notes["depth"] = scale + (f"; off by {numbers['depth']:.0%}" if numbers else "")
+    notes["depth"] = scale + (f"; error {numbers['depth']:.0%}" if numbers else "")
     above = data_url(draw_map(field, move))
     cells += [
         '<div class="row">from the latent</div>',

@@ -19,9 +19,16 @@ logger = logging.getLogger(__name__)
 
 TITLE = "Spa3R: what the latent of a scene knows"
 NO_SCENE = "No scene is encoded yet: choose a room, or drop photos and press Encode."
-HEAT_LABEL = "Heat map: where the answer looked, or where one of the latents behind it was queried"
-LOOKED = "Share of the answer's attention to the images that each image token got; the brightest is the greatest."
+HEAT_LABEL = "Heat map: the attention of the answer, or the queries of one latent"
+LOOKED = "Each image token's share of the answer's attention to images; the brightest is the greatest."
 QUERIED = "How strongly each image token queried this latent in the adapter; the same for every question."
+READING = """
+**How to read it.** *From the latent*: the decoder gets the latents and the red camera, and no photo. Its features
+are shown as colours, one projection (PCA) for the whole scene, so that equal colours mean alike in all pictures;
+depth comes from a probe. *Truth*: the rendered picture, and what the teachers find in it. *Heat map*: the language
+model's attention from the answer to image tokens; the strip of latents is that attention times the adapter's, from
+image tokens to latents. Attention shows where information could come from, not that it changed the answer.
+"""
 # Fonts that are there without asking a server for them.
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 # Start, least and greatest of the sliders.
@@ -92,7 +99,7 @@ class Page:
     def build(self) -> gr.Blocks:
         """Lay out the page."""
         has_field = self.studio.spa3r is not None
-        with gr.Blocks(title=TITLE, fill_width=True, delete_cache=(3600, 3600)) as blocks:
+        with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
             scene, shown = gr.State(time_to_live=3600), gr.State()
             gr.Markdown(f"# {TITLE}\n{self.subtitle}")
             with gr.Row():
@@ -140,6 +147,7 @@ class Page:
                         )
                         sliders = self._sliders()
                         look = gr.HTML(elem_id="look")
+                        gr.Markdown(READING)
             once = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
             shows = [scene, photos, heat, latents, chat, known] + (
                 [viewer, download, look, *sliders] if has_field else []
@@ -211,7 +219,7 @@ class Page:
             gr.Radio(visible=False),
             "",
             [],
-            gr.Dataset(samples=questions, visible=bool(questions)),
+            gr.Dataset(samples=questions, sample_labels=[text for (text,) in questions], visible=bool(questions)),
         )
         if self.studio.spa3r is None:
             return parts
