@@ -112,6 +112,8 @@ class Benchmark:
         media_paths (`Callable`, *optional*):
             Returns the paths of a record's videos, images or folders of frames, relative to the media folder.
         leading_folder (`str`): First folder of published paths that may be missing on disk, with its slash.
+        keep (`Callable`, *optional*): Whether a record is a question of this benchmark; by default all are.
+        num_frames (`int`, *optional*): Frames that the answers hold for; another number of frames is refused.
         sizes (`tuple[int, ...]`): Numbers of questions of the published sets, ascending.
         how_to_get (`str`): Command that downloads or makes it.
         published (`tuple[ReferenceRow, ...]`): Published figures.
@@ -131,6 +133,8 @@ class Benchmark:
     image_column: str | None = None
     media_paths: Callable[[Mapping[str, Any]], Sequence[str]] | None = None
     leading_folder: str = ""
+    keep: Callable[[Mapping[str, Any]], bool] | None = None
+    num_frames: int | None = None
     sizes: tuple[int, ...] = ()
     how_to_get: str = ""
     published: tuple[ReferenceRow, ...] = ()

@@ -5,6 +5,8 @@
     spar-bench          data/test-*.parquet, with images; also SPAR-Bench-Tiny
     viewspatial-bench   ViewSpatial-Bench.json; images scannetv2_val/... and val2017/..., as the zip files unpack;
                         or data/test-*.parquet of the mirror for lmms-eval, with images
+    revsi-16            16_frame/*.parquet; videos 16_frame/<scene_id>.mp4; likewise revsi-32, revsi-64 and revsi-all
+    vsi-super-count     test-*.parquet; videos by the column video_path; likewise -streaming and vsi-super-recall
     rooms               test.jsonl of `spa3r room-questions --format benchmark`; frames <scene_name>/color/*.jpg in the
                         folder of the rooms
 
@@ -159,6 +161,8 @@ def _read_paths(benchmark: Benchmark, files: Sequence[Path], root: Path) -> tupl
     """Read questions whose images are files."""
     questions, paths_of = [], {}
     for where, record in _read_records(benchmark, files):
+        if benchmark.keep is not None and not benchmark.keep(record):
+            continue
         paths = [_check_path(path, where) for path in benchmark.media_paths(record)]
         if not paths:
             raise ValueError(f"{where} names no image; leave it out, or download the file again.")

@@ -38,6 +38,7 @@ from .models import fingerprint_checkpoint, load_benchmark_model
 from .provenance import describe_model, describe_software
 from .report import reference_rows, write_report
 from .runner import ask_all
+from .side_by_side import format_side_by_side
 
 SETTINGS = "run.json"
 # Options that have a use with each task; `None`: all.
@@ -48,6 +49,7 @@ USEFUL = {
         "skip_missing",
     ),
     "compare": ("compare", "output", "require_better"),
+    "side_by_side": ("side_by_side", "output"),
 }
 
 
@@ -59,6 +61,8 @@ def main(arguments: Sequence[str] | None = None):
     try:
         if options.compare is not None:
             compare(options)
+        elif options.side_by_side is not None:
+            show_side_by_side(options)
         elif options.predictions is not None:
             score(options)
         else:
@@ -76,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--model", help="folder or Hub name of a Spa3-VLM or a plain Qwen2.5-VL")
     what.add_argument("--predictions", type=Path, metavar="FILE", help="score answers: JSON lines of id, prediction")
     what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two runs, given their folders")
+    what.add_argument("--side-by-side", nargs="+", metavar="RUN", help="show runs on different benchmarks together")
     parser.add_argument("--benchmark", choices=list(BENCHMARKS), help="name of the benchmark")
     parser.add_argument("--data", type=Path, help="its folder as published, or a file of questions in it")
     parser.add_argument("--media", type=Path, help="folder of videos, images or rooms (default: that of --data)")
@@ -84,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
         for benchmark in BENCHMARKS.values()
     )
     parser.add_argument("--protocol", help=f"how answers are scored (default: the first). {known}")
-    parser.add_argument("--frames", type=int, default=32, help="frames of a video, spread evenly (default: 32)")
+    parser.add_argument(
+        "--frames", type=int, help="frames of a video, spread evenly (default: the benchmark's, or 32)"
+    )
     parser.add_argument("--output", type=Path, help="folder of the report (default: runs/benchmarks/...)")
     parser.add_argument("--beside", type=Path, nargs="+", default=[], metavar="RUN", help="other runs to show as rows")
     parser.add_argument("--label", help="name of the run's row (default: that of the model)")
@@ -114,7 +121,7 @@ def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace)
     for name, value in vars(options).items():
         if USEFUL[what] is not None and name not in USEFUL[what] and value != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} (here: {value}) has no use with --{what}; leave it out")
-    if options.compare is not None:
+    if options.compare is not None or options.side_by_side is not None:
         return
     if options.require_better is not None:
         parser.error("--require-better compares two runs: give --compare A B")
@@ -128,6 +135,12 @@ def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace)
         options.protocol = BENCHMARKS[options.benchmark].protocol(options.protocol)
     except ValueError as error:
         parser.error(str(error))
+    fixed = BENCHMARKS[options.benchmark].num_frames
+    if fixed is not None and options.frames not in (None, fixed):
+        parser.error(
+            f"the answers of {options.benchmark} hold for {fixed} frames, got --frames {options.frames}; leave it out"
+        )
+    options.frames = options.frames or fixed or 32
     source = options.model or str(options.predictions.with_suffix(""))
     if Path(source).name in ("", ".."):
         source = str(Path(source).resolve())
@@ -202,6 +215,15 @@ def compare(options: argparse.Namespace):
         write_json(options.output / "comparison.json", comparison)
     if options.require_better is not None:
         require_better(comparison, options.require_better)
+
+
+def show_side_by_side(options: argparse.Namespace):
+    """Print runs on different benchmarks beside each other, and write it to the output folder, if one is given."""
+    text = format_side_by_side(options.side_by_side)
+    print(text)
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_text(options.output / "side_by_side.md", text)
 
 
 def _read_questions(options: argparse.Namespace) -> tuple[BenchmarkData, list[BenchmarkQuestion], list[str]]:

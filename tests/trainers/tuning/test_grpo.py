@@ -1,14 +1,21 @@
 """`spa3r grpo`: rewards, the questions that it asks, exact resuming, what trains, and refusals."""
 
+import json
+
 import pytest
 import torch
 from datasets import Dataset, Image, List
+from refusals import refused
 from tiny_instructions import message
-from tiny_spa3_vlm import photo
+from tiny_spa3_vlm import photo, tiny_model, tiny_processor
 
 from spa3r import Spa3VLMForConditionalGeneration
-from spa3r.data_scripts.benchmarks.vsi_bench import write_prompt
+from spa3r.data_scripts.benchmarks.vsi_bench import OFFICIAL, write_prompt
 from spa3r.trainers.tuning.grpo import build_trainer, check_run, parse_arguments, run
+from spa3r.trainers.tuning.instruction_data import load_instructions
+from spa3r.trainers.tuning.questions import load_questions
+from spa3r.trainers.tuning.rewards import make_rewards
+from spa3r.trainers.tuning.scene_cache import encode_scenes
 
 OPTIONS = ["A. chair", "B. table"]
 # Question type, question, options, and the right answer.
@@ -101,9 +108,111 @@ def test_scores_are_logged_for_each_question_type(trained):
     assert {"rewards/accuracy/mean", "rewards/mean_relative_accuracy/mean", "rewards/answer_format/mean"} <= logged
 
 
+def test_the_final_model_carries_its_code_and_a_card_of_its_training(trained):
+    folder = trained[1] / "model"
+    card = (folder / "README.md").read_text()
+    assert "rewards of its own answers (GRPO), 2 to each question" in card and "supervised" not in card
+    assert json.loads((folder / "processor_config.json").read_text())["processor_class"] == "Spa3VLMProcessor"
+
+
 def test_a_run_continues_to_the_same_bits(trained, vlm, questions, tmp_path):
     whole, output = trained
     resumed = grpo_trainer(vlm, questions, tmp_path)
     resumed.train(resume_from_checkpoint=str(output / "checkpoint-2"))
     pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
     assert all(torch.equal(expected, found) for expected, found in pairs)
+
+
+def test_lora_layers_train_from_stored_latents_alone(vlm, questions, tmp_path, monkeypatch):
+    model, processor = tiny_model(), tiny_processor()
+    encode_scenes(model, processor, load_instructions([str(questions)], seed=0), tmp_path / "latents")
+    monkeypatch.setattr(Spa3VLMForConditionalGeneration, "encode_scene", None)
+    lora = {"use_peft": "true", "lora_target_modules": "q_proj"}
+    trainer = grpo_trainer(
+        vlm, questions, tmp_path / "run", scene_latents=tmp_path / "latents", max_steps=1, beta=0.1, **lora
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["kl"] == 0
+    trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    assert all("lora_" in name for name in trained)
+    assert any(weight.any() for name, weight in trained.items() if "lora_B" in name)  # zero before
+
+
+def test_each_question_is_asked_alone_with_its_answer_and_options(questions):
+    rows = load_questions([str(questions)], SCORED, seed=0, with_keys=False)
+    expected = [
+        (kind, in_words(kind, question, options), options or [], answer) for kind, question, options, answer in TURNS
+    ]
+    names = ("question_type", "question", "options", "ground_truth")
+    assert list(zip(*(rows[name] for name in names), strict=True)) == expected[:3] * 6
+    assert [len(images) for images in rows["images"]] == [1] * 3 + [2] * 3 + [1] * 3 + [2] * 3 + [1] * 3 + [2] * 3
+
+
+# Question type, its options, the right answer and the answer given; accuracy, mean relative accuracy, and form.
+ANSWERS = [
+    ("object_rel_distance", OPTIONS, "B", "B", 1.0, None, 1.0),
+    ("object_rel_distance", OPTIONS, "B", "A", 0.0, None, 1.0),
+    ("object_rel_distance", OPTIONS, "B", "b. table", 1.0, None, 0.0),
+    ("object_rel_distance", OPTIONS, "B", "the table", 0.0, None, 0.0),
+    ("object_counting", [], "10", "10", None, 1.0, 1.0),
+    ("object_counting", [], "10", "12", None, 0.6, 1.0),
+    ("object_counting", [], "10", "40", None, 0.0, 1.0),
+    ("object_counting", [], "10", "9 chairs", None, 0.8, 0.0),
+    ("object_counting", [], "10", "many", None, 0.0, 0.0),
+]
+
+
+def rewards_of(weights):
+    """What each reward function says of `ANSWERS`, and what it logs."""
+    kinds, options, truths, given, *_ = zip(*ANSWERS, strict=True)
+    logged = []
+    columns = {
+        "completions": [[{"role": "assistant", "content": text}] for text in given],
+        "question_type": kinds,
+        "options": options,
+        "ground_truth": truths,
+        "scored_as": kinds,
+        "log_metric": lambda name, value: logged.append((name, value)),
+    }
+    return [reward(**columns) for reward in make_rewards(OFFICIAL, weights)], logged
+
+
+def test_rewards_are_the_scores_of_the_benchmark_and_the_form_that_was_asked_for():
+    rewards, logged = rewards_of({})
+    assert [list(column) for column in rewards] == [[row[index] for row in ANSWERS] for index in (4, 5, 6)]
+    expected = [(f"scores/{row[0]}", row[4] if row[5] is None else row[5]) for row in ANSWERS]
+    assert logged == expected
+
+
+def test_the_weight_of_a_question_type_scales_its_rewards_and_not_its_logged_score():
+    rewards, logged = rewards_of({"object_counting": 0.5})
+    assert rewards[1][4:7] == [0.5, 0.3, 0.0] and rewards[2][4] == 0.5 and rewards[0][0] == rewards[2][0] == 1
+    assert ("scores/object_counting", 1.0) in logged
+
+
+REFUSED = {
+    "a type without a scorer": ({"question_types": ["seen_first"]}, ["`seen_first`", "no scorer"]),
+    "an unknown type": ({"question_types": ["colors"]}, ["colors", "object_counting"]),
+    "a weight of 0": ({"question_types": ["object_counting@0"]}, ["object_counting@0"]),
+    "weights that a group divides out": ({"question_types": ["object_counting@2"]}, ["`scale_rewards`"]),
+    "an unknown protocol": ({"protocol": "mine"}, ["`mine`"]),
+    "answers without the scene": ({"use_vllm": "true"}, ["`use_vllm`"]),
+    "checkpoints within shared answers": ({"num_iterations": 4}, ["`save_steps` 2"]),
+    "a reference that TRL cannot load": ({"beta": 0.1}, ["`beta` is 0.1"]),
+    "too few questions": (
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 16, "num_generations": 2},
+        ["18 questions", "32"],
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", REFUSED)
+def test_wrong_input_is_refused_in_one_line(wrong, vlm, questions, tmp_path):
+    options, named = REFUSED[wrong]
+    with refused(*named):
+        grpo_trainer(vlm, questions, tmp_path, **options)
+
+
+def test_all_question_types_are_asked_for_by_default_and_one_without_a_scorer_is_named(questions):
+    with refused("`seen_first`", "`--question_types`"):
+        load_questions([str(questions)], [], seed=0, with_keys=False)

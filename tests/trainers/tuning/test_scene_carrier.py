@@ -1,12 +1,14 @@
 """TRL's trainers that rebuild their inputs: the scene reaches each of their forwards, or they are refused."""
 
+import math
+
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
 from refusals import refused
 from tiny_spa3_vlm import CONVERSATIONS, batch_of, conversation, photo, prepare, tiny_model, tiny_processor
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from spa3r import Spa3VLMForConditionalGeneration
 from spa3r.modeling_spa3r.checkpoints.self_contained import add_code
@@ -149,6 +151,43 @@ def test_grpo_with_the_plain_processor_is_refused_because_it_would_lose_the_scen
     )
     with refused("`pixel_values_geometry`", "`SceneCarrier`"):
         trainer.train()
+
+
+@torch.no_grad()
+def test_preferences_are_scored_with_the_scene_by_the_plain_processor(tmp_path):
+    answers = ["two", "four"]
+    chosen, rejected = ([{"role": "assistant", "content": text}] for text in answers)
+    preferences = [prompt | {"chosen": chosen, "rejected": rejected} for prompt in PROMPTS]
+    model = tiny_model()
+    model.freeze_encoders()
+    options = {name: value for name, value in OPTIONS.items() if name not in ("num_generations", "temperature")}
+    del options["max_completion_length"]
+    trainer = DPOTrainer(
+        model,
+        ref_model=tiny_model(),
+        args=DPOConfig(str(tmp_path), **options, max_length=None),
+        train_dataset=Dataset.from_list(preferences),
+        processing_class=tiny_processor(),
+    )
+    with torch.enable_grad():
+        trainer.train()
+    logged = trainer.state.log_history[0]
+    expected = [sum(log_prob_of(prompt, text) for prompt in PROMPTS) / len(PROMPTS) for text in answers]
+    assert [logged["logps/chosen"], logged["logps/rejected"]] == pytest.approx(expected, abs=1e-3)
+    assert logged["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def log_prob_of(prompt, text):
+    """Log-probability of an answer and its end, given the scene."""
+    (message,) = conversation(prompt["images"], prompt["prompt"][0]["content"])
+    processor, model = tiny_processor(), tiny_model()
+    inputs = prepare(processor, [message])
+    end = processor.tokenizer(f"{text}<|im_end|>\n", return_tensors="pt").input_ids
+    whole = torch.cat([inputs["input_ids"], end], 1)
+    types = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(end)], 1)
+    inputs |= {"input_ids": whole, "mm_token_type_ids": types, "attention_mask": torch.ones_like(whole)}
+    log_probs = model(**inputs).logits[:, -end.shape[1] - 1 : -1].log_softmax(-1)
+    return log_probs.gather(-1, end[..., None]).sum().item()
 
 
 def carrier_of(model):
