@@ -30,7 +30,7 @@ quickstart: install
 	$(BIN)/spa3r inspect --model $(NANO)/spa3r-nano --scenes rooms:$(RUN)/rooms --num-views 12 --num-scenes 40 --cameras \
 		--image-width 112 --num-figures 2 --output $(RUN)/report --require-scene-specific
 	$(BIN)/spa3r ask --model $(NANO)/spa3-vlm-nano --images $(RUN)/rooms/room_000000/color/*.jpg --max-new-tokens 16 \
-		--question "What is the size of this room (in square meters)?" --question "How many chair(s) are in this room?"
+		--question "How many square meters is the floor?" --question "How many chair(s) are in this room?"
 	$(BIN)/spa3r benchmark --model $(NANO)/spa3-vlm-nano-text --without-images --benchmark rooms \
 		--data $(RUN)/benchmark --media $(RUN)/rooms --label "text only" --output $(RUN)/text-only
 	$(BIN)/spa3r benchmark --model $(NANO)/spa3-vlm-nano --benchmark rooms --data $(RUN)/benchmark \

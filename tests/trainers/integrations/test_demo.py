@@ -1,10 +1,14 @@
 """What the page of `spa3r demo` computes, without a browser."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from demo_page import make_studio, make_two_rooms
 from PIL import Image
+from tiny_spa3_vlm import VARIANTS, tiny_model, tiny_processor
 from tiny_videos import write_video
 
 from spa3r import SceneSession
@@ -13,7 +17,7 @@ from spa3r.trainers.integrations.demo.attention import attend, on_photos
 from spa3r.trainers.integrations.demo.command import main
 from spa3r.trainers.integrations.demo.looking import agreement, camera_move, predict, see
 from spa3r.trainers.integrations.demo.rooms import as_prompt, read_photos
-from spa3r.trainers.integrations.demo.scenes import Limits, read_upload, require_same_encoder
+from spa3r.trainers.integrations.demo.scenes import Limits, Studio, read_upload, require_same_encoder
 
 QUESTION = as_prompt("What is the size of this room (in square meters)?")
 HERE = camera_move(0, 0, 0, 0, 0)
@@ -99,6 +103,21 @@ def test_values_of_image_tokens_come_back_as_a_grid_for_each_photo():
     assert [grid.tolist() for grid in grids] == [[[0, 1]], [[2, 3, 4], [5, 6, 7]]]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_of_the_model_shows_where_it_looked(variant):
+    model = tiny_model(**VARIANTS[variant])
+    processor = tiny_processor(num_appended_tokens=model.config.num_appended_tokens)
+    studio = Studio(model, processor, None, Limits(new_tokens=4))
+    scene = studio.encode([Image.new("RGB", (56, 56), color) for color in ("red", "blue")])
+    *_, answer = studio.answer(scene, "What?")
+    attention = studio.attention(scene, "What?", answer.tokens or [65])
+    assert sum(float(grid.sum()) for grid in studio.heat(scene, attention.image_tokens)) > 0
+    if variant == "none":
+        assert attention.latents is None
+    else:
+        assert len(attention.latents) == scene.session.spatial_latents.shape[1]
+
+
 # A move, and where it takes the point that lies one unit ahead, one right or one down of the moved camera.
 MOVES = {
     "right and forward": ((2, 0, 3, 0, 0), (0, 0, 0), (2, 0, 3)),
@@ -127,6 +146,17 @@ def test_the_latent_of_a_room_predicts_a_turned_camera_better_than_the_latent_of
     true = see(studio.spa3r, scene.field, *scene.room.look(move))
     own, foreign = (agreement(predict(studio.spa3r, field, move), true) for field in (scene.field, other.field))
     assert own["geometry"] > foreign["geometry"] and own["depth"] < foreign["depth"]
+
+
+def test_a_room_is_judged_by_a_model_whose_views_are_larger_than_the_pictures(studio, room):
+    processor = copy.deepcopy(studio.processor)
+    processor.image_processor.image_width = 168
+    larger = replace(studio, processor=processor)
+    scene = larger.encode(read_photos(room)[:3], replace(room, poses=room.poses[:3]))
+    predicted, picture, true = larger.look(scene, HERE)
+    assert predicted.depth.shape == true.depth.shape == (9, 12) and picture.shape == (84, 112, 3)
+    assert agreement(predicted, true).keys() == {"geometry", "semantic", "depth"}
+    assert np.isclose(scene.field.intrinsics[0, 0], 1.5 * room.renderer.focal_length)
 
 
 def test_there_is_no_truth_outside_the_room(studio, scene):

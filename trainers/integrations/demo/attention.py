@@ -28,7 +28,8 @@ class AnswerAttention(NamedTuple):
     image_tokens (`torch.Tensor` of shape `(num_image_tokens,)`):
         Share of the answer's attention to images that each image token got; sums to 1.
     latents (`torch.Tensor` of shape `(num_latents,)`, *optional*):
-        Share of each latent in what these image tokens had queried; sums to 1.
+        Share of each latent in what these image tokens had queried; sums to 1. Of a model that appends the latents to
+        the image tokens, what each latent got of the same attention.
     """
 
     image_tokens: Tensor
@@ -105,11 +106,12 @@ def attend(session: SceneSession, question: str, answer: list[int], adapter: Ten
     to_prefix = torch.stack(
         [layer[0, :, steps, : prefix.shape[1]].float().mean((0, 1)) for layer in output.attentions]
     )
-    image_tokens = to_prefix.mean(0)[prefix[0] == session.processor.image_token_id]
+    shares = to_prefix.mean(0)[prefix[0] == session.processor.image_token_id]
+    num_appended = model.config.num_appended_tokens
+    image_tokens, appended = shares.split([len(shares) - num_appended, num_appended])
     image_tokens = image_tokens / image_tokens.sum()
-    if adapter is None:
-        return AnswerAttention(image_tokens.cpu(), None)
-    return AnswerAttention(image_tokens.cpu(), (image_tokens @ adapter).cpu())
+    latents = appended if num_appended else None if adapter is None else image_tokens @ adapter
+    return AnswerAttention(image_tokens.cpu(), latents if latents is None else (latents / latents.sum()).cpu())
 
 
 def on_photos(image_tokens: Tensor, image_grid_thw: Tensor, merge_size: int) -> list[Tensor]:

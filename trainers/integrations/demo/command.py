@@ -112,5 +112,6 @@ def describe(options: argparse.Namespace) -> str:
     return (
         "Two tiny models that ship with the package, trained from nothing on pictures of 112 x 84 pixels of rendered "
         "rooms. They know how rooms are built and how large they are, hardly where single things are, and nothing of "
-        "real photos. The photos are encoded once; all else on this page comes from those latents."
+        "real photos; they understand questions in the words of their training alone, such as those below. The photos "
+        "are encoded once; all else on this page comes from those latents."
     )

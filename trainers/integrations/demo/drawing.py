@@ -17,6 +17,7 @@ from .looking import SceneField, View
 HEAT_COLORS = colormaps["inferno"]
 TARGET_NAMES = {"geometry": "geometry features", "semantic": "semantic features"}
 MAP_SIZE = (224, 168)
+MAX_CELLS = 1024
 CSS = """
 .spa3r-grid {display: grid; gap: 6px 8px; align-items: start;}
 .spa3r-grid figure {margin: 0; position: relative;}
@@ -53,7 +54,9 @@ def draw_photos(photos: Sequence[np.ndarray], heat: Sequence[Tensor] | None = No
 
 
 def draw_latents(shares: Tensor) -> str:
-    """One cell for each latent, as bright as its share of the greatest."""
+    """One cell for each latent, as bright as its share of the greatest; nothing where there are too many to see."""
+    if len(shares) > MAX_CELLS:
+        return ""
     colors = (HEAT_COLORS((shares / shares.max()).numpy())[:, :3] * 255).astype(int)
     cells = [
         f'<i title="latent {index}: {share:.1%}" style="background: rgb({red},{green},{blue})"></i>'

@@ -92,7 +92,9 @@ def make_field(
             relative_cameras(cameras[None])[1] for cameras in (torch.from_numpy(geometry.extrinsics), true)
         )
         unit = float(estimated / given)
-        intrinsics = intrinsics.new_tensor([room.renderer.focal_length] * 2 + [1.0]).diag()
+        # The views may be larger than the pictures.
+        focal_length = room.renderer.focal_length * geometry.image_size[1] / len(room.renderer.u)
+        intrinsics = intrinsics.new_tensor([focal_length] * 2 + [1.0]).diag()
         intrinsics[:2, 2] = intrinsics.new_tensor(geometry.image_size[::-1]) / 2
     low, high = np.quantile(geometry.depth / unit, [0.02, 0.98])
     return SceneField(pixel_values, latents, geometry, colors, (float(low), float(high)), intrinsics, unit)
@@ -114,13 +116,15 @@ def predict(model: Spa3RForPreTraining, field: SceneField, move: np.ndarray) -> 
 @torch.no_grad()
 def see(model: Spa3RForPreTraining, field: SceneField, picture: np.ndarray, depth: np.ndarray) -> View:
     """What the teachers find in the true picture of a camera, which the model has not seen, and its true depth."""
-    pixels = torch.from_numpy(picture).permute(2, 0, 1).float()[None, None] / 255
-    views = torch.cat([field.pixel_values, pixels.to(field.pixel_values)], dim=1).to(model.device)
+    pixels = torch.from_numpy(picture).permute(2, 0, 1).float()[None] / 255
+    pixels = F.interpolate(pixels, field.image_size, mode="bilinear", antialias=True)
+    views = torch.cat([field.pixel_values, pixels[None].to(field.pixel_values)], dim=1).to(model.device)
     num_context = field.pixel_values.shape[1]
     targets = model.observe(views, num_context, first_target=num_context)["targets"]
     patch_size = model.config.vggt_config.patch_size
     features = {name: _grid(model, field, target) for name, target in targets.items()}
-    return View(features, torch.from_numpy(depth[::patch_size, ::patch_size]))
+    depth = F.interpolate(torch.from_numpy(depth)[None, None], field.image_size, mode="nearest-exact")[0, 0]
+    return View(features, depth[::patch_size, ::patch_size])
 
 
 def agreement(predicted: View, true: View) -> dict[str, float]:

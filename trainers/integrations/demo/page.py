@@ -13,7 +13,7 @@ import gradio as gr
 from .drawing import CSS, draw_latents, draw_look, draw_photos
 from .looking import agreement, camera_move
 from .rooms import RenderedRoom, as_prompt, read_photos
-from .scenes import Scene, Studio, read_upload, write_scene
+from .scenes import Scene, Studio, read_upload
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ class Page:
             return parts
         if scene.field is None:
             return (*parts, None, gr.DownloadButton(value=None), "", *(value[0] for value in SLIDERS.values()))
-        path, spread = write_scene(scene)
+        path, spread = scene.glb
         start = [value[0] for value in SLIDERS.values()]
         seen = gr.Model3D(value=path, camera_position=(*VIEWPOINT, 1.05 * spread))
         return (*parts, seen, gr.DownloadButton(value=path), self.look(scene, *start), *start)
@@ -246,20 +246,16 @@ class Page:
         for said in self.studio.answer(scene, prompt):
             yield [*chat, {"role": "assistant", "content": said.text}], "", *rest
         seconds = time.perf_counter() - start
+        truth = f"true answer: {known.answer} · " if known else ""
         told = f"**{said.text}**" if said.text else "*(nothing)*"
-        told += (
-            f"\n\n<small>true answer: {known.answer} · {seconds:.1f} s</small>"
-            if known
-            else f"\n\n<small>{seconds:.1f} s</small>"
-        )
-        chat = [*chat, {"role": "assistant", "content": told}]
+        chat = [*chat, {"role": "assistant", "content": f"{told}\n\n<small>{truth}{seconds:.1f} s</small>"}]
         if not said.tokens:
             yield chat, "", *rest
             return
         attention = self.studio.attention(scene, prompt, said.tokens)
         maps = {"answer": attention.image_tokens}
         if attention.latents is not None:
-            for latent in attention.latents.topk(min(3, len(attention.latents))).indices.tolist():
+            for latent in attention.latents.topk(3).indices.tolist() if scene.adapter is not None else ():
                 maps[f"latent {latent}"] = scene.adapter[:, latent].cpu()
         first = next(iter(maps))
         yield (
@@ -268,7 +264,7 @@ class Page:
             maps,
             draw_photos(scene.photos, self.studio.heat(scene, maps[first]), LOOKED),
             gr.Radio(choices=["none", *maps], value=first, visible=True),
-            draw_latents(attention.latents) if attention.latents is not None else "",
+            "" if attention.latents is None else draw_latents(attention.latents),
         )
 
     def show_heat(self, scene: Scene | None, maps: dict | None, chosen: str) -> str:

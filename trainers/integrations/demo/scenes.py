@@ -1,5 +1,6 @@
 """What the page computes: scenes from rooms and uploads, answers piece by piece, and views from elsewhere."""
 
+import functools
 import shutil
 import tempfile
 import threading
@@ -58,6 +59,16 @@ class Scene:
     adapter: Tensor | None
     field: SceneField | None
     room: RenderedRoom | None
+
+    @functools.cached_property
+    def glb(self) -> tuple[str, float]:
+        """Path of a GLB file of points and cameras, which goes with the scene, and the spread of the points."""
+        folder = tempfile.mkdtemp(prefix="spa3r-demo-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        path, cloud = Path(folder, "scene.glb"), self.field.geometry.point_cloud()
+        write_glb(path, self.field.geometry, cloud)
+        low, high = np.quantile(cloud.positions, [0.02, 0.98], axis=0)
+        return str(path), float(np.linalg.norm(high - low))
 
 
 class Answer(NamedTuple):
@@ -145,16 +156,6 @@ class Studio:
             return predicted, picture, see(self.spa3r, scene.field, picture, depth)
 
 
-def write_scene(scene: Scene) -> tuple[str, float]:
-    """Write points and cameras of a scene as a GLB file; returns its path and the spread of the points."""
-    folder = tempfile.mkdtemp(prefix="spa3r-demo-")
-    weakref.finalize(scene, shutil.rmtree, folder, ignore_errors=True)
-    path, cloud = Path(folder, "scene.glb"), scene.field.geometry.point_cloud()
-    write_glb(path, scene.field.geometry, cloud)
-    low, high = np.quantile(cloud.positions, [0.02, 0.98], axis=0)
-    return str(path), float(np.linalg.norm(high - low))
-
-
 def read_upload(paths: Sequence[str], limits: Limits, num_frames: int) -> list[Image.Image]:
     """Read photos of a place, or a video.
 
@@ -216,8 +217,10 @@ def require_same_encoder(model: Spa3VLMForConditionalGeneration, spa3r: Spa3RFor
     """Refuse a Spa3R that is not the one inside a Spa3-VLM: its decoder could not read the latents.
 
     Raises:
-        ValueError: If a weight of the encoder differs by more than rounding.
+        ValueError: If a weight of the encoder differs by more than rounding, or the model has no encoder.
     """
+    if model.model.spatial_encoder is None:
+        raise ValueError(f"`{names[0]}` encodes no scene (`fusion` is none): leave out `{names[1]}`.")
     inside, given = model.model.spatial_encoder.state_dict(), spa3r.model.state_dict()
     different = [
         name
