@@ -28,6 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorKwargs,
     Qwen2VLImageProcessorPil,
+    smart_resize,
 )
 from transformers.processing_utils import MultiModalData
 from transformers.utils import ModelOutput, cached_file, can_return_tuple, torch_compilable_check
@@ -48,6 +49,7 @@ __all__ = [
     "is_valid_image",
     "load_offloaded",
     "record_outputs",
+    "smart_resize",
     "torch_compilable_check",
 ]
 

@@ -1,4 +1,4 @@
-"""Build a Spa3-VLM from a Qwen2.5-VL and a Spa3R, and the processor that belongs to it."""
+"""Build a Spa3-VLM from a vision-language model and a Spa3R, and the processor that belongs to it."""
 
 import os
 from pathlib import Path
@@ -6,43 +6,61 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen2_5_VLForConditionalGeneration,
 )
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
+from ..spa3_vlm.bases import require_base
 from ..spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
 from ..spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
-from ..spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
+from ..spa3_vlm.processing_spa3_vlm import CHAT_TEMPLATE, PLAIN_CHAT_TEMPLATE, Spa3VLMProcessor
 from ..spa3r.modeling_spa3r import Spa3RModel
 from .loading import blame_checkpoint, load_config, load_whole, require_checkpoint, require_tokens
 
-__all__ = ["assemble_spa3_vlm", "load_qwen", "load_tokenizer", "make_processor", "plain_qwen"]
+__all__ = ["BASES", "assemble_spa3_vlm", "load_base_vlm", "load_tokenizer", "make_processor", "plain_vlm"]
+
+QWEN3_IMAGES = {
+    "do_resize": True,
+    "size": {"shortest_edge": 256**2, "longest_edge": 4096**2},
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+# The prompt of each base and its rules for images, as its own processor has them: the type of a model -> a chat
+# template, and settings of `Spa3VLMImageProcessor`.
+BASES = {
+    "qwen2_vl": (CHAT_TEMPLATE, {}),
+    "qwen2_5_vl": (CHAT_TEMPLATE, {}),
+    "qwen3_vl": (PLAIN_CHAT_TEMPLATE, QWEN3_IMAGES),
+    "qwen3_vl_moe": (PLAIN_CHAT_TEMPLATE, QWEN3_IMAGES),
+}
 
 
-def assemble_spa3_vlm(
-    vlm: Qwen2_5_VLForConditionalGeneration, spa3r: Spa3RModel | None, **settings
-) -> Spa3VLMForConditionalGeneration:
-    """Join a Qwen2.5-VL and a Spa3R with a new adapter, which adds nothing until it is trained (paper Eq. 14-15).
+def assemble_spa3_vlm(vlm: PreTrainedModel, spa3r: Spa3RModel | None, **settings) -> Spa3VLMForConditionalGeneration:
+    """Join a vision-language model and a Spa3R with a new adapter, which adds nothing until it is trained (paper
+    Eq. 14-15).
 
     The result holds the two models themselves, not copies; Spa3R takes the dtype of the VLM.
 
     Args:
-        vlm (`Qwen2_5_VLForConditionalGeneration`): Vision-language model; on the meta device nothing is computed.
+        vlm (`PreTrainedModel`):
+            A Qwen2.5-VL, Qwen3-VL or another of `BASES`, with its head; on the meta device nothing is computed.
         spa3r (`Spa3RModel`, *optional*): Spatial encoder; `fusion="none"` needs none.
         settings (*optional*): `fusion` and `spatial_representation` of `Spa3VLMConfig`.
 
     Raises:
-        ValueError: If the two do not fit together.
+        ValueError: If the vision-language model is of another type.
     """
+    _require_base(vlm.config)
     spatial = {}
     if spa3r is not None:
         spa3r.config.teachers_included = True  # its VGGT is loaded, whichever checkpoint it came from
         spatial["spatial_config"] = spa3r.config
     config = Spa3VLMConfig(vlm_config=vlm.config, **spatial, **settings)
-    _require_compatible_parts(config)
     with torch.device("meta"):
         model = Spa3VLMForConditionalGeneration(config)
     inner = model.model
@@ -57,18 +75,17 @@ def assemble_spa3_vlm(
     return model.eval()
 
 
-def _require_compatible_parts(config: Spa3VLMConfig):
-    vlm_config = config.vlm_config
-    if vlm_config.model_type != "qwen2_5_vl":
-        raise ValueError(
-            f"The vision-language model must be a Qwen2.5-VL (`qwen2_5_vl`), got a `{vlm_config.model_type}`."
-        )
-    vlm_size, spatial_size = vlm_config.vision_config.patch_size, config.spatial_config.vggt_config.patch_size
-    if vlm_size != spatial_size:
-        raise ValueError(
-            "The vision-language model and Spa3R share images, so their `patch_size` must be equal, got "
-            f"{vlm_size} and {spatial_size} pixels; choose another Spa3R."
-        )
+def _require_base(config: PreTrainedConfig):
+    """Refuse another type of model than those in `BASES`, and name what it lacks of their interface, if anything."""
+    if config.model_type in BASES:
+        return
+    if "vision_config" in config.sub_configs:
+        with torch.device("meta"):
+            require_base(AutoModel.from_config(config))
+    raise ValueError(
+        f"A `{config.model_type}` is no base of Spa3-VLM: neither its prompt nor its rules for images are known here; "
+        f"give one of {', '.join(f'`{name}`' for name in BASES)}."
+    )
 
 
 def make_processor(
@@ -83,24 +100,31 @@ def make_processor(
             Width in pixels that images are resized to: the width that the spatial encoder was trained with.
 
     Raises:
-        ValueError: If the tokenizer's special tokens have other ids than the model's, or `image_width` is not a
-            multiple of the patch size.
+        ValueError: If the vision-language model is not in `BASES`, the tokenizer's special tokens have other ids than
+            the model's, or `image_width` is not a multiple of the spatial encoder's patch size.
     """
     vlm_config = config.vlm_config
+    _require_base(vlm_config)
     require_tokens(tokenizer, vlm_config)
-    vision_config = vlm_config.vision_config
+    chat_template, rules = BASES[vlm_config.model_type]
+    vision_config, geometry_patch_size = vlm_config.vision_config, config.spatial_config.vggt_config.patch_size
+    if vision_config.patch_size != geometry_patch_size:
+        rules = rules | {"geometry_patch_size": geometry_patch_size, "do_resize": True}
     tokenizer.padding_side = "left"
     image_processor = Spa3VLMImageProcessor(
         image_width=image_width,
         patch_size=vision_config.patch_size,
         merge_size=vision_config.spatial_merge_size,
         temporal_patch_size=vision_config.temporal_patch_size,
+        **rules,
     )
-    return Spa3VLMProcessor(image_processor, tokenizer, num_appended_tokens=config.num_appended_tokens)
+    return Spa3VLMProcessor(
+        image_processor, tokenizer, chat_template=chat_template, num_appended_tokens=config.num_appended_tokens
+    )
 
 
-def load_qwen(name: str, **options) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerBase]:
-    """Load a complete Qwen2.5-VL and its tokenizer; of a Spa3-VLM, the Qwen2.5-VL inside.
+def load_base_vlm(name: str, **options) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a complete vision-language model and its tokenizer; of a Spa3-VLM, the one inside.
 
     Args:
         name (`str`): Folder, or name on the Hub.
@@ -108,32 +132,27 @@ def load_qwen(name: str, **options) -> tuple[Qwen2_5_VLForConditionalGeneration,
 
     Raises:
         FileNotFoundError: If there is no such checkpoint, or it has no tokenizer.
-        ValueError: If it holds another kind of model, or an incomplete one.
+        ValueError: If it holds a model that is not in `BASES`, or an incomplete one.
     """
     require_checkpoint(name)
-    model_type = load_config(AutoConfig, name).model_type
-    if model_type not in ("qwen2_5_vl", "spa3_vlm"):
-        raise ValueError(f"`{name}` holds a `{model_type}` model; give a Qwen2.5-VL (`qwen2_5_vl`) or a Spa3-VLM.")
+    config = load_config(AutoConfig, name)
+    if config.model_type != Spa3VLMConfig.model_type:
+        _require_base(config)
     tokenizer = load_tokenizer(name)
     if tokenizer is None:
-        raise FileNotFoundError(f"There is no tokenizer in `{name}`; give the whole folder of a Qwen2.5-VL.")
+        raise FileNotFoundError(
+            f"There is no tokenizer in `{name}`; give the whole folder of a `{config.model_type}`."
+        )
     model = load_whole(AutoModelForImageTextToText, name, **options)
-    return plain_qwen(model) if model_type == "spa3_vlm" else model, tokenizer
+    return plain_vlm(model) if config.model_type == Spa3VLMConfig.model_type else model, tokenizer
 
 
-def plain_qwen(model: Spa3VLMForConditionalGeneration) -> Qwen2_5_VLForConditionalGeneration:
-    """The Qwen2.5-VL inside a Spa3-VLM, without adapter and spatial encoder; holds the modules themselves.
-
-    Raises:
-        ValueError: If the vision-language model is another.
-    """
-    config = model.config.vlm_config
-    if config.model_type != "qwen2_5_vl":
-        raise ValueError(f"The Spa3-VLM holds a `{config.model_type}`; give one with a Qwen2.5-VL (`qwen2_5_vl`).")
+def plain_vlm(model: Spa3VLMForConditionalGeneration) -> PreTrainedModel:
+    """The vision-language model in a Spa3-VLM, without adapter and spatial encoder; holds the modules themselves."""
     with torch.device("meta"):
-        qwen = Qwen2_5_VLForConditionalGeneration(config)
-    qwen.model, qwen.lm_head, qwen.generation_config = model.model.vlm, model.lm_head, model.generation_config
-    return qwen.eval()
+        vlm = AutoModelForImageTextToText.from_config(model.config.vlm_config)
+    vlm.model, vlm.lm_head, vlm.generation_config = model.model.vlm, model.lm_head, model.generation_config
+    return vlm.eval()
 
 
 def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase | None:

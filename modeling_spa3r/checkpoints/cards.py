@@ -60,6 +60,9 @@ PUBLISHED = {
     "siglip-large-patch16-256": ("google/siglip-large-patch16-256", STATED_THERE),
     "qwen2.5-vl-3b-instruct": ("Qwen/Qwen2.5-VL-3B-Instruct", QWEN_RESEARCH),
     "qwen2.5-vl-7b-instruct": ("Qwen/Qwen2.5-VL-7B-Instruct", APACHE),
+    "qwen3-vl-2b-instruct": ("Qwen/Qwen3-VL-2B-Instruct", APACHE),
+    "qwen3-vl-4b-instruct": ("Qwen/Qwen3-VL-4B-Instruct", APACHE),
+    "qwen3-vl-8b-instruct": ("Qwen/Qwen3-VL-8B-Instruct", APACHE),
 }
 
 

@@ -18,12 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForImageTextToText,
-    GenerationConfig,
-    PreTrainedTokenizerBase,
-    Qwen2_5_VLForConditionalGeneration,
-)
+from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...configuration import load_preset
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
@@ -32,7 +27,7 @@ from ..spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ..spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..spa3r.image_processing_spa3r import Spa3RImageProcessor
 from ..spa3r.modeling_spa3r import Spa3RForPreTraining, Spa3RModel
-from .assemble import assemble_spa3_vlm, load_qwen, load_tokenizer, make_processor
+from .assemble import assemble_spa3_vlm, load_base_vlm, load_tokenizer, make_processor
 from .byte_tokenizer import byte_tokenizer
 from .cards import PARTS, parts_of, spa3_vlm_card
 from .loading import load_config, load_whole
@@ -100,10 +95,10 @@ def _assemble(options: argparse.Namespace):
     _write_spa3_vlm(model, processor, origins, options)
 
 
-def _load_vlm(name: str, dtype: str | None) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerBase]:
-    """Load a Qwen2.5-VL and its tokenizer, or make an untrained one by the name of a preset."""
+def _load_vlm(name: str, dtype: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a vision-language model and its tokenizer, or make an untrained one by the name of a preset."""
     if _is_checkpoint(name):
-        return load_qwen(name, dtype=dtype or "auto")
+        return load_base_vlm(name, dtype=dtype or "auto")
     config, tokenizer = Spa3VLMConfig(**load_preset(name)), byte_tokenizer()
     make_processor(config, tokenizer)  # refuses a large vocabulary before weights are made
     print(f"`{name}` is an architecture: its vision-language model is untrained, and its tokens are bytes.")
@@ -168,11 +163,11 @@ def _parser() -> argparse.ArgumentParser:
         ("spa3r", _import_model, "import the official Spa3R, teachers included", [source, result]),
         ("dinov3", _import_model, "import DINOv3 as Meta publishes it", [source, result]),
         ("spa3-vlm", _import_spa3_vlm, "import the official Spa3-VLM from its folder", [source, result, width]),
-        ("assemble", _assemble, "join a Qwen2.5-VL and a Spa3R with a new adapter", [result, width]),
+        ("assemble", _assemble, "join a Qwen2.5-VL or Qwen3-VL and a Spa3R with a new adapter", [result, width]),
     ]:
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=parents)
         command.set_defaults(run=run)
-    help = "Qwen2.5-VL, or a Spa3-VLM with one: folder, name on the Hub, or untrained by a preset"
+    help = "Qwen2.5-VL, Qwen3-VL, or a Spa3-VLM with one: folder, name on the Hub, or untrained by a preset"
     command.add_argument("--vlm", required=True, help=help)
     command.add_argument("--spa3r", help="Spa3R of this package: folder or name on the Hub; --fusion none needs none")
     fusions = {"choices": ["cross_attention", "append", "none"], "default": "cross_attention"}

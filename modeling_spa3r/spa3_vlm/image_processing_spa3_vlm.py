@@ -1,8 +1,9 @@
-"""Prepares the images of scenes for the spatial encoder and for the vision tower of Qwen2.5-VL.
+"""Prepares the images of scenes for the spatial encoder and for the vision tower of a Qwen-VL.
 
 Every image is resized (bicubic) to one width and to a height of whole patches; a portrait image is then cropped to its
 middle square (official code), or fitted whole into that square, on white. The spatial encoder gets this image. The
-vision tower gets its top left part, cut to whole squares of 2 x 2 patches (official code).
+vision tower gets its top left part, cut to whole squares of 2 x 2 patches (official code). A tower whose patches have
+another size than the spatial encoder's gets the whole image instead, resized by its own rule (`do_resize`).
 
 Deviation from the official code: the EXIF orientation of a photo is applied.
 """
@@ -17,7 +18,7 @@ import torch
 from transformers import BatchFeature
 from transformers.utils import logging
 
-from ..library import Qwen2VLImageProcessorKwargs, Qwen2VLImageProcessorPil
+from ..library import Qwen2VLImageProcessorKwargs, Qwen2VLImageProcessorPil, smart_resize
 from ..scene_images import SceneImageReader
 
 __all__ = ["Spa3VLMImageProcessor"]
@@ -35,7 +36,10 @@ _has_warned: list[bool] = []
 class Spa3VLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
     r"""
     image_width (`int`, *optional*, defaults to 518):
-        Width in pixels that images are resized to: a multiple of `patch_size`, and at least 2 patches.
+        Width in pixels that images are resized to: a multiple of the spatial encoder's patch size, and at least 2
+        patches.
+    geometry_patch_size (`int`, *optional*):
+        Side in pixels of a patch of the spatial encoder, where it is not that of the vision tower, `patch_size`.
     image_fit (`str`, *optional*, defaults to `"crop"`):
         What becomes of an image that is higher than wide: `"crop"` keeps its middle square, as the published weights
         expect; `"pad"` shows all of it, smaller, on a white square.
@@ -43,6 +47,7 @@ class Spa3VLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
 
     image_width: int
     image_fit: str
+    geometry_patch_size: int | None
 
 
 class Spa3VLMImageProcessor(SceneImageReader, Qwen2VLImageProcessorPil):
@@ -68,40 +73,63 @@ class Spa3VLMImageProcessor(SceneImageReader, Qwen2VLImageProcessorPil):
     model_input_names = ["pixel_values", "image_grid_thw", "pixel_values_geometry", "geometry_sizes", "num_views"]
     image_width = 518
     image_fit = "crop"
+    geometry_patch_size = None
     # Images already have their final size. `do_resize` resizes those for the vision tower again, by Qwen's rule.
     do_resize = False
 
     def resized_size(self, height: int, width: int, image_width: int | None = None) -> tuple[int, int]:
         """Height and width in pixels of a resized image, before a portrait image is cropped."""
-        image_width, patch_size = image_width or self.image_width, self.patch_size
+        image_width, patch_size = image_width or self.image_width, self.geometry_patch_size or self.patch_size
         return max(round(height * image_width / width / patch_size), 1) * patch_size, image_width
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
         """Number of patches that the vision tower gets for an image of this size in pixels."""
         options = images_kwargs or {}
         height, width = self.resized_size(height, width, options.get("image_width"))
-        side = self.patch_size * self.merge_size
-        height, width = min(height, width) // side * side, width // side * side
-        if options.get("do_resize", self.do_resize):
-            return super().get_number_of_image_patches(height, width, options)
+        _, (height, width) = self.vision_sizes(min(height, width), width, options)
         return height * width // self.patch_size**2
+
+    def vision_sizes(
+        self, height: int, width: int, images_kwargs: dict | None = None
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Sizes of what the vision tower gets of a resized and cropped image of this size.
+
+        Returns:
+            `tuple[tuple[int, int], tuple[int, int]]`: Height and width of the top left part that it sees, and of that
+            part as the tower gets it, all in pixels.
+        """
+        names = ("do_resize", "patch_size", "merge_size", "geometry_patch_size", "size")
+        options = {name: getattr(self, name) for name in names} | (images_kwargs or {})
+        side, token_side = seen_side(**options), options["patch_size"] * options["merge_size"]
+        seen = height // side * side, width // side * side
+        if not options["do_resize"]:
+            return seen, seen
+        low, high = (options["size"][name] for name in ("shortest_edge", "longest_edge"))
+        return seen, smart_resize(*seen, token_side, min_pixels=low, max_pixels=high)
 
     def to_dict(self) -> dict[str, Any]:
         """Leave out the default `image_fit`, so that settings and fingerprints of older checkpoints stay the same."""
         settings = super().to_dict()
         return {name: value for name, value in settings.items() if (name, value) != ("image_fit", FITS[0])}
 
-    def _standardize_kwargs(self, image_width: int | None = None, image_fit: str | None = None, **kwargs) -> dict:
+    def _standardize_kwargs(
+        self,
+        image_width: int | None = None,
+        image_fit: str | None = None,
+        geometry_patch_size: int | None = None,
+        **kwargs,
+    ) -> dict:
         """Check the options of the constructor or of a call."""
         if image_fit not in FITS:
             raise ValueError(f"`image_fit` must be one of {', '.join(FITS)}, got {image_fit!r}.")
-        patch_size, side = kwargs["patch_size"], kwargs["patch_size"] * kwargs["merge_size"]
+        patch_size, side = geometry_patch_size or kwargs["patch_size"], kwargs["patch_size"] * kwargs["merge_size"]
         if image_width % patch_size or image_width < side:
             raise ValueError(
                 f"`image_width` must be a multiple of the patch size {patch_size} and at least {side}, got "
                 f"{image_width}."
             )
-        return super()._standardize_kwargs(**kwargs) | {"image_width": image_width, "image_fit": image_fit}
+        own = {"image_width": image_width, "image_fit": image_fit, "geometry_patch_size": geometry_patch_size}
+        return super()._standardize_kwargs(**kwargs) | own
 
     def _preprocess_image_like_inputs(self, images, *args, **kwargs) -> BatchFeature:
         """Prepare images for both encoders; transformers calls this hook of `preprocess`."""
@@ -111,7 +139,7 @@ class Spa3VLMImageProcessor(SceneImageReader, Qwen2VLImageProcessorPil):
         scenes = self.map_scenes(images, make_view, kwargs.get("input_data_format"))
         if kwargs["image_fit"] == "crop":
             warn_of_crop(sizes)
-        whole, framed, side = [], [], kwargs["patch_size"] * kwargs["merge_size"]
+        whole, framed, side = [], [], seen_side(**kwargs)
         for views in scenes:
             whole += [view[:, : view.shape[1] // side * side, : view.shape[2] // side * side] for view in views]
             framed += _frame_on_white(views)
@@ -125,7 +153,7 @@ class Spa3VLMImageProcessor(SceneImageReader, Qwen2VLImageProcessorPil):
     def _make_view(self, image: PIL.Image.Image, name: str, options: dict, sizes: list) -> np.ndarray:
         """Resize and crop an image, and note its size; returns RGB bytes of shape `(3, height, width)`."""
         sizes.append(image.size)
-        min_height = options["patch_size"] * options["merge_size"]
+        min_height = seen_side(**options)
         if image.height > MAX_ASPECT_RATIO * image.width:
             raise ValueError(
                 f"{name} is {image.width} x {image.height} pixels, its height more than {MAX_ASPECT_RATIO} times its "
@@ -145,6 +173,15 @@ class Spa3VLMImageProcessor(SceneImageReader, Qwen2VLImageProcessorPil):
         top = max((height - width) // 2, 0)
         # A copy, because the next steps are faster channel by channel.
         return np.ascontiguousarray(np.moveaxis(resized[top : top + min(height, width)], -1, 0))
+
+
+def seen_side(patch_size: int, merge_size: int, geometry_patch_size: int | None, do_resize: bool, **options) -> int:
+    """The vision tower sees whole squares of a view, of this side in pixels; see `Spa3VLMImageProcessor` for the rest.
+
+    Patches of one size coincide in both encoders, if what is left of a square is cut off. Patches of two sizes cannot,
+    and the tower sees the whole view.
+    """
+    return geometry_patch_size if do_resize and geometry_patch_size else patch_size * merge_size
 
 
 def warn_of_crop(sizes: Sequence[tuple[int, int]]) -> None:

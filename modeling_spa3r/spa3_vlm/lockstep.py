@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from .bases import deepstack_features
+
 __all__ = ["dummy_fusion_pass", "dummy_image_pass", "needs_dummy_pass", "unsplit_classes"]
 
 
@@ -36,6 +38,7 @@ def dummy_image_pass(model: PreTrainedModel, device: torch.device, has_latents: 
     if has_features:
         hidden_size = model.config.get_text_config().hidden_size
         image_tokens = torch.zeros(1, hidden_size, device=device, dtype=model.dtype)
+        deepstack = []
     else:
         # The smallest image: one square of merged patches.
         config = model.config.vlm_config.vision_config
@@ -43,8 +46,12 @@ def dummy_image_pass(model: PreTrainedModel, device: torch.device, has_latents: 
         patch_size = config.in_channels * config.temporal_patch_size * config.patch_size**2
         patches = torch.zeros(side**2, patch_size, device=device)
         grid = torch.tensor([[1, side, side]], device=device)
-        (image_tokens,) = model.vlm.get_image_features(patches, grid, return_dict=True).pooler_output
-    return 0 * image_tokens.sum() if model.fusion is None else dummy_fusion_pass(model, image_tokens, has_latents)
+        output = model.vlm.get_image_features(patches, grid, return_dict=True)
+        (image_tokens,), deepstack = output.pooler_output, deepstack_features(output)
+    zero = 0 * image_tokens.sum() if model.fusion is None else dummy_fusion_pass(model, image_tokens, has_latents)
+    for (tokens,) in deepstack:
+        zero = zero + 0 * tokens.sum()
+    return zero
 
 
 def dummy_fusion_pass(model: PreTrainedModel, image_tokens: Tensor, has_latents: bool) -> Tensor:

@@ -2,7 +2,7 @@
 
 Deviations from the official code:
 - The VLM is a submodule that runs its own forward. Its image features are fused and passed back to it as
-  `mm_encoder_outputs`, so no forward is copied, and any VLM with Qwen2.5-VL's interface fits.
+  `mm_encoder_outputs`, so no forward is copied, and any VLM with the interface of `bases.BaseVLM` fits.
 - A batch may mix scenes with different view counts and image sizes, and rows without images. Each row sees the latents
   of its own scene only; in the official code all rows attend to the latents of the whole batch.
 - A scene can be encoded once with `encode_scene` and reused as `spatial_latents`.
@@ -23,6 +23,7 @@ from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ..library import CheckedModel, can_return_tuple
 from ..spa3r.modeling_spa3r import Spa3RModel
 from ..vggt.modeling_vggt import VGGTModel
+from .bases import add_empty_features, pack_features, require_base, unpack_features
 from .fusion import FUSIONS
 from .input_checks import (
     cached_offset,
@@ -139,6 +140,7 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
     def __init__(self, config: Spa3VLMConfig):
         super().__init__(config)
         self.vlm = AutoModel.from_config(config.vlm_config)
+        require_base(self.vlm)
         has_fusion = config.fusion != "none"
         self.spatial_encoder = SPATIAL_ENCODERS[config.spatial_representation](config) if has_fusion else None
         self.fusion = FUSIONS[config.fusion](config) if has_fusion else None
@@ -214,9 +216,9 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
 
         Returns:
             `torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`: Pass it to `forward` as `vision_features`.
+            A base with DeepStack adds its features of k layers: `(num_image_tokens, (1 + k) * hidden_size)`.
         """
-        features = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True).pooler_output
-        return torch.cat(list(features))
+        return pack_features(self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True))
 
     @torch.no_grad()
     def _encode_scenes(
@@ -245,8 +247,8 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         """
         if is_given(vision_features):
             num_tokens = image_grid_thw.prod(-1) // self.config.vlm_config.vision_config.spatial_merge_size**2
-            features = vision_features.to(self.dtype).split(num_tokens.tolist())
-            output = BaseModelOutputWithPooling(pooler_output=features)
+            size = self.config.get_text_config().hidden_size
+            output = unpack_features(vision_features.to(self.dtype), num_tokens.tolist(), size)
         else:
             output = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **kwargs)
         if self.fusion is None:
@@ -268,6 +270,8 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         else:
             check_latents(self.config, spatial_latents, len(counts))
         output.pooler_output = self._fuse(images, counts, spatial_latents)
+        if self.config.num_appended_tokens:
+            add_empty_features(output)
         return output
 
     def _fuse(self, images: list[Tensor], counts: list[int], latents: Sequence[Tensor]) -> list[Tensor]:

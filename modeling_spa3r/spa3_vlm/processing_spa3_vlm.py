@@ -14,7 +14,7 @@ from ...data_scripts.common.videos import read_frames, spread_evenly
 from ..library import MultiModalData, is_valid_image
 from ..scene_images import list_scenes
 
-__all__ = ["CHAT_TEMPLATE", "Spa3VLMProcessor"]
+__all__ = ["CHAT_TEMPLATE", "PLAIN_CHAT_TEMPLATE", "Spa3VLMProcessor"]
 
 CONTENT = (
     "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
@@ -25,12 +25,7 @@ CONTENT = (
     " ~ '`.') }}{% endif %}"
     "{% endfor %}{% endif %}"
 )
-# Qwen's format. `generation` marks the answers, whose tokens count in the loss as in the official training.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message.role != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "{% endif %}"
+MESSAGES = (
     "<|im_start|>{{ message.role }}\n"
     "{% if message.role == 'assistant' %}"
     "{% generation %}" + CONTENT + "<|im_end|>\n{% endgeneration %}"
@@ -38,6 +33,15 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Qwen's format. `generation` marks the answers, whose tokens count in the loss as in the official training.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message.role != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}" + MESSAGES
+)
+# Qwen3-VL's format has no message of the system but a given one.
+PLAIN_CHAT_TEMPLATE = "{% for message in messages %}" + MESSAGES
 BETWEEN_IMAGES = "<|vision_end|><|vision_start|>"
 # How frames are taken from a video. A video becomes images, so its other options are those of images.
 VIDEO_OPTIONS = ("num_frames", "fps", "do_sample_frames")
@@ -53,7 +57,9 @@ class Spa3VLMProcessor(ProcessorMixin):
     Args:
         image_processor (`Spa3VLMImageProcessor`): Prepares the images.
         tokenizer (`PreTrainedTokenizerBase`): Qwen's, or one with its special tokens.
-        chat_template (`str`, *optional*): Jinja template of a conversation. Defaults to `CHAT_TEMPLATE`.
+        chat_template (`str`, *optional*):
+            Jinja template of a conversation. Defaults to `CHAT_TEMPLATE`, Qwen2.5-VL's; Qwen3-VL's is
+            `PLAIN_CHAT_TEMPLATE`.
         num_frames (`int`, *optional*, defaults to 32):
             Number of frames to take from a video file. A video given as images keeps all of them.
         num_appended_tokens (`int`, *optional*, defaults to 0):
@@ -97,7 +103,7 @@ class Spa3VLMProcessor(ProcessorMixin):
         missing = [token for token, index in token_ids.items() if index in (None, tokenizer.unk_token_id)]
         if missing:
             raise ValueError(
-                f"`tokenizer` lacks the tokens {missing}; use the tokenizer of a Qwen2.5-VL checkpoint, or add these "
+                f"`tokenizer` lacks the tokens {missing}; use the tokenizer of a Qwen-VL checkpoint, or add these "
                 "special tokens."
             )
         self.image_token, self.video_token = SPECIAL_TOKENS[:2]

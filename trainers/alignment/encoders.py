@@ -60,7 +60,9 @@ class FrozenEncoders:
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Tensor]) -> EncodedScenes:
         """Encode a batch of `collate_alignment`; points come back in float32."""
-        tokens = self.model.encode_images(inputs["pixel_values"], inputs["image_grid_thw"]).to(self.dtype)
+        features = self.model.encode_images(inputs["pixel_values"], inputs["image_grid_thw"])
+        # Those of earlier layers (DeepStack) are not fused.
+        tokens = features[:, : self.model.config.get_text_config().hidden_size].to(self.dtype)
         num_tokens = inputs["num_tokens"].tolist()
         scenes = split_views(inputs["pixel_values_geometry"], inputs["geometry_sizes"], inputs["num_views"])
         pixels = inputs["patch_pixels"].split(num_tokens)

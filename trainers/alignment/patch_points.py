@@ -37,18 +37,18 @@ def patch_positions(image_processor: Spa3VLMImageProcessor, size: tuple[int, int
     Raises:
         ValueError: If the image is too low for a token.
     """
-    patch_size, merge_size = image_processor.patch_size, image_processor.merge_size
+    merge_size, token_side = image_processor.merge_size, image_processor.patch_size * image_processor.merge_size
     height, width = image_processor.resized_size(*size)
-    # A portrait image is cropped to its middle square; the vision tower sees the top left part in whole tokens.
+    # A portrait image is cropped to its middle square.
     cropped = min(height, width)
     top = max((height - width) // 2, 0)
-    token_side = patch_size * merge_size
-    rows, columns = cropped // token_side, width // token_side
+    seen, (tower_height, tower_width) = image_processor.vision_sizes(cropped, width)
+    rows, columns = tower_height // token_side, tower_width // token_side
     if rows == 0:
         raise ValueError(f"an image of {size[1]} x {size[0]} pixels is too low for a token of {token_side} pixels")
     y, x = torch.meshgrid(
-        (torch.arange(rows * merge_size, dtype=torch.float64) + 0.5) * patch_size,
-        (torch.arange(columns * merge_size, dtype=torch.float64) + 0.5) * patch_size,
+        (torch.arange(rows * merge_size, dtype=torch.float64) + 0.5) * seen[0] / (rows * merge_size),
+        (torch.arange(columns * merge_size, dtype=torch.float64) + 0.5) * seen[1] / (columns * merge_size),
         indexing="ij",
     )
     in_view = torch.stack([x, y], dim=-1)

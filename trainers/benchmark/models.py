@@ -1,4 +1,4 @@
-"""Load the models that a benchmark asks: a Spa3-VLM, or a plain Qwen2.5-VL for comparison."""
+"""Load the models that a benchmark asks: a Spa3-VLM, or the plain vision-language model for comparison."""
 
 import hashlib
 from pathlib import Path
@@ -8,13 +8,13 @@ import torch
 from transformers import AutoConfig, ProcessorMixin
 from transformers.utils import cached_file
 
-from ...modeling_spa3r.checkpoints.assemble import assemble_spa3_vlm, load_qwen, make_processor
+from ...modeling_spa3r.checkpoints.assemble import BASES, assemble_spa3_vlm, load_base_vlm, make_processor
 from ...modeling_spa3r.checkpoints.cards import CARD
 from ...modeling_spa3r.checkpoints.loading import load_config, load_processor, load_spa3_vlm, require_checkpoint
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ..runs.errors import first_line
 
-PLAIN, OURS = "qwen2_5_vl", "spa3_vlm"
+OURS = "spa3_vlm"
 
 
 def load_benchmark_model(
@@ -22,8 +22,8 @@ def load_benchmark_model(
 ) -> tuple[Spa3VLMForConditionalGeneration, ProcessorMixin]:
     """Load a model and its processor.
 
-    A plain Qwen2.5-VL becomes a Spa3-VLM with `fusion="none"`. Its logits are the same bit for bit, and the same code
-    asks it about images of the same size.
+    A plain vision-language model becomes a Spa3-VLM with `fusion="none"`. Its logits are the same bit for bit, and the
+    same code asks it about images of the same size.
 
     Args:
         name (`str`): Folder, or name on the Hub.
@@ -51,11 +51,12 @@ def load_benchmark_model(
         options["attn_implementation"] = attn_implementation
     if model_type == OURS:
         return load_spa3_vlm(name, **options).eval(), load_processor(name)
-    if model_type == PLAIN:
-        qwen, tokenizer = load_qwen(name, **options)
-        model = assemble_spa3_vlm(qwen, None, fusion="none")
+    if model_type in BASES:
+        vlm, tokenizer = load_base_vlm(name, **options)
+        model = assemble_spa3_vlm(vlm, None, fusion="none")
         return model.eval(), make_processor(model.config, tokenizer)
-    raise ValueError(f"`{name}` holds a `{model_type}`; give a `{OURS}` or a plain `{PLAIN}`.")
+    known = ", ".join(f"`{base}`" for base in BASES)
+    raise ValueError(f"`{name}` holds a `{model_type}`; give a `{OURS}`, or a plain model of type {known}.")
 
 
 def fingerprint_checkpoint(name: str) -> str:

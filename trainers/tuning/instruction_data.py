@@ -20,6 +20,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ...data_scripts.common.images import BROKEN, UnreadableFrame, open_image, to_rgb, turn_upright
 from ...data_scripts.common.view_pixels import require_similar_shapes
+from ...modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 
 COLUMNS = ("images", "messages")
@@ -306,9 +307,8 @@ def check_lengths(dataset: Dataset, processor: Spa3VLMProcessor, max_length: int
     """
     described = dataset.map(_describe_record, remove_columns=list(COLUMNS), desc="Measuring records")
     images, text, messages = (np.array(described[name]) for name in ("num_images", "num_bytes", "num_messages"))
-    # A token is at least one byte, and no image is higher than wide. Only records above this bound are tokenised.
-    side = processor.image_processor.image_width // processor.image_processor.patch_size
-    bound = (side // processor.image_processor.merge_size) ** 2 + processor.num_appended_tokens + TOKENS_AROUND
+    # A token is at least one byte. Only records above this bound are tokenised.
+    bound = _most_tokens(processor.image_processor) + processor.num_appended_tokens + TOKENS_AROUND
     longest = images * bound + text + (messages + 2) * TOKENS_AROUND
     collator = InstructionCollator(processor)
     for row in np.flatnonzero(longest > max_length).tolist():
@@ -318,6 +318,15 @@ def check_lengths(dataset: Dataset, processor: Spa3VLMProcessor, max_length: int
                 f"Record {row} has {length} tokens with its {images[row]} images, more than `max_length` "
                 f"{max_length}: raise `max_length`, leave it out for no limit, or use fewer images."
             )
+
+
+def _most_tokens(image_processor: Spa3VLMImageProcessor) -> int:
+    """A bound of the tokens of an image, which is never higher than wide."""
+    side, width = image_processor.patch_size * image_processor.merge_size, image_processor.image_width
+    if not image_processor.do_resize:
+        return (width // side) ** 2
+    # Sides are rounded to whole tokens, and up in a small image that is enlarged.
+    return max((width // side + 1) ** 2, 4 * image_processor.size["shortest_edge"] // side**2)
 
 
 def digest_instructions(sources: list[str]) -> str:

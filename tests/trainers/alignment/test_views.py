@@ -60,15 +60,15 @@ def write_positions(root, sizes, depth_scale=1):
     return root
 
 
-def item_of(root, width, **options):
-    processor = Spa3VLMImageProcessor(image_width=width)
+def item_of(root, width, rules=None, **options):
+    processor = Spa3VLMImageProcessor(image_width=width, **(rules or {}))
     views = AlignmentViews(load_scenes("rooms", root, interval=[1, 1]), processor, **{"depth": True} | options)
     return views[0, 0, NUM_VIEWS], processor
 
 
 def positions_in_vision_patches(item, processor):
     """Where in the images the vision tower's patches were, by their colors; `(num_tokens, patches_per_token, 2)`."""
-    patches = item["pixel_values"].view(-1, 3, processor.temporal_patch_size, 14 * 14).mean(dim=(2, 3))
+    patches = item["pixel_values"].view(-1, 3, processor.temporal_patch_size, processor.patch_size**2).mean(dim=(2, 3))
     mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
     return (patches * std + mean)[:, :2].unflatten(0, (-1, processor.merge_size**2))
 
@@ -82,6 +82,16 @@ def projected(item, sizes):
     x, y, z, _ = torch.einsum("tpij,jk,tpk->itp", camera_from_world[view], world_from_first, points)
     pixels = torch.stack([FOCAL_X * x / z, FOCAL_Y * y / z], dim=-1) + torch.tensor(center_of(sizes))
     return (pixels / torch.tensor(sizes)[view]).float()
+
+
+def test_points_project_onto_patches_of_a_size_of_their_own(tmp_path):
+    limits = {"shortest_edge": 32**2, "longest_edge": 4096**2}
+    rules = {"patch_size": 16, "geometry_patch_size": 14, "do_resize": True, "size": limits}
+    sizes = [(168, 126), (168, 112), (150, 126)]
+    item, processor = item_of(write_positions(tmp_path, sizes), 154, rules)
+    assert item["image_grid_thw"].tolist() == [[1, 8, 10], [1, 6, 10], [1, 8, 10]]
+    seen = positions_in_vision_patches(item, processor)
+    torch.testing.assert_close(projected(item, sizes), seen, rtol=0, atol=0.5 / 112 + 0.004)
 
 
 @pytest.mark.parametrize("depth_scale", [1, 2])

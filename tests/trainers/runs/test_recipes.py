@@ -51,6 +51,7 @@ VARIANTS = {
     ),
     "spa3-vlm-image-mix": (TUNING, {"instructions": ["data/llava-hound@0.25", "data/spar-7m@0.03"]}),
     "spa3-vlm-lora": (TUNING, LORA),
+    "spa3-vlm-qwen3": (TUNING, {"model_name_or_path": "checkpoints/spa3-vlm-qwen3-4b"}),
     "spa3-vlm-qlora": (TUNING, LORA | {"load_in_4bit": True, "use_bnb_nested_quant": True}),
 }
 

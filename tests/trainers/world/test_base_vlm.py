@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from spa3r.configuration import Spa3VLMConfig, load_preset
-from spa3r.modeling_spa3r.checkpoints.assemble import load_qwen
+from spa3r.modeling_spa3r.checkpoints.assemble import load_base_vlm
 from spa3r.trainers.world.base_vlm import build_base_vlm, main
 
 PRESET = "spa3-vlm-nano"
@@ -39,7 +39,7 @@ def made(tmp_path_factory):
 
 
 def test_the_folder_is_a_whole_qwen_with_the_taught_tower(made):
-    model, _ = load_qwen(str(made / "qwen"))
+    model, _ = load_base_vlm(str(made / "qwen"))
     taught = Qwen2_5_VisionTransformerPretrainedModel.from_pretrained(made / "vision").state_dict()
     assert all(torch.equal(tensor, taught[name]) for name, tensor in model.model.visual.state_dict().items())
 
