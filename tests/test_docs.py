@@ -48,7 +48,7 @@ def options_in(parser: argparse.ArgumentParser) -> set[str]:
 @cache
 def options_of(verb: str) -> set[str]:
     """Options of a verb."""
-    return options_in(parser_of(*verb.split(), "--help")[0])
+    return options_in(parser_of(*verb.split())[0])
 
 
 def blocks(language: str, pages=PAGES) -> list:

@@ -9,7 +9,19 @@ from typing import BinaryIO
 import PIL.ExifTags
 import PIL.Image
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+try:
+    # In a `try`, so that a checkpoint that carries this file loads without it.
+    import pillow_heif
+except ImportError:
+    pillow_heif = None
+else:
+    pillow_heif.register_heif_opener()
+
+HEIC_SUFFIXES = {".heic", ".heif"}
+HEIC_HINT = "HEIC, the format of iPhones, needs `pip install pillow-heif`"
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"} | (
+    HEIC_SUFFIXES if pillow_heif else set()
+)
 # Pillow's decoders report broken files by any of these.
 BROKEN = (
     *(OSError, ValueError, SyntaxError, EOFError, struct.error, TypeError, KeyError, IndexError),
@@ -61,6 +73,9 @@ def open_image(source: str | os.PathLike | BinaryIO, name: str | None = None) ->
             return image
     except BROKEN as error:
         name = source if name is None else name
+        is_heic = os.path.splitext(str(name))[1].lower() in HEIC_SUFFIXES
+        if pillow_heif is None and is_heic and isinstance(error, PIL.UnidentifiedImageError):
+            raise UnreadableFrame(f"The image `{name}` cannot be read: {HEIC_HINT}.") from error
         raise UnreadableFrame(f"The image `{name}` cannot be read: {why_unreadable(error)}.") from error
 
 

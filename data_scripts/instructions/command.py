@@ -8,7 +8,6 @@ from concurrent.futures.process import BrokenProcessPool
 from ..common.command_line import OneLineHelp
 from ..common.exclusions import BENCHMARKS, fetch_benchmark_scenes, read_excluded, summarize_exclusion
 from ..instructions import llava_hound, spar, vlm3r, vsi590k
-from .convert import convert
 
 SETS = {"vsi590k": vsi590k, "spar": spar, "llava-hound": llava_hound, "vlm3r": vlm3r}
 
@@ -16,6 +15,8 @@ SETS = {"vsi590k": vsi590k, "spar": spar, "llava-hound": llava_hound, "vlm3r": v
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert the data set that the first argument names."""
     options = _parse(arguments)
+    from .convert import convert  # here, so that --help does not wait for it
+
     try:
         manifest = convert(
             SETS[options.set].read_record,

@@ -2,7 +2,7 @@
 
 An instruction set is a folder:
 
-    data/train-<block>.parquet   the rows; see `rows.FEATURES`. Images are paths, decoded when they are read
+    data/train-<block>.parquet   the rows; see `FEATURES`. Images are paths, decoded when they are read
     frames/, marked/             frames of videos, and images with markers drawn on them; see `media`
     manifest.json                options, fingerprint of the input, and counts
     README.md                    tells the `datasets` library which of these files hold the rows
@@ -31,6 +31,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Features, Image, List, Value
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -46,10 +47,22 @@ from ..common.files import (
 from ..common.processes import call_in_processes
 from ..common.records import BadRecord, parse_record, read_records
 from .media import MediaFolders, clear_caches
-from .rows import FEATURES, ConvertedRecord, ExcludedScene, Job, RawSample, convert_record, name_media
+from .rows import ConvertedRecord, ExcludedScene, Job, RawSample, convert_record, name_media
 
 logger = logging.getLogger(__name__)
 
+FEATURES = Features(
+    {
+        "images": List(Image()),
+        "messages": List(
+            {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
+        ),
+        "scene_id": Value("string"),
+        "question_type": Value("string"),
+        "source": Value("string"),
+        "id": Value("string"),
+    }
+)
 # Increase it when the same input would give other bytes.
 FORMAT = 1
 # Small: progress shows block by block, and decoding a new video takes seconds.

@@ -7,25 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from datasets import Features, Image, List, Value
-
 from ..common.exclusions import find_excluded, find_scene
 from ..common.records import BadRecord, check_text
 from ..common.videos import spread_evenly
 from .media import MAX_VIDEO_FRAMES, MediaFolders, mark_images, require_images, video_frames
 
-FEATURES = Features(
-    {
-        "images": List(Image()),
-        "messages": List(
-            {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
-        ),
-        "scene_id": Value("string"),
-        "question_type": Value("string"),
-        "source": Value("string"),
-        "id": Value("string"),
-    }
-)
 IMAGE, VIDEO = "<image>", "<video>"
 PLACEHOLDER = re.compile(f"({IMAGE}|{VIDEO})")
 # The official code drops one line break after each placeholder of the first turn.

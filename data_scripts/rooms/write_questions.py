@@ -28,6 +28,7 @@ The questions of a room depend only on the options and the room. A killed run re
 number of workers.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -39,7 +40,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features, Image, List, Value
 from tqdm import tqdm
 
 from ..benchmarks.rooms import OPTIONS_FILE
@@ -70,18 +70,25 @@ SETTINGS_FILE = "room_questions.json"
 ROOMS_PER_SHARD = 100
 # Number of questions, at most, from which answers without images are learned and on which they are scored.
 MAX_SCORED = 20_000
-FEATURES = Features(
-    {
-        "id": Value("string"),
-        "images": List(Image()),
-        "messages": List(
-            {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
-        ),
-        "scene_id": Value("string"),
-        "question_type": Value("string"),
-        "source": Value("string"),
-    }
-)
+
+
+@functools.cache
+def _schema() -> pa.Schema:
+    """The columns of an instruction set."""
+    from datasets import Features, Image, List, Value  # here, so that --help does not wait for it
+
+    return Features(
+        {
+            "id": Value("string"),
+            "images": List(Image()),
+            "messages": List(
+                {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
+            ),
+            "scene_id": Value("string"),
+            "question_type": Value("string"),
+            "source": Value("string"),
+        }
+    ).arrow_schema
 
 
 def write_questions(
@@ -239,7 +246,7 @@ def _write_shard(shard: Path, folders: Sequence[Path], options: QuestionOptions)
     for folder in folders:
         with blame_file(folder, RENDER_AGAIN):
             records += _train_records(folder, options)
-    table = pa.Table.from_pylist(records, schema=FEATURES.arrow_schema)
+    table = pa.Table.from_pylist(records, schema=_schema())
     with replace_when_complete(shard) as temporary:
         pq.write_table(table, temporary)
     return len(folders)

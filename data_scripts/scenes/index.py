@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from ..common.exclusions import count_found, find_excluded, read_excluded, summarize_exclusion
 from ..common.files import blame_file, natural_key
-from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image
+from ..common.images import HEIC_HINT, HEIC_SUFFIXES, IMAGE_SUFFIXES, UnreadableFrame, open_image
 from ..common.scene_ids import SCANNET_SCAN
 from ..common.videos import VIDEO_SUFFIXES, import_av, index_video, read_frames_at
 from .raw_downloads import how_to_prepare
@@ -119,6 +120,7 @@ def load_scenes(
         logger.warning(f"In {root} {_summarize([folders], [excluded], listed)}.")
     kept = {scene_id: folder for scene_id, folder in folders.items() if scene_id not in excluded}
     scenes = _index_videos(kept) if kind == "videos" and kept else _index_folders(kept, kind)
+    _log_skipped(kind, root, kept)
     scenes = scenes.add_column("interval", [interval] * len(scenes), feature=List(Value("int64"), length=2))
     filled = [row for row, num_frames in enumerate(scenes["num_frames"]) if num_frames >= MIN_FRAMES]
     short = sorted(set(kept) - set(scenes.select(filled)["scene_id"]), key=natural_key)
@@ -214,8 +216,10 @@ def split_scenes(scenes: Dataset, num_held_out: int, seed: int = 0) -> tuple[Dat
     while len(chosen) < num_held_out and ranked:
         chosen |= rooms[ranked.pop(0)]
     if len(chosen) >= len(set(ids)):
+        remedy = "--held_out_scenes 1" if len(rooms) > 1 else "--held_out_scenes 0 --eval_strategy no"
         raise ValueError(
-            f"Holding out {num_held_out} of {len(set(ids))} scenes leaves none to train on; hold out fewer."
+            f"Holding out {num_held_out} of {len(set(ids))} scenes leaves none to train on: give more scenes, or hold "
+            f"out fewer, as with `{remedy}`."
         )
     held_out = np.array([scene_id in chosen for scene_id in ids])
     return scenes.select(np.flatnonzero(~held_out)), scenes.select(np.flatnonzero(held_out))
@@ -409,9 +413,7 @@ def _index_folders(folders: Mapping[str, Path], kind: str) -> Dataset:
 
 def _image_row(scene_id: str, directory: Path, kind: str) -> dict[str, Any]:
     """The frames of a scene, and its files of cameras and depth."""
-    image_folder = {"folders": "", "scannetpp": UNDISTORTED_FOLDERS[0]}.get(kind, "color")
-    if kind == "scannetpp" and not (directory / image_folder).is_dir():
-        image_folder = UNDISTORTED_FOLDERS[1]
+    image_folder = _image_folder(kind, directory)
     names = _visible(directory / image_folder)
     frames = {name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES}
     if kind == "scannetpp":
@@ -427,6 +429,30 @@ def _image_row(scene_id: str, directory: Path, kind: str) -> dict[str, Any]:
         "num_frames": len(frames),
         **{name: file for name, file in files.items() if places[name].exists()},
     }
+
+
+def _image_folder(kind: str, directory: Path) -> Path:
+    """Where the frames of a scene are, relative to its directory."""
+    names = {"folders": ("",), "scannetpp": UNDISTORTED_FOLDERS}.get(kind, ("color",))
+    return Path(next((name for name in names if (directory / name).is_dir()), names[-1]))
+
+
+def _log_skipped(kind: str, root: Path, folders: Mapping[str, Path]):
+    """Say how many files that lie where frames do are not read, by their suffixes."""
+    places = [root] if kind == "videos" else [folder / _image_folder(kind, folder) for folder in folders.values()]
+    read = VIDEO_SUFFIXES if kind == "videos" else IMAGE_SUFFIXES
+    skipped: Counter[str] = Counter()
+    for place in filter(Path.is_dir, places):
+        with os.scandir(place) as entries:
+            for entry in entries:
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if (entry.name.startswith(".") or suffix not in read) and entry.is_file():
+                    # What desktops write beside files, such as ._1.jpg, is a kind of its own.
+                    skipped["._*" if entry.name.startswith("._") else suffix or entry.name] += 1
+    if skipped:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(skipped.items()))
+        hint = f"; {HEIC_HINT}" if HEIC_SUFFIXES & skipped.keys() and kind != "videos" else ""
+        logger.warning(f"In {root} {sum(skipped.values())} files are skipped: {kinds}{hint}.")
 
 
 def _index_videos(videos: Mapping[str, Path]) -> Dataset:

@@ -280,11 +280,14 @@ def _check_files(scenes: Dataset, cameras: bool, depth: bool, labels: bool) -> N
             files = (
                 "pose/*.txt and intrinsic/intrinsic_color.txt, or ScanNet++'s nerfstudio/transforms_undistorted.json"
             )
-            raise ValueError(f"Scene {scene['scene_id']} has no {files}: exclude it, or set `cameras` to false.")
+            raise ValueError(
+                f"Scene {scene['scene_id']} has no {files}: set `--cameras false`, so that VGGT estimates the "
+                "cameras, or exclude it."
+            )
         if depth and not scene["depths"]:
-            raise ValueError(f"Scene {scene['scene_id']} has no depth/*.png: exclude it, or set `depth` to false.")
+            raise ValueError(f"Scene {scene['scene_id']} has no depth/*.png: set `--depth false`, or exclude it.")
         if labels and not scene["labels"]:
             raise ValueError(
-                f"Scene {scene['scene_id']} has no label-filt/*.png with categories: exclude it, or render rooms with "
-                "`spa3r rooms`."
+                f"Scene {scene['scene_id']} has no label-filt/*.png with categories: set `--object_weight 1`, exclude "
+                "it, or render rooms with `spa3r rooms`."
             )

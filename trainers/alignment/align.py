@@ -1,15 +1,4 @@
-"""Align Spa3-VLM's adapter before instruction tuning: it learns to find 3-D in the latents.
-
-    spa3r align --config spa3-vlm-align-rooms
-    accelerate launch --config_file configuration/accelerate/gpu.yaml -m spa3r align --config spa3-vlm-align \\
-        --scenes videos:data/videos --output_dir runs/spa3-vlm-align
-
-Each fused image token predicts the points that its patches show, in the first view's frame, by a head that is thrown
-away afterwards. Adapter and head are trained; the vision-language model and the spatial encoder stay frozen. Points
-come from known depth and cameras, or from VGGT's point head, which needs no labels. This stage is not the paper's. The
-same command, run again, continues from the last complete checkpoint. The final model is in <output_dir>/model.
-Kinds of scenes: scannet, scannetpp, rooms, folders, videos.
-"""
+"""Alignment of a Spa3-VLM's adapter with points in space: what `spa3r align` does."""
 
 import hashlib
 import json
@@ -250,6 +239,6 @@ def run(trainer: AlignmentTrainer, checkpoint: Path | None, data_args: Alignment
 def main(arguments: list[str] | None = None):
     """Run `spa3r align`."""
     logging.set_verbosity_info()
-    data_args, args = parse_arguments(arguments, description=__doc__)
+    data_args, args = parse_arguments(arguments)
     with only_run_in(args.output_dir, args.process_index == 0):
         run(*build_trainer(data_args, args), data_args)

@@ -12,13 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from transformers import TextStreamer
-from transformers.utils import logging
-
 from ...data_scripts.common.command_line import verb_parser
-from ...modeling_spa3r.checkpoints.loading import load_processor, load_spa3_vlm, require_checkpoint
-from ...modeling_spa3r.spa3_vlm.scene_session import SceneSession
-from ..runs.devices import usable_device
 
 PROMPT = "? "
 
@@ -47,6 +41,14 @@ def main(arguments: Sequence[str] | None = None):
 
 
 def _run(options: argparse.Namespace):
+    # Here, so that --help does not wait for them.
+    from transformers import TextStreamer
+    from transformers.utils import logging
+
+    from ...modeling_spa3r.checkpoints.loading import load_processor, load_spa3_vlm, require_checkpoint
+    from ...modeling_spa3r.spa3_vlm.scene_session import SceneSession
+    from ..runs.devices import usable_device
+
     logging.disable_progress_bar()
     device = usable_device(options.device)
     start = time.perf_counter()

@@ -4,26 +4,26 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from ..runs.distributed import leave_process_group
-from ..runs.errors import errors_as_sentences, take_debug
+from ...data_scripts.common.command_line import DEBUG, VERBOSE, is_asked_for_help
 
-# Verb: module with a `main(arguments)`, relative to the package, and what it does.
+# Verb: module with a `main(arguments)`, relative to the package, and what it does. The modules import what does the
+# work, which takes seconds, only after they have read the command line.
 VERBS = {
     "ask": ("trainers.integrations.ask", "ask about a scene: photos or a video in, answers out"),
     "serve": ("trainers.integrations.server.command", "answer many clients over OpenAI's chat API"),
     "demo": ("trainers.integrations.demo.command", "open a page: ask, see cameras and points, look from elsewhere"),
     "export": (
-        "trainers.integrations.export",
+        "trainers.integrations.export_command",
         "write a scene's cameras, depth and points as GLB, PLY, COLMAP and npz",
     ),
-    "teach": ("trainers.teaching.teach", "train the teachers of Spa3R on scenes with known depth and categories"),
-    "pretrain": ("trainers.pretraining.pretrain", "pre-train Spa3R on scenes"),
-    "inspect": ("trainers.pretraining.inspect", "show what a Spa3R checkpoint has learnt"),
-    "align": ("trainers.alignment.align", "align Spa3-VLM's adapter with points in space, before tuning"),
-    "sft": ("trainers.tuning.sft", "instruction-tune Spa3-VLM"),
-    "grpo": ("trainers.tuning.grpo", "train Spa3-VLM by rewards of its own answers"),
-    "encode-scenes": ("trainers.tuning.scene_cache", "encode each scene of instruction sets once"),
-    "benchmark": ("trainers.benchmark.benchmark", "score a model on a benchmark, or compare two runs"),
+    "teach": ("trainers.teaching.command", "train the teachers of Spa3R on scenes with known depth and categories"),
+    "pretrain": ("trainers.pretraining.command", "pre-train Spa3R on scenes"),
+    "inspect": ("trainers.pretraining.inspect_command", "show what a Spa3R checkpoint has learnt"),
+    "align": ("trainers.alignment.command", "align Spa3-VLM's adapter with points in space, before tuning"),
+    "sft": ("trainers.tuning.command", "instruction-tune Spa3-VLM"),
+    "grpo": ("trainers.tuning.grpo_command", "train Spa3-VLM by rewards of its own answers"),
+    "encode-scenes": ("trainers.tuning.encode_scenes", "encode each scene of instruction sets once"),
+    "benchmark": ("trainers.benchmark.command", "score a model on a benchmark, or compare two runs"),
     "convert": ("modeling_spa3r.checkpoints.command", "import published checkpoints, or assemble a Spa3-VLM"),
     "scenes": ("data_scripts.scenes.export_scannet", "export raw recordings of ScanNet for pre-training"),
     "convert-data": ("data_scripts.instructions.command", "make an instruction set from a published data set"),
@@ -47,23 +47,39 @@ def main(arguments: Sequence[str] | None = None):
 
     With `--debug` its traceback is shown, too.
     """
-    arguments, debug = take_debug(sys.argv[1:] if arguments is None else arguments)
-    verb = arguments[0] if arguments else "--help"
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    verb = next((word for word in arguments if word not in (DEBUG, VERBOSE)), "--help")
     if verb in ("--help", "-h"):
         print(_help())
+    elif verb in VERBS and is_asked_for_help(arguments):
+        import_module(f"spa3r.{VERBS[verb][0]}").main(arguments[1:])
     elif verb in VERBS:
-        module, _ = VERBS[verb]
-        with errors_as_sentences(f"spa3r {verb}", arguments, debug, KEPT[verb]):
-            import_module(f"spa3r.{module}").main(arguments[1:])
-            leave_process_group()
+        _run(verb, arguments)
     else:
         sys.exit(f"spa3r: there is no verb `{verb}`; choose one of {', '.join(VERBS)}.")
+
+
+def _run(verb: str, arguments: Sequence[str]):
+    # Here, so that --help does not wait for them.
+    from transformers.utils import logging
+
+    from ..runs.distributed import leave_process_group
+    from ..runs.errors import errors_as_sentences, take_debug
+
+    arguments, debug = take_debug(arguments)
+    if VERBOSE in arguments:
+        arguments.remove(VERBOSE)
+        logging.set_verbosity_info()
+    with errors_as_sentences(f"spa3r {verb}", arguments, debug, KEPT[verb]):
+        import_module(f"spa3r.{VERBS[verb][0]}").main(arguments[1:])
+        leave_process_group()
 
 
 def _help() -> str:
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
     usage = (
-        "usage: spa3r VERB [OPTIONS]; `spa3r VERB --help` describes one, `--debug` shows the traceback of an error."
+        "usage: spa3r VERB [OPTIONS]; `spa3r VERB --help` describes one, `--debug` shows the traceback of an error, "
+        "`--verbose` what the libraries log."
     )
     return "\n".join([usage, "", *lines])

@@ -1,11 +1,4 @@
-"""Show what a Spa3R checkpoint has learnt, on scenes or on your own photos.
-
-    spa3r inspect --model runs/quickstart/model --scenes rooms:runs/quickstart/held_out_rooms --cameras
-    spa3r inspect --model runs/quickstart/model --images sofa.jpg window.jpg door.jpg table.jpg
-
-Writes report.md and report.json, which compare predictions of unseen views with those of simpler methods, and a figure
-of each scene. Checkpoints of a run also work. Kinds of scenes: scannet, scannetpp, rooms, folders, videos.
-"""
+"""What `spa3r inspect` does: scenes, photos or a video in, a report and figures out."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +9,6 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ...data_scripts.common.command_line import verb_parser
 from ...data_scripts.common.files import write_text
 from ...data_scripts.common.videos import index_video, read_frames_at, spread_evenly
 from ...data_scripts.common.view_pixels import require_similar_shapes
@@ -28,8 +20,6 @@ from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from ..runs.devices import usable_device
 from .evaluation import PSFMReport, evaluate_psfm
 from .figures import draw_scene_figure, save_figure
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class PhotoScene(Dataset):
@@ -125,57 +115,10 @@ def read_views(args: argparse.Namespace) -> Dataset:
     return views
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Define and read the command line."""
-    parser = verb_parser("inspect", __doc__)
-    add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="Spa3R: a folder or Hub name")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--scenes",
-        metavar="KIND:FOLDER",
-        help="scenes on disk",
-    )
-    source.add_argument(
-        "--images", nargs="+", type=Path, metavar="FILE", help="photos of one scene, the reference first"
-    )
-    source.add_argument("--video", type=Path, metavar="FILE", help="video of one scene (needs PyAV)")
-    add("--num-views", type=int, default=8, help="views of a scene (default: %(default)s)")
-    add("--num-scenes", type=int, default=8, help="first scenes to use (default: %(default)s)")
-    add("--num-figures", type=int, default=4, help="first scenes to draw (default: %(default)s)")
-    add("--held-out-scenes", type=int, metavar="N", help="use those that training held out")
-    add("--seed", type=int, default=0, help="seed of that training (default: %(default)s)")
-    add("--context-ratio", type=float, default=0.5, help="1 - the paper's mask ratio (default: %(default)s)")
-    add("--image-width", type=int, default=518, help="width in pixels (default: %(default)s)")
-    add("--cameras", action="store_true", help="use the scenes' cameras and depth")
-    add(
-        "--output",
-        type=Path,
-        default=Path("runs/inspect"),
-        metavar="DIR",
-        help="for the report (default: %(default)s)",
-    )
-    add("--device", help="such as cpu (default: cuda if there is one)")
-    add("--dtype", choices=DTYPES, default="float32", help="float32 (default) or bfloat16")
-    add(
-        "--require-scene-specific",
-        action="store_true",
-        help="fail if latents tell no scenes apart",
-    )
-    args = parser.parse_args(arguments)
-    if args.num_views < 2 or args.num_scenes < 1:
-        parser.error("--num-views must be at least 2 (one to see, one to predict) and --num-scenes at least 1.")
-    if not 0 < args.context_ratio < 1:
-        parser.error(f"--context-ratio must lie between 0 and 1, got {args.context_ratio}.")
-    if args.scenes is None and (args.cameras or args.held_out_scenes is not None):
-        parser.error("--cameras and --held-out-scenes are for --scenes; photos and videos have no cameras.")
-    return args
-
-
 def load_model(args: argparse.Namespace) -> Spa3RForPreTraining:
     """The checkpoint, on the device and in the dtype asked for."""
     device = usable_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return load_whole(Spa3RForPreTraining, args.model, dtype=DTYPES[args.dtype]).to(device).eval()
+    return load_whole(Spa3RForPreTraining, args.model, dtype=getattr(torch, args.dtype)).to(device).eval()
 
 
 def write_inspection(args: argparse.Namespace, views: Dataset, model: Spa3RForPreTraining, report: PSFMReport):
@@ -207,9 +150,8 @@ def require_scene_specific(args: argparse.Namespace, report: PSFMReport):
         )
 
 
-def main(arguments: list[str] | None = None):
-    """Run `spa3r inspect`."""
-    args = parse_arguments(arguments)
+def inspect(args: argparse.Namespace):
+    """Inspect a checkpoint with the options of `spa3r inspect`."""
     views, model = read_views(args), load_model(args)
     report = evaluate_psfm(model, views, args.num_views, args.num_scenes)
     write_inspection(args, views, model, report)

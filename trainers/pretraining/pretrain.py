@@ -1,12 +1,4 @@
-"""Pre-train Spa3R by Predictive Spatial Field Modeling.
-
-    spa3r pretrain --config spa3r-rooms
-    accelerate launch --config_file configuration/accelerate/ddp.yaml pretrain.py --config spa3r-paper \\
-        --scenes scannet:data/scannet scannetpp:data/scannetpp --output_dir runs/spa3r
-
-A recipe sets any of the options; the command line wins. The same command, run again, continues from the last complete
-checkpoint. The final model is in <output_dir>/model. Kinds of scenes: scannet, scannetpp, rooms, folders, videos.
-"""
+"""Pre-training of Spa3R by Predictive Spatial Field Modeling: what `spa3r pretrain` does."""
 
 import hashlib
 from pathlib import Path
@@ -228,6 +220,6 @@ def run(trainer: Spa3RTrainer, checkpoint: str | Path | None):
 def main(arguments: list[str] | None = None):
     """Run `spa3r pretrain`."""
     logging.set_verbosity_info()
-    model_args, data_args, args = parse_arguments(arguments, description=__doc__)
+    model_args, data_args, args = parse_arguments(arguments)
     with only_run_in(args.output_dir, args.process_index == 0):
         run(*build_trainer(model_args, data_args, args))

@@ -1,11 +1,13 @@
 """Processes of a run: those that `accelerate launch` starts, and the workers that read data."""
 
 import datetime
+import gc
 import multiprocessing
+import sys
 
 import torch
 from accelerate import PartialState
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 # How long a finished process waits for the slowest one. Scenes may take hours longer elsewhere; the default is 10 min.
 PATIENCE = datetime.timedelta(days=7)
@@ -29,7 +31,21 @@ def start_workers_from_clean_server(args: TrainingArguments, module: str):
         args.dataloader_multiprocessing_context = args.dataloader_multiprocessing_context or "forkserver"
 
 
+def end_run(trainer: Trainer):
+    """Let go of what a finished run holds; every process calls it, last of all.
+
+    DeepSpeed's engine holds process groups, whose threads would outlive the interpreter.
+    """
+    trainer.accelerator.free_memory()
+
+
 def leave_process_group():
-    """End the communication with the other processes of a finished run, if there are any; NCCL warns otherwise."""
+    """End the communication with the other processes of a finished run, and the threads that it needs."""
+    gc.collect()  # models in reference cycles may hold groups
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        deepspeed = sys.modules.get("deepspeed")
+        if deepspeed is not None and deepspeed.comm.is_initialized():
+            deepspeed.comm.destroy_process_group()  # forgets its own references, too
+        else:
+            torch.distributed.destroy_process_group()
+        gc.collect()

@@ -18,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import Trainer
 
+from ...data_scripts.common.command_line import DEBUG
 from .marks import is_complete
 from .resume import checkpoint_folder, describe_last_checkpoint
 
@@ -30,7 +31,6 @@ EXPECTED = (
     *(MemoryError, torch.OutOfMemoryError),
 )
 INTERRUPTED = 130
-DEBUG = "--debug"
 # What torch says in processes that wait for one that has ended.
 LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer")
 # Within which all processes of a launch fail for one reason.

@@ -4,16 +4,17 @@ import argparse
 import difflib
 import math
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
-from ...data_scripts.common.command_line import OneLineHelp
+from ...data_scripts.common.command_line import OneLineHelp, add_options_of_all
 from .extras import require_packages, without_missing_flash_attention
 
 RECIPES = Path(__file__).resolve().parents[2] / "configuration" / "recipes"
@@ -27,40 +28,68 @@ NAMES = {
 SCALARS = (bool, int, float)
 MAX_WHOLE = 1 << 63
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
-# Options of transformers.TrainingArguments that --help lists; all others are in its documentation.
+# Options of transformers.TrainingArguments that --help lists, with their defaults; its documentation has all others.
 COMMON = {
-    "output_dir": "folder of the run",
-    "gradient_accumulation_steps": "batches of each step",
-    "warmup_steps": "steps, or share of all steps, of warm-up",
-    "bf16": "train in bfloat16",
-    "logging_steps": "steps between two logs",
-    "eval_strategy": "when to evaluate: no, steps or epoch",
-    "eval_steps": "steps between two evaluations",
-    "save_steps": "steps between two checkpoints",
-    "seed": "decides weights, order and views",
-    "dataloader_num_workers": "processes that read data",
-    "report_to": "trackers, such as tensorboard",
-    "use_cpu": "train on the CPU",
-    "push_to_hub": "upload the final model",
-    "hub_model_id": "repository to upload to",
-    "resume_from_checkpoint": "resume from it, not from the last one",
+    "output_dir": ("folder of the run", None),
+    "gradient_accumulation_steps": ("batches of each step", 1),
+    "warmup_steps": ("steps, or share of all steps, of warm-up", 0),
+    "bf16": ("train in bfloat16", False),
+    "logging_steps": ("steps between two logs", 500),
+    "eval_strategy": ("when to evaluate: no, steps or epoch", "no"),
+    "eval_steps": ("steps between two evaluations", None),
+    "save_steps": ("steps between two checkpoints", 500),
+    "seed": ("decides weights, order and views", 42),
+    "dataloader_num_workers": ("processes that read data", 0),
+    "report_to": ("trackers, such as tensorboard", "none"),
+    "use_cpu": ("train on the CPU", False),
+    "push_to_hub": ("upload the final model", False),
+    "hub_model_id": ("repository to upload to", None),
+    "resume_from_checkpoint": ("resume from it, not from the last one", None),
 }
 
 
+def show_help(
+    verb: str, dataclasses: Sequence[type], common: Mapping[str, tuple[str, Any]], description: str
+) -> NoReturn:
+    """Print the help of a command that trains, and end the process.
+
+    The libraries whose trainer it uses, which take seconds to import, are not needed: the help lists our own options
+    and `common`.
+
+    Args:
+        verb (`str`): The command, such as `pretrain`.
+        dataclasses (`Sequence[type]`): Our options.
+        common (`Mapping[str, tuple[str, Any]]`): Help and default of options of the libraries.
+        description (`str`): Shown above the options.
+    """
+    parser = HfArgumentParser(
+        dataclasses,
+        prog=f"spa3r {verb}",
+        usage=f"spa3r {verb} [--config RECIPE] [--OPTION VALUE ...]",
+        description=description,
+        epilog="All other options of the library's trainer work, too; its documentation describes them.",
+        formatter_class=OneLineHelp,
+        allow_abbrev=False,
+    )
+    for name, (text, default) in common.items():
+        parser.add_argument(f"--{name}", help=text, default=default)
+    parser.add_argument("--config", help="YAML file, or name in configuration/recipes")
+    add_options_of_all(parser)
+    parser.print_help()
+    sys.exit()
+
+
 def parse_options(
-    verb: str, arguments: Sequence[str], dataclasses: Sequence[type], common: dict[str, str], description: str
+    verb: str, arguments: Sequence[str], dataclasses: Sequence[type]
 ) -> tuple[list[Any], dict[str, Any]]:
     """Read a command line, over the recipe that it names, over the defaults.
 
-    A recipe may set environment variables under the key `env`. --help lists the options that our own dataclasses
-    declare and a few more; all options of the libraries work.
+    A recipe may set environment variables under the key `env`.
 
     Args:
         verb (`str`): The command, such as `pretrain`.
         arguments (`list[str]`): The command line after the verb.
         dataclasses (`Sequence[type]`): The options.
-        common (`dict[str, str]`): Options of libraries that --help lists besides `COMMON`, and their help.
-        description (`str`): Shown above the options in --help.
 
     Returns:
         `tuple[list, dict]`: An instance of each dataclass, and the recipe, which is empty if there is none.
@@ -71,17 +100,8 @@ def parse_options(
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config.add_argument("--config")
     named, arguments = config.parse_known_args(arguments)
-    parser = HfArgumentParser(
-        dataclasses,
-        prog=f"spa3r {verb}",
-        usage=f"spa3r {verb} [--config RECIPE] [--OPTION VALUE ...]",
-        description=description,
-        epilog="All other options of the library's trainer work, too; its documentation describes them.",
-        formatter_class=OneLineHelp,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", help="YAML file, or name in configuration/recipes")
-    _choose_help(parser, dataclasses, COMMON | common)
+    parser = HfArgumentParser(dataclasses, prog=f"spa3r {verb}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
     recipe = {} if named.config is None else read_recipe(named.config, verb)
     environment = recipe.pop("env", {})
     if not isinstance(environment, dict):
@@ -106,17 +126,6 @@ def parse_options(
         ) from error
     _check_numbers(parsed)
     return parsed, recipe
-
-
-def _choose_help(parser: argparse.ArgumentParser, dataclasses: Sequence[type], common: dict[str, str]):
-    package = __package__.split(".")[0]
-    classes = {parent for each in dataclasses for parent in each.__mro__ if parent.__module__.startswith(package)}
-    ours = {name for each in classes for name in each.__annotations__}
-    for action in parser._actions:
-        if action.dest in common:
-            action.help = common[action.dest]
-        elif action.dest not in ours | {"config", "help"}:
-            action.help = argparse.SUPPRESS
 
 
 def _check_types(recipe: dict[str, Any], dataclasses: Sequence[type], name: str | None) -> dict[str, Any]:

@@ -1,57 +1,14 @@
-"""Options of `spa3r teach`: which teacher, the scenes, and the training itself."""
+"""Arguments of a run that teaches: those of `spa3r teach` and of the library."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 from ..runs.scene_views_arguments import SceneViewsArguments
+from .command import TeachingOptions
 
 
 @dataclass
-class TeacherArguments:
-    """The teacher to train, and the scenes it learns from."""
-
-    teacher: Literal["geometry", "semantic", "vision"] = field(
-        default="geometry",
-        metadata={"help": "geometry: VGGT; semantic: DINOv3; vision: Qwen2.5-VL's vision tower"},
-    )
-    preset: str = field(default="spa3-vlm-nano", metadata={"help": "architecture: a preset, or a config.json"})
-    start_from: str | None = field(default=None, metadata={"help": "weights to start from: folder or Hub name"})
-    attn_implementation: str | None = field(default=None, metadata={"help": "such as eager, the fastest on CPUs"})
-    scenes: list[str] = field(default_factory=list, metadata={"help": "KIND:FOLDER[@LOW-HIGH], an interval of frames"})
-    exclude: str | None = field(default=None, metadata={"help": "file of scene ids to leave out, one a line"})
-    held_out_scenes: int = field(default=32, metadata={"help": "scenes kept for evaluation"})
-    image_width: int = field(default=112, metadata={"help": "width in pixels that images are resized to"})
-
-
-@dataclass
-class TeachingArguments(SceneViewsArguments):
-    """
-    The arguments of a run, and what only teaching has.
-
-    Args:
-        normalize_scenes (`bool`, *optional*, defaults to `True`):
-            Divide lengths by the size of the scene, as VGGT does. Without, they stay in meters.
-        correspondence_weight (`float`, *optional*, defaults to 0):
-            Weight of the loss by which attention learns true correspondences.
-        correspondence_layers (`list[int]`, *optional*, defaults to `[1, 2]`):
-            Layers whose global attention learns them.
-        dense_share (`float`, *optional*, defaults to 1):
-            Share of the views of a batch, drawn at random, whose depth and points are predicted. On small models the
-            dense heads cost as much as all else.
-        color_weight (`float`, *optional*, defaults to 1):
-            Weight of the loss by which a vision transformer learns the color of each patch. Without it, features tell
-            categories alone, and are easier to predict for an unseen view.
-        curriculum (`list[str]`, *optional*):
-            `STEP:VIEWS`, such as `0:2 300:4`: from that step on, the views of a scene are cut into groups of so many
-            neighbours, each a scene of its own; at first cameras are close to each other. `STEP:0` ends it.
-    """
-
-    normalize_scenes: bool = field(default=True, metadata={"help": "lengths in sizes of the scene, not in meters"})
-    correspondence_weight: float = field(default=0.0, metadata={"help": "weight of taught correspondences"})
-    correspondence_layers: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "layers to teach them"})
-    dense_share: float = field(default=1.0, metadata={"help": "share of views whose depth and points are predicted"})
-    color_weight: float = field(default=1.0, metadata={"help": "weight of the colors of patches"})
-    curriculum: list[str] = field(default_factory=list, metadata={"help": "STEP:VIEWS, groups of neighbouring views"})
+class TeachingArguments(TeachingOptions, SceneViewsArguments):
+    """`transformers.TrainingArguments`, with `TeachingOptions` and their checks."""
 
     def __post_init__(self):
         super().__post_init__()

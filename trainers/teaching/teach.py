@@ -1,14 +1,4 @@
-"""Train the teachers themselves: VGGT on scenes with depth and cameras, vision transformers on scenes with categories.
-
-    spa3r teach --config teach-geometry-rooms
-    spa3r teach --config teach-semantic-rooms
-
-Spa3R learns from frozen teachers, and published ones know nothing of small pictures of rendered rooms. These commands
-make teachers that do. `geometry` trains VGGT by its own objectives; the released one may be tuned with --start_from.
-`semantic` trains the DINOv3 of --preset, and `vision` the vision tower of its Qwen2.5-VL, to tell which categories
-each patch shows. The same command, run again, continues from the last complete checkpoint. The final model is in
-<output_dir>/model.
-"""
+"""Training of Spa3R's teachers: what `spa3r teach` does."""
 
 import sys
 from pathlib import Path
@@ -29,8 +19,9 @@ from ..runs.publish import make_repository, train_and_save
 from ..runs.recipes import parse_options
 from ..runs.resume import checkpoint_to_resume
 from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
-from .arguments import TeacherArguments, TeachingArguments
+from .arguments import TeachingArguments
 from .categories import PatchClassifier
+from .command import TeacherArguments
 from .trainer import CategoryTrainer, GeometryTrainer, TeachingTrainer
 
 TEACHERS = {
@@ -138,6 +129,6 @@ def main(arguments: list[str] | None = None):
     """Run `spa3r teach`."""
     logging.set_verbosity_info()
     arguments = sys.argv[1:] if arguments is None else arguments
-    (args, training_args), _ = parse_options("teach", arguments, (TeacherArguments, TeachingArguments), {}, __doc__)
+    (args, training_args), _ = parse_options("teach", arguments, (TeacherArguments, TeachingArguments))
     with only_run_in(training_args.output_dir, training_args.process_index == 0):
         run(*build_trainer(args, training_args))

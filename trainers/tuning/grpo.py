@@ -1,16 +1,7 @@
-"""Train Spa3-VLM by rewards with TRL's GRPOTrainer: the benchmarks' own scorers judge its answers.
-
-    spa3r grpo --config spa3-vlm-nano-grpo
-    accelerate launch grpo.py --config spa3-vlm-grpo --instructions data/vsi590k --output_dir runs/grpo
-
-Each question of the instruction sets is answered several times, and answers that score above the mean of their group
-become more likely. What trains is as in `spa3r sft`: adapter and language model, or LoRA layers with --use_peft; both
-encoders stay frozen, and each scene is encoded once. TYPE@0.5 halves the rewards of a question type.
-The same command, run again, continues from the last complete checkpoint. The final model is in <output_dir>/model.
-"""
+"""Training of Spa3-VLM by rewards with TRL's GRPOTrainer: what `spa3r grpo` does."""
 
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -22,11 +13,12 @@ from ...data_scripts.benchmarks.vsi_bench import VSI_BENCH
 from ...data_scripts.common.locks import only_run_in
 from ...modeling_spa3r.checkpoints.loading import load_config, load_processor, load_spa3_vlm, require_checkpoint
 from ...modeling_spa3r.checkpoints.self_contained import push_self_contained
-from ..runs.distributed import start_workers_from_clean_server
+from ..runs.distributed import end_run, start_workers_from_clean_server
 from ..runs.publish import make_repository, push_final_model, train_and_save
 from ..runs.recipes import parse_options
 from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, checkpoint_to_resume
 from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
+from .grpo_command import GRPOOptions, QuestionArguments
 from .instruction_data import digest_instructions
 from .lora import check_frozen, lora_config, quantization_config, train_in_float32
 from .questions import load_questions, open_prompts, repeat_in_random_order, split_type
@@ -34,39 +26,11 @@ from .rewards import make_rewards
 from .save import save_tuned_model
 from .scene_cache import SceneLatents
 from .scene_carrier import SceneCarrier
-from .sft import COMMON as COMMON_OF_SFT
-
-COMMON = COMMON_OF_SFT | {
-    "per_device_train_batch_size": "answers in a batch of one device",
-    "num_generations": "answers to each question",
-    "num_train_epochs": "passes over the questions",
-    "beta": "weight of the divergence from the first model",
-    "temperature": "of the answers",
-    "scale_rewards": "divide advantages by the deviation of a group, of the batch, or by none",
-}
 
 
 @dataclass
-class QuestionArguments:
-    """The questions to answer, and what an answer is worth."""
-
-    instructions: list[str] = field(
-        default_factory=list, metadata={"help": "instruction sets: FOLDER or FOLDER@WEIGHT"}
-    )
-    question_types: list[str] = field(
-        default_factory=list, metadata={"help": "types to ask: TYPE or TYPE@WEIGHT (default: all)"}
-    )
-    protocol: str = field(default="official", metadata={"help": "protocol of vsi-bench that scores answers"})
-    format_weight: float = field(default=0.1, metadata={"help": "reward of a letter or a number and nothing else"})
-    scene_latents: str | None = field(default=None, metadata={"help": "train from latents of `spa3r encode-scenes`"})
-
-
-@dataclass
-class GRPOArguments(GRPOConfig):
-    """TRL's arguments, with answers as long as a benchmark's, and only the final model published."""
-
-    max_completion_length: int | None = field(default=16, metadata={"help": "most tokens of an answer"})
-    hub_strategy: str = field(default="end", metadata={"help": "when to upload; end: the final model alone"})
+class GRPOArguments(GRPOOptions, GRPOConfig):
+    """TRL's arguments, with `GRPOOptions`."""
 
     def __getstate__(self):
         # The Trainer pickles its arguments beside each checkpoint and publishes them with `push_to_hub`.
@@ -81,7 +45,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[QuestionArgumen
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     dataclasses = (QuestionArguments, GRPOArguments, ModelConfig)
-    return tuple(parse_options("grpo", arguments, dataclasses, COMMON, description=__doc__)[0])
+    return tuple(parse_options("grpo", arguments, dataclasses)[0])
 
 
 def _check_arguments(data_args: QuestionArguments, args: GRPOArguments, model_args: ModelConfig):
@@ -237,3 +201,4 @@ def main(arguments: list[str] | None = None):
         trainer = build_trainer(data_args, args, model_args)
         check_run(trainer, data_args, model_args)
         run(trainer, data_args.instructions)
+        end_run(trainer)

@@ -1,19 +1,9 @@
-"""Instruction-tune Spa3-VLM with TRL's SFTTrainer.
-
-    spa3r sft --config spa3-vlm-nano
-    accelerate launch --config_file configuration/accelerate/zero2.yaml sft.py \\
-        --config spa3-vlm-vsi590k --instructions data/vsi590k --output_dir runs/spa3-vlm
-
-A recipe sets any of the options; the command line wins. The adapter and the language model (its LoRA layers with
---use_peft) are trained on the tokens of the answers; both encoders stay frozen (Sec. 4.2). FOLDER@0.25 takes a quarter
-of an instruction set, FOLDER@2 takes it twice; with --streaming true, it may be an address, such as hf://datasets/...
-The same command, run again, continues from the last complete checkpoint. The final model is in <output_dir>/model.
-"""
+"""Instruction tuning of Spa3-VLM with TRL's SFTTrainer: what `spa3r sft` does."""
 
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
@@ -34,6 +24,7 @@ from ..runs.publish import make_repository, push_final_model, train_and_save
 from ..runs.recipes import parse_options
 from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, checkpoint_to_resume
 from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
+from .command import InstructionArguments, TuningOptions
 from .instruction_data import (
     InstructionCollator,
     check_lengths,
@@ -50,47 +41,10 @@ from .token_count import KeepTokenCount
 
 logger = logging.get_logger(__name__)
 
-# Options of TRL that --help lists.
-COMMON = {
-    "model_name_or_path": "Spa3-VLM to start from: folder or Hub name",
-    "dtype": "of the weights, such as bfloat16",
-    "attn_implementation": "such as flash_attention_2",
-    "use_peft": "train LoRA layers of the language model",
-    "load_in_4bit": "quantise the frozen weights (QLoRA)",
-    "lora_r": "rank of LoRA",
-    "lora_alpha": "scale of LoRA",
-    "max_steps": "optimizer steps, instead of epochs",
-    "num_train_epochs": "passes over the instructions",
-    "per_device_train_batch_size": "records in a batch of one device",
-    "learning_rate": "peak learning rate",
-    "activation_checkpointing": "recompute activations in the backward pass",
-}
-
 
 @dataclass
-class InstructionArguments:
-    """The instruction sets to train on."""
-
-    instructions: list[str] = field(
-        default_factory=list, metadata={"help": "instruction sets: FOLDER or FOLDER@WEIGHT"}
-    )
-    eval_instructions: list[str] = field(default_factory=list, metadata={"help": "sets for the evaluation loss"})
-    without_images: bool = field(default=False, metadata={"help": "train on the text alone: what do words give away?"})
-    scene_latents: str | None = field(default=None, metadata={"help": "train from latents of `spa3r encode-scenes`"})
-    streaming: bool = field(default=False, metadata={"help": "read sets while training"})
-
-
-@dataclass
-class TuningArguments(SFTConfig):
-    """TRL's arguments, with no limit on the length of a record, Muon, and only the final model published."""
-
-    max_length: int | None = field(default=None, metadata={"help": "refuse records of more tokens; none is cut"})
-    muon_learning_rate: float | None = field(
-        default=None, metadata={"help": "train matrices of the language model by Muon: small models from nothing"}
-    )
-
-    # With `every_save`, TRL's default, each checkpoint pushes the whole output folder, logs included.
-    hub_strategy: str = field(default="end", metadata={"help": "when to upload; end: the final model alone"})
+class TuningArguments(TuningOptions, SFTConfig):
+    """TRL's arguments, with `TuningOptions`."""
 
     def __getstate__(self):
         # The Trainer pickles its arguments beside each checkpoint and publishes them with `push_to_hub`.
@@ -105,7 +59,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[InstructionArgu
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     dataclasses = (InstructionArguments, TuningArguments, ModelConfig)
-    return tuple(parse_options("sft", arguments, dataclasses, COMMON, description=__doc__)[0])
+    return tuple(parse_options("sft", arguments, dataclasses)[0])
 
 
 def _load_data(

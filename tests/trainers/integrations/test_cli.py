@@ -1,7 +1,12 @@
 """The command `spa3r`: its verbs and their helps."""
 
+import argparse
+import subprocess
+import sys
+
 import pytest
 from terminal import verb
+from transformers import HfArgumentParser
 
 from spa3r.data_scripts.benchmarks import BENCHMARKS
 from spa3r.trainers.integrations.cli import VERBS, main
@@ -37,3 +42,63 @@ def test_an_unknown_verb_is_refused_with_the_known_ones():
     with pytest.raises(SystemExit, match="`fly`") as ended:
         main(["fly"])
     assert all(name in str(ended.value) for name in VERBS)
+
+
+def test_a_help_waits_for_no_library_of_models():
+    # In one process for all verbs, as of `python -m spa3r VERB --help`.
+    program = """
+import contextlib, sys
+sys.argv, sys.orig_argv = ["spa3r", "--help"], ["spa3r", "--help"]
+from spa3r.trainers.integrations.cli import VERBS, main
+for verb in VERBS:
+    with contextlib.suppress(SystemExit):
+        main([verb, "--help"])
+heavy = {"torch", "datasets", "accelerate", "trl", "matplotlib", "transformers.modeling_utils"}
+sys.exit(f"imported: {sorted(heavy & sys.modules.keys())}" if heavy & sys.modules.keys() else 0)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_package_registers_its_models_beside_another_program_that_is_asked_for_help():
+    program = "import sys; sys.argv = ['mine.py', '--help']; import spa3r; print(spa3r.Spa3RModel.__name__)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "Spa3RModel\n"
+
+
+def shown_defaults(monkeypatch, name: str) -> dict[str, argparse.Action]:
+    """The options that the help of a verb lists, by their names."""
+    shown = {}
+    monkeypatch.setattr(
+        HfArgumentParser, "print_help", lambda parser: shown.update({each.dest: each for each in parser._actions})
+    )
+    with pytest.raises(SystemExit):
+        verb(name)(["--help"])
+    return {dest: action for dest, action in shown.items() if dest not in ("help", "config")}
+
+
+@pytest.mark.parametrize("name", ["pretrain", "align", "teach", "sft"])
+def test_the_help_of_a_trainer_shows_the_defaults_of_its_options(name, monkeypatch):
+    shown, parsers = shown_defaults(monkeypatch, name), []
+
+    def capture(parser, *args, **kwargs):
+        parsers.append(parser)
+        raise SystemExit
+
+    monkeypatch.setattr(HfArgumentParser, "parse_known_args", capture)
+    with pytest.raises(SystemExit):
+        verb(name)([])
+    # `None` stands for a default that the help puts in words.
+    defaults = {action.dest: action.default for action in parsers[0]._actions}
+    assert {dest: defaults[dest] for dest, action in shown.items() if action.default is not None} == {
+        dest: action.default for dest, action in shown.items() if action.default is not None
+    }
+
+
+def test_an_option_shows_its_default(capsys):
+    with pytest.raises(SystemExit):
+        verb("rooms")(["--help"])
+    assert "number of rooms (default: 20)" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        verb("pretrain")(["--help"])
+    text = capsys.readouterr().out
+    assert "scenes kept for evaluation (default: 8)" in text and "estimates (default: false)" in text

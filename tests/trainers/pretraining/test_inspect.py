@@ -13,7 +13,8 @@ from terminal import refusal, verb
 from spa3r import Spa3RForPreTraining
 from spa3r.configuration import Spa3RConfig, load_preset
 from spa3r.data_scripts.rooms.generate import render_rooms
-from spa3r.trainers.pretraining.inspect import PhotoScene, parse_arguments, read_video
+from spa3r.trainers.pretraining.inspect import PhotoScene, read_video
+from spa3r.trainers.pretraining.inspect_command import parse_arguments
 
 main = verb("inspect")
 

@@ -50,7 +50,7 @@ def build(folder, rooms, teacher="geometry", **changes):
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE | {"teacher": teacher, "scenes": [f"rooms:{rooms}"]} | changes))
     arguments = ["--config", str(recipe), "--output_dir", str(folder / "run")]
-    (args, training_args), _ = parse_options("teach", arguments, (TeacherArguments, TeachingArguments), {}, "")
+    (args, training_args), _ = parse_options("teach", arguments, (TeacherArguments, TeachingArguments))
     return build_trainer(args, training_args)
 
 

@@ -15,16 +15,13 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-
-from transformers.utils import logging
+from typing import TYPE_CHECKING
 
 from ....data_scripts.common.command_line import verb_parser
-from ....modeling_spa3r.checkpoints.loading import load_processor, load_spa3_vlm, load_whole
-from ....modeling_spa3r.nano import nano_path
-from ....modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
-from ...runs.devices import usable_device
-from .rooms import make_rooms
-from .scenes import Limits, Studio, require_same_encoder
+from .limits import Limits
+
+if TYPE_CHECKING:
+    from .scenes import Studio
 
 DEFAULTS = Limits()
 
@@ -33,7 +30,8 @@ def main(arguments: Sequence[str] | None = None):
     """Run `spa3r demo`."""
     options = parse_arguments(arguments)
     require_gradio()
-    from .page import Page, launch
+    from .page import Page, launch  # here, as all else that takes seconds, so that --help does not wait for it
+    from .rooms import make_rooms
 
     with tempfile.TemporaryDirectory(prefix="spa3r-rooms-") as folder:
         shown = Page(load_studio(options), make_rooms(Path(folder)), describe(options))
@@ -84,8 +82,16 @@ def require_gradio():
         raise ImportError("The page needs Gradio: `pip install gradio`, or the extra `demo` of spa3r.") from error
 
 
-def load_studio(options: argparse.Namespace) -> Studio:
+def load_studio(options: argparse.Namespace) -> "Studio":
     """Load the models that the options name."""
+    from transformers.utils import logging
+
+    from ....modeling_spa3r.checkpoints.loading import load_processor, load_spa3_vlm, load_whole
+    from ....modeling_spa3r.nano import nano_path
+    from ....modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
+    from ...runs.devices import usable_device
+    from .scenes import Studio, require_same_encoder
+
     logging.disable_progress_bar()
     device, dtype = usable_device(options.device), options.dtype or "auto"
     name, spa3r_name = options.model, options.spa3r

@@ -25,21 +25,11 @@ from ....modeling_spa3r.spa3_vlm.scene_session import SceneSession, prepare_scen
 from ....modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from ..scene_files import write_glb
 from .attention import AnswerAttention, attend, on_photos, record_adapter
+from .limits import Limits
 from .looking import SceneField, View, make_field, predict, see
 from .rooms import RenderedRoom
 
 STREAM_TIMEOUT = 120
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What may be uploaded and asked; each is refused with a sentence that names it."""
-
-    photos: int = 32
-    megapixels: float = 25
-    seconds: float = 120
-    question_characters: int = 1000
-    new_tokens: int = 64
 
 
 @dataclass(frozen=True)

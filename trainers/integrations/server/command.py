@@ -13,11 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers.utils import logging
-
 from ....data_scripts.common.command_line import verb_parser
-from ....modeling_spa3r.checkpoints.loading import load_processor, load_spa3_vlm, require_checkpoint
-from ...runs.devices import usable_device
 
 API_KEY = "SPA3R_API_KEY"
 PACKAGES = ("starlette", "uvicorn", "pydantic", "prometheus_client")
@@ -67,9 +63,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _serve(options: argparse.Namespace):
     """Load the model and answer requests until a signal ends it."""
-    # Packages of the extra `serve`, so that the help works without them.
+    # Here, so that --help neither waits for them nor needs the extra `serve`.
     import uvicorn
+    from transformers.utils import logging
 
+    from ....modeling_spa3r.checkpoints.loading import load_processor, load_spa3_vlm, require_checkpoint
+    from ...runs.devices import usable_device
     from .app import Limits, build_app
     from .engine import Engine
     from .images import ImageLimits
