@@ -11,6 +11,7 @@ import PIL.Image
 import torch
 
 from ..data_scripts.common.downloads import download, is_url, local_path
+from ..data_scripts.common.image_shapes import require_similar_shapes
 from ..data_scripts.common.images import (
     BROKEN,
     UnreadableFrame,
@@ -20,7 +21,6 @@ from ..data_scripts.common.images import (
     turn_upright,
     why_unreadable,
 )
-from ..data_scripts.common.view_pixels import require_similar_shapes
 from .library import is_valid_image
 
 __all__ = ["SceneImageReader", "list_scenes"]

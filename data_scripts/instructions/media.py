@@ -19,10 +19,10 @@ from typing import Any
 from PIL import Image
 
 from ..common.files import natural_key, replace_when_complete
+from ..common.image_shapes import require_similar_shapes
 from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image, to_rgb, turn_upright
 from ..common.records import BadRecord
 from ..common.videos import VIDEO_SUFFIXES, frame_rate, index_video, read_frames_at, spread_evenly
-from ..common.view_pixels import require_similar_shapes
 from .spar_markers import draw_markers, place_markers
 
 JPEG_QUALITY = 95

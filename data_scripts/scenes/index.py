@@ -431,10 +431,10 @@ def _image_row(scene_id: str, directory: Path, kind: str) -> dict[str, Any]:
     }
 
 
-def _image_folder(kind: str, directory: Path) -> Path:
+def _image_folder(kind: str, directory: Path) -> str:
     """Where the frames of a scene are, relative to its directory."""
     names = {"folders": ("",), "scannetpp": UNDISTORTED_FOLDERS}.get(kind, ("color",))
-    return Path(next((name for name in names if (directory / name).is_dir()), names[-1]))
+    return next((name for name in names if (directory / name).is_dir()), names[-1])
 
 
 def _log_skipped(kind: str, root: Path, folders: Mapping[str, Path]):

@@ -14,9 +14,9 @@ from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
+from ..common.image_shapes import is_elongated
 from ..common.images import UnreadableFrame
 from ..common.videos import spread_evenly
-from ..common.view_pixels import is_elongated
 from .index import frame_path, read_camera, read_depth, read_images, read_labels
 from .sampling import partition_views, sample_frames, seeded_generator
 from .view_transforms import crop_to_common, fit_depth, fit_intrinsics, load_frame

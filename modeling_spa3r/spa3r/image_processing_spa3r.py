@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, ImagesKwargs, PilBackend
 
-from ...data_scripts.common.view_pixels import center_crop, make_view, require_similar_shapes
+from ...data_scripts.common.image_shapes import require_similar_shapes
+from ...data_scripts.common.view_pixels import center_crop, make_view
 from ..scene_images import SceneImageReader
 
 __all__ = ["Spa3RImageProcessor"]

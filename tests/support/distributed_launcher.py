@@ -1,6 +1,7 @@
 """Starts a trainer, `pretrain` or `sft`, under DeepSpeed or FSDP on the CPU, for tests.
 
-Accelerate runs these two on accelerators alone, so the CPU is declared to be one, with gloo instead of NCCL.
+Accelerate runs these two on accelerators alone, so the CPU is declared to be one, with gloo instead of NCCL. A run
+under DeepSpeed that leaves threads of gloo behind fails: they could abort the process while Python exits.
 """
 
 import os
@@ -10,8 +11,18 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from spa3r.trainers.integrations.cli import main
+from spa3r.trainers.runs.distributed import GLOO_THREAD, states_of_threads
+
+
+def require_no_threads_of_gloo():
+    """End with an error if threads of gloo outlive a run under DeepSpeed; see `leave_process_group`."""
+    left = states_of_threads(GLOO_THREAD)
+    if left and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        sys.exit(f"{len(left)} threads of gloo outlive the run.")
+
 
 if __name__ == "__main__":
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     main(sys.argv[1:])
+    require_no_threads_of_gloo()

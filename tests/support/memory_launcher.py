@@ -12,10 +12,11 @@ import warnings
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from distributed_launcher import require_no_threads_of_gloo
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from spa3r.trainers.runs.distributed import leave_process_group
+from spa3r.trainers.runs.distributed import end_run, leave_process_group
 from spa3r.trainers.tuning.sft import build_trainer, parse_arguments
 
 
@@ -45,8 +46,7 @@ if __name__ == "__main__":
     trainer = build_trainer(*parse_arguments(sys.argv[1:]))
     trainer.add_callback(CountBytes())
     trainer.train()
+    end_run(trainer)
+    del trainer
     leave_process_group()
-    # A finished ZeRO-3 run sometimes aborts while the interpreter exits; the cause is unknown. Only bytes count here.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    require_no_threads_of_gloo()

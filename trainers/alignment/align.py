@@ -10,7 +10,6 @@ from typing import Any
 from datasets import Dataset
 from torch import nn
 from transformers import set_seed
-from transformers.utils import logging
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ...configuration.configuration_vggt import VGGTConfig
@@ -28,6 +27,7 @@ from ...modeling_spa3r.checkpoints.loading import (
 from ...modeling_spa3r.checkpoints.self_contained import add_code, push_self_contained
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ...modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry
+from ..runs.distributed import end_run
 from ..runs.fingerprint import hash_weights
 from ..runs.publish import make_repository, push_final_model, train_and_save
 from ..runs.resume import checkpoint_to_resume
@@ -238,7 +238,8 @@ def run(trainer: AlignmentTrainer, checkpoint: Path | None, data_args: Alignment
 
 def main(arguments: list[str] | None = None):
     """Run `spa3r align`."""
-    logging.set_verbosity_info()
     data_args, args = parse_arguments(arguments)
     with only_run_in(args.output_dir, args.process_index == 0):
-        run(*build_trainer(data_args, args), data_args)
+        trainer, checkpoint = build_trainer(data_args, args)
+        run(trainer, checkpoint, data_args)
+        end_run(trainer)

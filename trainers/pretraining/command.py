@@ -16,7 +16,7 @@ from ..runs.recipes import COMMON, show_help
 from ..runs.scene_views_options import SceneViewsOptions
 
 # Options of the library that --help lists besides `COMMON`.
-LISTED = {"gradient_checkpointing": ("recompute activations in the backward pass", False)}
+LISTED = {"gradient_checkpointing": ("recompute activations in the backward pass (default: false)", None)}
 
 
 @dataclass

@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ...data_scripts.common.files import write_text
+from ...data_scripts.common.image_shapes import require_similar_shapes
 from ...data_scripts.common.videos import index_video, read_frames_at, spread_evenly
-from ...data_scripts.common.view_pixels import require_similar_shapes
 from ...data_scripts.scenes.index import load_scene_sources, split_scenes
 from ...data_scripts.scenes.view_transforms import crop_to_common, load_frame
 from ...data_scripts.scenes.views import SceneViews

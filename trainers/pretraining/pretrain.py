@@ -6,7 +6,6 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedConfig, set_seed
-from transformers.utils import logging
 
 from ...configuration import Spa3RConfig, VGGTConfig, load_preset
 from ...data_scripts.common.exclusions import read_excluded
@@ -18,6 +17,7 @@ from ...modeling_spa3r.checkpoints.cards import write_card
 from ...modeling_spa3r.checkpoints.loading import find_damaged_file, load_config, load_whole, require_checkpoint
 from ...modeling_spa3r.spa3r.image_processing_spa3r import Spa3RImageProcessor
 from ...modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
+from ..runs.distributed import end_run
 from ..runs.errors import first_line
 from ..runs.initialization import initialize_for_scratch
 from ..runs.publish import make_repository, push_final_model, train_and_save
@@ -219,7 +219,8 @@ def run(trainer: Spa3RTrainer, checkpoint: str | Path | None):
 
 def main(arguments: list[str] | None = None):
     """Run `spa3r pretrain`."""
-    logging.set_verbosity_info()
     model_args, data_args, args = parse_arguments(arguments)
     with only_run_in(args.output_dir, args.process_index == 0):
-        run(*build_trainer(model_args, data_args, args))
+        trainer, checkpoint = build_trainer(model_args, data_args, args)
+        run(trainer, checkpoint)
+        end_run(trainer)

@@ -76,7 +76,7 @@ def show_help(
     parser.add_argument("--config", help="YAML file, or name in configuration/recipes")
     add_options_of_all(parser)
     parser.print_help()
-    sys.exit()
+    sys.exit(0)
 
 
 def parse_options(

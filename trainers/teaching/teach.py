@@ -5,7 +5,6 @@ from pathlib import Path
 
 from transformers import AutoModel, PreTrainedModel, set_seed
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
-from transformers.utils import logging
 
 from ...configuration import Spa3RConfig, Spa3VLMConfig, load_preset
 from ...data_scripts.common.locks import only_run_in
@@ -14,6 +13,7 @@ from ...data_scripts.scenes.index import load_scene_sources, split_scenes
 from ...data_scripts.scenes.views import SceneViews
 from ...modeling_spa3r.checkpoints.loading import load_whole, require_checkpoint
 from ...modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry
+from ..runs.distributed import end_run
 from ..runs.initialization import initialize_for_scratch
 from ..runs.publish import make_repository, train_and_save
 from ..runs.recipes import parse_options
@@ -127,8 +127,9 @@ def run(trainer: TeachingTrainer, checkpoint: Path | None):
 
 def main(arguments: list[str] | None = None):
     """Run `spa3r teach`."""
-    logging.set_verbosity_info()
     arguments = sys.argv[1:] if arguments is None else arguments
     (args, training_args), _ = parse_options("teach", arguments, (TeacherArguments, TeachingArguments))
     with only_run_in(training_args.output_dir, training_args.process_index == 0):
-        run(*build_trainer(args, training_args))
+        trainer, checkpoint = build_trainer(args, training_args)
+        run(trainer, checkpoint)
+        end_run(trainer)

@@ -18,8 +18,8 @@ from pyarrow import ArrowException
 from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from ...data_scripts.common.image_shapes import require_similar_shapes
 from ...data_scripts.common.images import BROKEN, UnreadableFrame, open_image, to_rgb, turn_upright
-from ...data_scripts.common.view_pixels import require_similar_shapes
 from ...modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 

@@ -18,7 +18,7 @@ from ...data_scripts.common.locks import only_run_in
 from ...modeling_spa3r.checkpoints.loading import load_config, load_processor, load_spa3_vlm, require_checkpoint
 from ...modeling_spa3r.checkpoints.self_contained import push_self_contained
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
-from ..runs.distributed import start_workers_from_clean_server
+from ..runs.distributed import end_run, start_workers_from_clean_server
 from ..runs.optimizers import MuonWithAdamW, split_for_muon
 from ..runs.publish import make_repository, push_final_model, train_and_save
 from ..runs.recipes import parse_options
@@ -250,3 +250,4 @@ def main(arguments: list[str] | None = None):
         trainer = build_trainer(data_args, args, model_args)
         check_run(trainer, data_args, model_args)
         run(trainer, data_args.instructions, data_args.without_images)
+        end_run(trainer)

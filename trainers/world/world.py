@@ -26,7 +26,6 @@ from typing import Protocol
 from ...data_scripts.common.command_line import verb_parser
 from ...data_scripts.common.files import claim_folder, write_json
 from ...data_scripts.common.locks import only_run_in
-from ..runs.devices import usable_device
 from .ablations import list_ablations
 from .stages import Stage, list_stages, sizes_of
 
@@ -192,6 +191,8 @@ def main(arguments: Sequence[str] | None = None):
     seeds = sorted(set(options.seeds or SEEDS)) if options.ablations else []
     folder = options.output
     if options.device == "cuda":
+        from ..runs.devices import usable_device  # here, so that --help does not wait for torch
+
         usable_device(options.device)
     claim_folder(folder / "world.json", json.dumps({"device": options.device, "smoke": options.smoke}) + "\n")
     with only_run_in(folder):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spa3r.data_scripts.common import images
 from spa3r.data_scripts.common.images import UnreadableFrame, open_image, to_rgb, turn_upright
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8))
@@ -109,3 +110,19 @@ def test_an_image_without_a_path_is_called_by_the_name_that_is_given():
     with pytest.raises(UnreadableFrame, match="`image 2 of 3`") as raised:
         open_image(io.BytesIO(b"no image"), "image 2 of 3")
     assert "BytesIO" not in str(raised.value)
+
+
+def test_photos_of_iphones_are_read_with_the_extra(tmp_path):
+    pytest.importorskip("pillow_heif")
+    smooth = NOISE.resize((4, 3)).resize((64, 48))
+    smooth.save(tmp_path / "IMG_1.HEIC", quality=95)
+    opened = to_rgb(turn_upright(open_image(tmp_path / "IMG_1.HEIC")))
+    assert opened.size == smooth.size
+    assert np.abs(np.asarray(opened, dtype=int) - np.asarray(smooth)).mean() < 5
+
+
+def test_photos_of_iphones_without_the_extra_name_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "pillow_heif", None)
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftyphei0" + bytes(40))
+    with pytest.raises(UnreadableFrame, match="IMG_1.HEIC.*pip install pillow-heif"):
+        open_image(tmp_path / "IMG_1.HEIC")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 from tiny_scenes import write_images, write_scene
 from tiny_videos import numbers_of, write_video
 
@@ -353,3 +354,30 @@ def test_only_videos_need_pyav(tmp_path, monkeypatch):
     assert load_scenes("folders", tmp_path)["scene_id"][:] == ["hall"]
     with pytest.raises(ImportError, match="pip install av"):
         load_scenes("videos", tmp_path)
+
+
+def test_files_that_are_not_read_are_counted_by_kind(tmp_path, caplog):
+    for scene in ("kitchen", "hall"):
+        write_images(tmp_path / scene, TWO)
+        for name in ("._1.jpg", "2.CR2", "3.cr2", "notes"):
+            (tmp_path / scene / name).touch()
+    load_scenes("folders", tmp_path)
+    assert "8 files are skipped: 2 ._*, 4 .cr2, 2 notes." in caplog.text
+
+
+def test_files_beside_videos_are_counted_by_kind(tmp_path, caplog):
+    write_video(tmp_path / "walk.MOV")
+    for name in ("._walk.MOV", "IMG_1.HEIC"):
+        (tmp_path / name).touch()
+    assert load_scenes("videos", tmp_path)["scene_id"][:] == ["walk"]
+    assert "2 files are skipped: 1 ._*, 1 .heic." in caplog.text
+
+
+@pytest.mark.parametrize(
+    "num_scenes, options", [(1, "--held_out_scenes 0 --eval_strategy no"), (3, "--held_out_scenes 1")]
+)
+def test_too_few_scenes_to_hold_out_name_the_option_to_change(tmp_path, num_scenes, options):
+    for index in range(num_scenes):
+        write_images(tmp_path / str(index), TWO)
+    with refused(f"8 of {num_scenes}", options):
+        split_scenes(load_scenes("folders", tmp_path), 8)

@@ -178,7 +178,7 @@ def test_no_readable_scene_at_all_is_an_error(scratch):
 @pytest.mark.parametrize("option, part", [("cameras", "intrinsic"), ("cameras", "pose"), ("depth", "depth")])
 def test_a_scene_without_the_files_that_are_asked_for_is_named(scratch, option, part):
     shutil.rmtree(scratch / "room3" / part)
-    with pytest.raises(ValueError, match=f"room3 .*{part}.*`{option}`"):
+    with pytest.raises(ValueError, match=f"room3 .*{part}.*`--{option} false`"):
         views_of(scratch, **{option: True})
 
 

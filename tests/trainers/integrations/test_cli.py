@@ -1,12 +1,14 @@
 """The command `spa3r`: its verbs and their helps."""
 
 import argparse
+import logging
 import subprocess
 import sys
 
 import pytest
 from terminal import verb
 from transformers import HfArgumentParser
+from transformers.utils import logging as library_logging
 
 from spa3r.data_scripts.benchmarks import BENCHMARKS
 from spa3r.trainers.integrations.cli import VERBS, main
@@ -73,7 +75,7 @@ def shown_defaults(monkeypatch, name: str) -> dict[str, argparse.Action]:
     )
     with pytest.raises(SystemExit):
         verb(name)(["--help"])
-    return {dest: action for dest, action in shown.items() if dest not in ("help", "config")}
+    return {dest: action for dest, action in shown.items() if dest not in ("help", "config", "debug", "verbose")}
 
 
 @pytest.mark.parametrize("name", ["pretrain", "align", "teach", "sft"])
@@ -102,3 +104,11 @@ def test_an_option_shows_its_default(capsys):
         verb("pretrain")(["--help"])
     text = capsys.readouterr().out
     assert "scenes kept for evaluation (default: 8)" in text and "estimates (default: false)" in text
+
+
+@pytest.mark.parametrize("options, level", [([], logging.WARNING), (["--verbose"], logging.INFO)])
+def test_the_libraries_are_quiet_unless_asked(options, level, tmp_path, monkeypatch):
+    monkeypatch.setattr(library_logging.get_logger(), "level", logging.WARNING)
+    (tmp_path / "list.txt").write_text("scene0000_00")
+    verb("benchmark-scenes", *options)(["--files", tmp_path / "list.txt", "--output", tmp_path / "scenes.txt"])
+    assert library_logging.get_verbosity() == level

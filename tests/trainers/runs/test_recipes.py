@@ -130,7 +130,7 @@ class Options:
 def parse(folder, text, *arguments):
     (folder / "recipe.yaml").write_text(text)
     config = ["--config", str(folder / "recipe.yaml")]
-    return parse_options("pretrain", [*config, *arguments], (Options,), {}, "")[0][0]
+    return parse_options("pretrain", [*config, *arguments], (Options,))[0][0]
 
 
 def test_the_command_line_wins_over_the_recipe(tmp_path):
@@ -174,7 +174,7 @@ def test_unknown_names_are_refused_with_the_one_that_was_meant(text, arguments, 
 def test_bfloat16_without_a_gpu_is_refused_with_the_remedy(arguments, named, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=re.escape(named)):
-        parse_options("pretrain", arguments, (TrainingArguments,), {}, "")
+        parse_options("pretrain", arguments, (TrainingArguments,))
 
 
 WRONG_TYPES = [

@@ -12,7 +12,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 
 from spa3r import VGGTForGeometry
 from spa3r.trainers.runs.recipes import parse_options
-from spa3r.trainers.teaching.arguments import TeacherArguments, TeachingArguments
+from spa3r.trainers.teaching.arguments import TeachingArguments
+from spa3r.trainers.teaching.command import TeacherArguments
 from spa3r.trainers.teaching.teach import build_trainer, run
 from spa3r.trainers.teaching.trainer import group_views, in_order
 

@@ -11,6 +11,7 @@ from tiny_instructions import NUM_RECORDS, losses, trainer_of
 from tiny_spa3_vlm import GEOMETRY, tiny_model, tiny_processor
 
 from spa3r import Spa3VLMForConditionalGeneration
+from spa3r.modeling_spa3r import compilation
 from spa3r.trainers.tuning import scene_cache as scene_latents
 from spa3r.trainers.tuning.instruction_data import load_instructions, open_images
 from spa3r.trainers.tuning.scene_cache import SceneLatents, encode_scenes, with_scene_keys
@@ -172,7 +173,7 @@ def test_scenes_encoded_together_equal_single_ones(workers, latents_and_features
 
 def test_blocks_are_compiled_if_asked_for(vlm, instructions, tmp_path, monkeypatch):
     compiled = []
-    monkeypatch.setattr(scene_latents, "compile_blocks", compiled.append)
+    monkeypatch.setattr(compilation, "compile_blocks", compiled.append)
     command = ["--model", vlm, "--instructions", instructions, "--output", tmp_path, "--compile-blocks"]
     main([str(part) for part in command])
     assert [type(model) for model in compiled] == [Spa3VLMForConditionalGeneration]
