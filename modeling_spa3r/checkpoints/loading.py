@@ -1,6 +1,7 @@
 """Load checkpoints and refuse incomplete ones: transformers fills in random weights for what is missing."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -156,6 +157,21 @@ def require_tokens(tokenizer: PreTrainedTokenizerBase, vlm_config: PreTrainedCon
         )
 
 
+def _check_generation(name: str, model: PreTrainedModel):
+    """Refuse settings of generation that fail only while a model answers: tokens that it has not, odd numbers."""
+    settings, size = model.generation_config.to_dict(), model.config.get_text_config().vocab_size
+    for key, value in settings.items():
+        for item in value if isinstance(value, list) else [value]:
+            is_odd = isinstance(item, float) and not math.isfinite(item)
+            is_token = key.endswith("_token_id") and item is not None
+            if is_odd or (is_token and not (type(item) is int and 0 <= item < size)):
+                kind = "a token" if is_token else "finite"
+                raise ValueError(
+                    f"`{key}` in the generation_config.json of `{name}` must be {kind}, got {item!r}: copy the "
+                    "checkpoint again."
+                )
+
+
 def load_whole(model_class: type, name: str, may_hold_more: bool = False, **options) -> PreTrainedModel:
     """Load a model whose weights are exactly those that its configuration asks for.
 
@@ -217,4 +233,5 @@ def load_spa3_vlm(name: str, **options) -> Spa3VLMForConditionalGeneration:
     unexpected = [key for key in info["unexpected_keys"] if key.startswith(OWN_PARTS)]
     where = f"The weights in `{name}` do not fit its `config.json`"
     require_exact_tensors(where, missing, unexpected, info["mismatched_keys"])
+    _check_generation(name, model)
     return model

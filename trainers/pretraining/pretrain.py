@@ -21,7 +21,7 @@ from ..runs.distributed import end_run
 from ..runs.errors import first_line
 from ..runs.initialization import initialize_for_scratch
 from ..runs.publish import make_repository, push_final_model, train_and_save
-from ..runs.recipes import merge, parse_overrides
+from ..runs.recipes import check_numbers, merge, parse_overrides
 from ..runs.resume import checkpoint_to_resume
 from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
 from .arguments import DataArguments, ModelArguments, Spa3RTrainingArguments, parse_arguments
@@ -46,6 +46,7 @@ def build_config(args: ModelArguments) -> Spa3RConfig:
         ValueError: If the configuration has no such key, or a value is of the wrong kind.
     """
     overrides = parse_overrides(args.overrides)
+    check_numbers(flatten(overrides))
     vggt, teachers = (_mapping(key, overrides.get(key, {})) for key in ("vggt_config", "teachers"))
     for name, teacher in teachers.items():
         _mapping(f"teachers.{name}", teacher)

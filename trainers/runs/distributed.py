@@ -44,8 +44,8 @@ def end_run(trainer: Trainer):
     """
     trainer.accelerator.free_memory()
     offload = sys.modules.get("deepspeed.runtime.zero.parameter_offload")
-    if offload is not None:
-        offload.FWD_MODULE_STACK.clear()  # ZeRO-3 leaves the model there
+    # ZeRO-3 leaves the model there, where the version of DeepSpeed has it.
+    getattr(offload, "FWD_MODULE_STACK", []).clear()
 
 
 def leave_process_group():

@@ -6,7 +6,6 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -27,6 +26,8 @@ NAMES = {
 }
 SCALARS = (bool, int, float)
 MAX_WHOLE = 1 << 63
+# Of what the optimizers refuse only when training begins.
+NOT_NEGATIVE = ("learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 # Options of transformers.TrainingArguments that --help lists, with their defaults; its documentation has all others.
 COMMON = {
@@ -124,7 +125,8 @@ def parse_options(
             "`bf16` is true, but no GPU here computes in bfloat16: add `--bf16 false`, or `--use_cpu true` to use "
             "bfloat16 on the CPU."
         ) from error
-    _check_numbers(parsed)
+    for options in parsed:
+        check_numbers(vars(options))
     return parsed, recipe
 
 
@@ -174,14 +176,22 @@ def _fits(value: Any, possible: set[type]) -> bool:
     return kind in possible - {list} or (kind is int and float in possible) or is_text
 
 
-def _check_numbers(parsed: Iterable[Any]):
-    """Refuse numbers that no option means: they only fail later, or never."""
-    for options in parsed:
-        for field in dataclass_fields(options):
-            value = getattr(options, field.name, None)
-            is_odd = isinstance(value, float) and not math.isfinite(value)
-            if is_odd or (isinstance(value, int) and abs(value) >= MAX_WHOLE):
-                raise ValueError(f"`{field.name}` must be a number that can be counted with, got {value}; correct it.")
+def check_numbers(options: Mapping[str, Any]):
+    """Refuse numbers that no option means: they only fail later, or never.
+
+    Args:
+        options (`Mapping[str, Any]`): Values by the names of options; those that are no numbers are passed over.
+
+    Raises:
+        ValueError: If a number is not finite, too large, or negative where it must not be.
+    """
+    for name, value in options.items():
+        if not isinstance(value, int | float):
+            continue
+        if abs(value) >= MAX_WHOLE if isinstance(value, int) else not math.isfinite(value):
+            raise ValueError(f"`{name}` must be a number that can be counted with, got {value}; correct it.")
+        if value < 0 and name in NOT_NEGATIVE:
+            raise ValueError(f"`{name}` must not be negative, got {value}; correct it.")
 
 
 def _set_defaults(parser: argparse.ArgumentParser, recipe: dict[str, Any], name: str | None):

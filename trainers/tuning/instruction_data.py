@@ -18,6 +18,7 @@ from pyarrow import ArrowException
 from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from ...data_scripts.common.files import blame_file
 from ...data_scripts.common.image_shapes import require_similar_shapes
 from ...data_scripts.common.images import BROKEN, UnreadableFrame, open_image, to_rgb, turn_upright
 from ...modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
@@ -83,7 +84,8 @@ def load_instructions(sources: list[str], seed: int, columns: Sequence[str] = ()
         if missing := [name for name in kept if name not in part.column_names]:
             raise ValueError(f"The instruction set `{folder}` has no column {missing}, but {part.column_names}.")
         part = _with_image_column(folder, part.select_columns(kept))
-        _check_records(folder, part)
+        with blame_file(folder, "write it again, with messages of a role and a content"):
+            _check_records(folder, part)
         parts += _weigh(part, weight, seed)
     return concatenate_datasets(parts)
 

@@ -94,6 +94,21 @@ def test_damaged_weights_are_refused(folder, name, change):
         load_spa3_vlm(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("pad_token_id", float("nan")),
+        ("eos_token_id", [1, 10**30]),
+        ("eos_token_id", -3),
+        ("temperature", float("inf")),
+    ],
+)
+def test_settings_of_generation_that_fail_while_answering_are_refused(folder, setting, value):
+    damage(folder, "generation_config.json", replaced(**{setting: value}))
+    with refused(str(folder), f"`{setting}`"):
+        load_spa3_vlm(str(folder))
+
+
 def test_a_processor_whose_tokens_have_other_ids_is_refused(folder):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     for token in tokenizer["added_tokens"]:

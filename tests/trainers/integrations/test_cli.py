@@ -78,7 +78,7 @@ def shown_defaults(monkeypatch, name: str) -> dict[str, argparse.Action]:
     return {dest: action for dest, action in shown.items() if dest not in ("help", "config", "debug", "verbose")}
 
 
-@pytest.mark.parametrize("name", ["pretrain", "align", "teach", "sft"])
+@pytest.mark.parametrize("name", ["pretrain", "align", "teach", "sft", "grpo"])
 def test_the_help_of_a_trainer_shows_the_defaults_of_its_options(name, monkeypatch):
     shown, parsers = shown_defaults(monkeypatch, name), []
 

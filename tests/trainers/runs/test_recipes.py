@@ -198,8 +198,8 @@ def test_a_value_of_a_wrong_type_is_refused_with_the_recipe_and_the_right_type(k
         parse_arguments(["--config", str(file), "--output_dir", str(tmp_path)])
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "1e400"])
-def test_a_number_that_is_not_finite_is_refused(value, tmp_path):
+@pytest.mark.parametrize("value", ["nan", "inf", "1e400", "-1"])
+def test_a_number_that_cannot_be_meant_is_refused(value, tmp_path):
     with refused("`learning_rate`"):
         parse_arguments(["--learning_rate", value, "--output_dir", str(tmp_path)])
 

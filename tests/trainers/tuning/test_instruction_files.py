@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from datasets import Dataset
 from refusals import refused
 
 from spa3r.trainers.tuning.instruction_data import load_instructions
@@ -18,6 +19,14 @@ def test_the_name_of_a_folder_is_no_pattern(instructions, tmp_path, name):
     folder = shutil.copytree(instructions, tmp_path / name)
     shutil.copytree(instructions, tmp_path / "0")  # what [0-9] would match
     assert len(load_instructions([str(folder)], seed=0)) == len(load_instructions([str(instructions)], seed=0))
+
+
+@pytest.mark.parametrize("messages", [["text"], [3.0], [[]], [[{"role": "user"}]]])
+def test_messages_of_another_shape_are_refused_by_the_folder(instructions, tmp_path, messages):
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    Dataset.from_dict({"images": [[]], "messages": messages}).to_parquet(tmp_path / "set" / "data" / "0.parquet")
+    with refused(str(tmp_path / "set")):
+        load_instructions([str(tmp_path / "set")], seed=0)
 
 
 DAMAGE = {
