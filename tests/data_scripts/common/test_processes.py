@@ -11,14 +11,14 @@ import pytest
 
 from spa3r.data_scripts.common.processes import call_in_processes, load_ahead
 
-# Two calls that take a minute; the ids of the processes that run them are said when both are running.
+# Two calls that never end by themselves; the ids of the processes that run them are said when both are running.
 PROGRAM = """
 import os, signal, sys, time
 from spa3r.data_scripts.common.processes import call_in_processes
 
 def sleep(index):
     open(f"{index}.{os.getpid()}", "w").close()
-    time.sleep(60)
+    time.sleep(1e6)
 
 if __name__ == "__main__":
     # Tests that are started in the background ignore Ctrl-C, and so would this.
@@ -54,10 +54,9 @@ def test_calls_are_taken_as_they_are_needed():
 
 
 def test_a_call_that_fails_ends_the_others_at_once():
-    start = time.monotonic()
+    # Without an end, the other call would take days.
     with pytest.raises(ValueError, match="no seconds"):
-        list(call_in_processes(fail_at_once_or_sleep, [(60,), (0,)], 2))
-    assert time.monotonic() - start < 50
+        list(call_in_processes(fail_at_once_or_sleep, [(1e6,), (0,)], 2))
 
 
 def is_running(process_id):
@@ -80,12 +79,11 @@ def test_workers_end_with_the_main_process_and_leave_the_last_word_to_it(tmp_pat
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.kill()
-    _, errors = process.communicate(timeout=50)
+    # Workers that outlive it would never end, and neither would this test.
+    _, errors = process.communicate()
     assert signal_sent == signal.SIGKILL or errors == "interrupted\n"
-    limit = time.monotonic() + 20
-    while any(is_running(int(path.suffix[1:])) for path in running) and time.monotonic() < limit:
+    while any(is_running(int(path.suffix[1:])) for path in running):
         time.sleep(0.01)
-    assert not any(is_running(int(path.suffix[1:])) for path in running)
 
 
 def test_the_next_item_is_loaded_while_the_caller_uses_one():
@@ -94,7 +92,7 @@ def test_the_next_item_is_loaded_while_the_caller_uses_one():
     for index in range(3):
         item, loading = next(results)
         assert (item, loading.result()) == (index, 10 * index)
-        assert all(event.wait(20) for event in started[: index + 2])
+        assert all(event.wait() for event in started[: index + 2])
         assert not any(event.is_set() for event in started[index + 2 :])
     assert not list(results)
 

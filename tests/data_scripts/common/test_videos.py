@@ -157,7 +157,7 @@ def test_a_source_that_sends_nothing_ends_on_ctrl_c(stalling_url):
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert b"KeyboardInterrupt" in process.communicate(timeout=600)[1]  # without Ctrl-C it would never end
+    assert b"KeyboardInterrupt" in process.communicate()[1]  # without Ctrl-C it would never end
 
 
 @pytest.mark.parametrize("limit", ["MAX_DOWNLOAD_BYTES", "MAX_DOWNLOAD_SECONDS"])
