@@ -27,7 +27,7 @@ def test_the_help_of_a_verb_fits_a_screen(name, capsys):
 
 
 def test_the_help_of_an_option_names_its_choices(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "500")
     with pytest.raises(SystemExit):
         verb("benchmark")(["--help"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  --benchmark ")]
