@@ -14,7 +14,7 @@ from spa3r import SceneSession
 
 gradio = pytest.importorskip("gradio", reason="Gradio is not installed: the extra `demo`")
 trimesh = pytest.importorskip("trimesh", reason="trimesh is not installed: the extra `demo`")
-from spa3r.trainers.integrations.demo.page import Page, launch  # noqa: E402
+from spa3r.trainers.integrations.demo.page import Page, as_notice, launch  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 # Milliseconds; a page that is slow because others use the machine is no failure.
@@ -101,7 +101,7 @@ def test_the_3d_view_shows_the_file_that_can_be_downloaded(page):
     assert len(scene.geometry) == 13  # the points, and a camera for each photo
 
 
-def test_too_many_photos_are_refused_by_a_notice_without_a_traceback(page, tmp_path):
+def test_too_many_photos_are_refused_by_a_notice_that_leaves_the_page_as_it_is(page, tmp_path):
     paths = [tmp_path / f"{number}.png" for number in range(4)]
     for path in paths:
         Image.new("RGB", (112, 84)).save(path)
@@ -113,7 +113,9 @@ def test_too_many_photos_are_refused_by_a_notice_without_a_traceback(page, tmp_p
     page.locator("#encode").click()
     notice = page.get_by_text(re.compile("4 photos, but at most 3"))
     notice.first.wait_for()
-    assert "Traceback" not in page.locator("body").inner_text()
+    shown = page.locator("body").inner_text()
+    assert "Traceback" not in shown and "Error" not in shown
+    assert page.locator("#photos img").count() == 12
 
 
 def test_uploaded_photos_are_encoded_and_have_no_truth(page, rooms):
@@ -125,6 +127,7 @@ def test_uploaded_photos_are_encoded_and_have_no_truth(page, rooms):
     wait_for_change(page, "#photos img", before)
     assert page.locator("#photos img").count() == 3
     page.wait_for_function("() => !document.querySelector(\"#look img[alt='true picture']\")")
+    assert not page.get_by_label(rooms[0].name).is_checked()
 
 
 def test_a_model_without_a_decoder_still_answers(studio, rooms):
@@ -133,6 +136,17 @@ def test_a_model_without_a_decoder_still_answers(studio, rooms):
     scene, *_ = page.choose_room(rooms[0].name)
     *_, (chat, *_) = page.ask(scene, rooms[0].questions[0].text, True, [])
     assert scene.field is None and rooms[0].questions[0].answer in chat[-1]["content"]
+
+
+def test_a_failure_that_nobody_foresaw_shows_no_detail_of_the_program(caplog, monkeypatch):
+    told = []
+    monkeypatch.setattr(gradio, "Warning", lambda sentence, **options: told.append(sentence))
+
+    def fail():
+        raise KeyError("/secret/path")
+
+    as_notice(fail)()
+    assert "KeyError" in told[0] and "secret" not in told[0] and "secret" in caplog.text
 
 
 @pytest.mark.parametrize(("question", "named"), [("", "0 characters"), ("x" * 1001, "1001 characters")])

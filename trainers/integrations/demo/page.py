@@ -6,7 +6,6 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import gradio as gr
 
@@ -45,37 +44,38 @@ SLIDER_ROWS = (("right", "up", "forward"), ("turn right (°)", "tilt up (°)"))
 
 
 def as_notice(function: Callable) -> Callable:
-    """Show whatever goes wrong as a sentence; tracebacks of what nobody foresaw go to the terminal alone."""
+    """Tell whatever goes wrong in a sentence, and leave the page as it is.
+
+    Tracebacks of what nobody foresaw go to the terminal alone.
+    """
 
     @functools.wraps(function)
     def streaming(*arguments):
-        with errors_as_notices():
+        try:
             yield from function(*arguments)
+        except Exception as error:
+            yield tell(error)
 
     @functools.wraps(function)
     def single(*arguments):
-        with errors_as_notices():
+        try:
             return function(*arguments)
+        except Exception as error:
+            return tell(error)
 
     # A generator's last values are sent twice, after which Gradio's 3-D viewer may stay empty.
     return streaming if inspect.isgeneratorfunction(function) else single
 
 
-@contextmanager
-def errors_as_notices() -> Iterator[None]:
-    """See `as_notice`."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        raise notice(str(error)) from error
-    except Exception as error:
-        logger.exception("A request failed.")
-        raise notice(f"The program failed ({type(error).__name__}); the terminal of its server says where.") from error
-
-
-def notice(sentence: str) -> gr.Error:
-    """A sentence that the page shows for some seconds."""
-    return gr.Error(html.escape(" ".join(sentence.split())), title="Not done", print_exception=False)
+def tell(error: Exception) -> dict:
+    """Show an error for some seconds; returns what changes nothing on the page."""
+    sentence = " ".join(str(error).split())
+    if not isinstance(error, ValueError | OSError | ImportError):
+        logger.error("A request failed.", exc_info=error)
+        sentence = f"The program failed ({type(error).__name__}); the terminal of its server says where."
+    # An error of Gradio's would cover each part of the page with a label.
+    gr.Warning(html.escape(sentence), title="Not done")
+    return gr.skip()
 
 
 class Page:
@@ -134,7 +134,7 @@ class Page:
                 with gr.Column(scale=6, min_width=460):
                     if has_field:
                         viewer = gr.Model3D(
-                            label="Cameras that VGGT estimated (first: orange), and its points in the photos' colours",
+                            label="Cameras and points by VGGT; the first camera is orange",
                             height=380,
                             clear_color=(0.97, 0.97, 0.98, 1),
                             interactive=False,
@@ -154,7 +154,7 @@ class Page:
             )
             blocks.load(as_notice(self.choose_room), room, shows, **once)
             room.input(as_notice(self.choose_room), room, shows, **once)
-            encode.click(as_notice(self.encode_upload), files, shows, **once)
+            encode.click(as_notice(self.encode_upload), files, [room, *shows], **once)
             for event, asked in ((question.submit, question), (known.click, known)):
                 event(
                     as_notice(self.ask),
@@ -206,9 +206,9 @@ class Page:
         return self._show(self._encode_room(name))
 
     def encode_upload(self, paths: list[str] | None) -> tuple:
-        """Encode uploaded photos, or a video."""
+        """Encode uploaded photos, or a video; no room is chosen then."""
         photos = read_upload(paths or [], self.studio.limits, self.studio.processor.num_frames)
-        return self._show(self.studio.encode(photos))
+        return None, *self._show(self.studio.encode(photos))
 
     def _show(self, scene: Scene) -> tuple:
         """The values of all parts of the page that change with the scene."""
