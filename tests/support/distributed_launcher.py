@@ -21,8 +21,13 @@ def require_no_threads_of_gloo():
         sys.exit(f"{len(left)} threads of gloo outlive the run.")
 
 
-if __name__ == "__main__":
+def declare_cpu_an_accelerator():
+    """Have Accelerate take the CPU for an accelerator, with gloo instead of NCCL."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+
+
+if __name__ == "__main__":
+    declare_cpu_an_accelerator()
     main(sys.argv[1:])
     require_no_threads_of_gloo()

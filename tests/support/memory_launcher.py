@@ -5,14 +5,11 @@ finds the tensors; each storage is counted once.
 """
 
 import gc
-import os
 import sys
 import warnings
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType
-from distributed_launcher import require_no_threads_of_gloo
+from distributed_launcher import declare_cpu_an_accelerator, require_no_threads_of_gloo
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
@@ -41,8 +38,7 @@ class CountBytes(TrainerCallback):
 
 
 if __name__ == "__main__":
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    declare_cpu_an_accelerator()
     trainer = build_trainer(*parse_arguments(sys.argv[1:]))
     trainer.add_callback(CountBytes())
     trainer.train()
