@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import huggingface_hub
 import pytest
@@ -101,17 +100,29 @@ def test_the_fingerprint_of_a_model_changes_with_one_weight_but_not_with_its_car
     assert fingerprint_checkpoint(str(other)) != provenance(reported)["model_fingerprint"]
 
 
+# Is killed once the answers of its first batch are on disk.
+KILLED_AFTER_A_BATCH = """
+import os, signal, sys
+from spa3r.trainers.benchmark.answers import Answers
+from spa3r.trainers.integrations.cli import main
+
+def append(self, *arguments, append=Answers.append):
+    append(self, *arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Answers.append = append
+main(["benchmark", *sys.argv[1:]])
+"""
+
+
 def test_killed_and_started_again_it_ends_with_the_report_of_an_uninterrupted_run(vlm, data, reported, tmp_path):
     output = tmp_path / "killed"
-    call = [sys.executable, "-m", "spa3r", "benchmark", *map(str, command(vlm, data, output, "--batch-size", 2))]
-    process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPOSITORY)
-    answers = output / "predictions-00000.jsonl"
-    while process.poll() is None and not (answers.exists() and answers.read_text()):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (output / "report.json").exists(), "it had ended before it was killed"
-    main(command(vlm, data, output, "--batch-size", 2))
+    arguments = command(vlm, data, output, "--batch-size", 2)
+    call = [sys.executable, "-c", KILLED_AFTER_A_BATCH, *map(str, arguments)]
+    killed = subprocess.run(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=REPOSITORY, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (output / "predictions-00000.jsonl").read_text()
+    main(arguments)
     assert contents(output) == contents(reported)
 
 
