@@ -54,6 +54,7 @@ WORDS = {
     "visible_views": "Which views show the {}?",
     "first_view": "Which view is the first to show the {}?",
     "seen_first": "Which is seen first, the {}?",
+    "room_objects": "Which objects are first shown in which view, and where (right, ahead in meters)?",
     "color": "What color is the {}?",
     "image_side": "Is the {} in the left or the right half of the image?",
     "image_position": "Where in the image is the {}?",
@@ -61,6 +62,7 @@ WORDS = {
     "view_count": "How many {}(s) are in the image?",
     "largest_object": "What is the largest object in the image?",
     "closer": "Which is closer to the camera, the {}?",
+    "image_objects": "Which objects are in the image, and where?",
 }
 # The words of a position: those of positive and of negative numbers, along each axis.
 AXES = {"right": "left", "down": "up", "ahead": "behind"}
@@ -260,6 +262,21 @@ def _ask_seen_first(family: str, room: RoomGroundTruth, number: int, rng: Genera
     return _ask(family, [_either(names if number % 2 == 0 else names[::-1], " the")], names[0])
 
 
+def _ask_room_objects(family: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
+    """List all objects by the first view that shows them clearly, and from left to right."""
+    if len(room.views) == 1:
+        return None
+    found = []
+    for item in filter(room.is_visible, room.objects):
+        right, _, ahead = room.in_cameras(item.center[None])[0, 0]
+        if max(abs(right), abs(ahead)) >= MAX_COORDINATE:
+            return None
+        view = int(np.argmax(item.pixels >= room.min_visible_pixels))
+        found.append((view + 1, right, ahead, item.category))
+    lines = [f"{view}: {name} {write_position([right, ahead])}" for view, right, ahead, name in sorted(found)]
+    return _ask(family, [], "; ".join(lines)) if lines else None
+
+
 def _objects_in_image(room: RoomGroundTruth) -> list[RoomObject]:
     """Clearly visible objects whose name fits no other object that leaves a trace in the given views."""
     traces = [item for item in room.objects if item.pixels.any()]
@@ -296,9 +313,14 @@ def _ask_image_position(family: str, room: RoomGroundTruth, number: int, rng: Ge
         place = room.position_in_image(item.center)
         if place is None or np.abs(place[:, None] - [1 / 3, 2 / 3]).min() < IMAGE_MARGIN:
             continue
-        column, row = np.floor(3 * place).astype(int)
-        cases.append((item.category, f"{ROWS[min(row, 2)]} {COLUMNS[min(column, 2)]}"))
+        cases.append((item.category, _name_part(place)))
     return _ask_for_name(family, cases, rng)
+
+
+def _name_part(place: np.ndarray) -> str:
+    """The part of an image, of nine, in which a relative position is: "top left"."""
+    column, row = np.floor(3 * place).astype(int)
+    return f"{ROWS[min(row, 2)]} {COLUMNS[min(column, 2)]}"
 
 
 def _ask_presence(family: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
@@ -350,6 +372,17 @@ def _ask_closer(family: str, room: RoomGroundTruth, number: int, rng: Generator)
     return _ask(family, [_either(names if number % 2 == 0 else names[::-1], " the")], names[0])
 
 
+def _ask_image_objects(family: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
+    """List all objects, the largest in the image first; without a place where the center is not in the image."""
+    found = sorted(filter(room.is_visible, room.objects), key=lambda item: item.pixels[0], reverse=True)
+    places = [room.position_in_image(item.center) for item in found]
+    names = [
+        item.category if place is None else f"{item.category} {_name_part(place)}"
+        for item, place in zip(found, places, strict=True)
+    ]
+    return _ask(family, [], "; ".join(names)) if names else None
+
+
 def _ask_for_name(family: str, cases: list[tuple[str, str]], rng: Generator) -> Question | None:
     """Ask for a name: of the cases, each with what is asked about and the answer, pick the answer first."""
     if not cases:
@@ -384,6 +417,7 @@ PLACE_FAMILIES = {
     "visible_views": _ask_visible_views,
     "first_view": _ask_first_view,
     "seen_first": _ask_seen_first,
+    "room_objects": _ask_room_objects,
 }
 IMAGE_FAMILIES = {
     "color": _ask_color,
@@ -393,11 +427,15 @@ IMAGE_FAMILIES = {
     "view_count": _ask_view_count,
     "largest_object": _ask_largest_object,
     "closer": _ask_closer,
+    "image_objects": _ask_image_objects,
 }
 TRAINING_FAMILIES = PLACE_FAMILIES | IMAGE_FAMILIES
+# Families that are answered with a list of all objects. It would tell the answers to the questions after it.
+LIST_FAMILIES = ("room_objects", "image_objects")
 # Families that are answered with a position or with words; all others are answered with numbers.
 POSITION_FAMILIES = ("grounding", "relative_position")
 WORD_FAMILIES = (
     *("object_at", "direction", "nearest_object", "nearest_of", "visible_views", "first_view", "seen_first", "color"),
     *("image_side", "image_position", "presence", "view_count", "largest_object", "closer"),
+    *LIST_FAMILIES,
 )

@@ -62,7 +62,7 @@ from .ground_truth import MIN_VISIBLE_SHARE, RoomGroundTruth, read_description, 
 from .question_options import FAMILIES, FORMATS, GROUPS, QuestionOptions
 from .question_types import Question
 from .text_baselines import blind_bound, frequency_baseline
-from .training_questions import TRAINING_FAMILIES, ShortQuestion
+from .training_questions import LIST_FAMILIES, TRAINING_FAMILIES, ShortQuestion
 
 SOURCE = "rooms"
 RENDER_AGAIN = "render the rooms again with spa3r rooms"
@@ -188,7 +188,7 @@ def ask_room(
         together (`bool`, *optional*, defaults to `False`):
             Whether the questions stand in one record, one after another. Their answers are then drawn one by one
             instead of in turn, and their order is random: otherwise all letters of a record would be the same, and an
-            answer could be read from the one before.
+            answer could be read from the one before. Lists of all objects come last.
     """
     asked = {}
     if together:
@@ -201,7 +201,8 @@ def ask_room(
         question = FAMILIES[family](family, room, turn, rng)
         if question is not None:
             asked.setdefault(question.question, (number, question))
-    return list(asked.values())
+    found = list(asked.values())
+    return sorted(found, key=lambda item: item[1].question_type in LIST_FAMILIES) if together else found
 
 
 def _family(number: int, families: Sequence[str]) -> tuple[str, int]:

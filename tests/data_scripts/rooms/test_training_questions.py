@@ -13,6 +13,7 @@ from spa3r.data_scripts.rooms.labels import LABELS, STRUCTURE
 from spa3r.data_scripts.rooms.question_types import ask_question
 from spa3r.data_scripts.rooms.training_questions import (
     IMAGE_FAMILIES,
+    LIST_FAMILIES,
     PLACE_FAMILIES,
     POSITION_FAMILIES,
     TRAINING_FAMILIES,
@@ -263,6 +264,43 @@ def test_what_is_seen_first_is_clear_before_the_other_leaves_a_trace(asked):
         assert not pixels[other][: first + 1].any()
 
 
+def test_the_list_of_a_room_has_each_clear_object_where_its_center_is_and_by_its_first_clear_view(asked):
+    for view, question in asked["room_objects"]:
+        listed = [
+            re.fullmatch(r"(\d+): (.+?) ((?:left|right) .+)", line).groups() for line in question.answer.split("; ")
+        ]
+        expected = []
+        for item in filter(view.is_clear, view.objects):
+            right, _, ahead = view.in_camera(item["center"])
+            first = np.flatnonzero(view.pixels(item) >= CLEAR * SIZE[0] * SIZE[1])[0] + 1
+            expected.append((first, right, ahead, item["category"]))
+        assert [(int(number), name) for number, name, _ in listed] == [(row[0], row[3]) for row in sorted(expected)]
+        places = np.array([read_position(place) for _, _, place in listed])
+        assert places == pytest.approx(np.array([row[1:3] for row in sorted(expected)]), abs=0.051)
+
+
+def test_the_list_of_an_image_has_each_clear_object_by_size_with_the_part_where_its_center_is(asked):
+    for view, question in asked["image_objects"]:
+        clear = sorted(filter(view.is_clear, view.objects), key=lambda item: -view.pixels(item)[0])
+        listed = question.answer.split("; ")
+        assert len(listed) == len(clear)
+        for line, item in zip(listed, clear, strict=True):
+            x, y = view.in_pixels(item["center"]) / SIZE
+            ahead = view.in_camera(item["center"])[2]
+            inside = ahead > 0 and 0 <= x < 1 and 0 <= y < 1
+            row, column = ("top", "middle", "bottom"), ("left", "center", "right")
+            part = f" {row[int(3 * y)]} {column[int(3 * x)]}" if inside else ""
+            assert line == item["category"] + part
+
+
+def test_lists_come_last_in_a_record_as_they_tell_the_other_answers(scenes):
+    description = read_description(scenes[0])
+    for families, shown in ((PLACE_FAMILIES, range(NUM_VIEWS)), (IMAGE_FAMILIES, [0])):
+        room = read_ground_truth(scenes[0], description, shown, CLEAR)
+        found = [question.question_type for _, question in ask_room(room, range(40), 0, tuple(families), True)]
+        assert [name in LIST_FAMILIES for name in found] == [False] * (len(found) - 1) + [True]
+
+
 def test_colors_are_those_of_the_only_object_of_that_name_in_the_image(asked):
     for view, question in asked["color"]:
         assert view.in_image(*names_in(question))["color"] == question.answer
@@ -342,7 +380,7 @@ def test_all_quadrants_are_asked_for(asked, family):
 
 def test_one_view_is_not_asked_for_its_number(scenes):
     room = read_ground_truth(scenes[0], read_description(scenes[0]), [0])
-    for family in ("visible_views", "first_view", "seen_first"):
+    for family in ("visible_views", "first_view", "seen_first", "room_objects"):
         assert all(TRAINING_FAMILIES[family](family, room, n, np.random.default_rng(n)) is None for n in range(12))
 
 

@@ -138,7 +138,7 @@ def test_questions_about_images_show_each_view_before_any_is_shown_again(rooms, 
 
 
 def test_the_manifest_counts_and_scores_each_family(rooms, tmp_path):
-    write_questions(rooms, tmp_path, QuestionOptions(questions_per_room=75, families=("3d",), turns=6))
+    write_questions(rooms, tmp_path, QuestionOptions(questions_per_room=80, families=("3d",), turns=6))
     manifest = read_manifest(tmp_path)
     types = [name for row in load(tmp_path) for name in row["question_type"].split(",")]
     assert manifest["questions"] == {name: types.count(name) for name in PLACE_FAMILIES}
