@@ -4,12 +4,16 @@ from dataclasses import asdict, dataclass
 
 from .ground_truth import MIN_VISIBLE_SHARE
 from .question_types import QUESTION_TYPES
-from .training_questions import IMAGE_FAMILIES, PLACE_FAMILIES, TRAINING_FAMILIES
+from .training_questions import IMAGE_FAMILIES, LIST_FAMILIES, PLACE_FAMILIES, TRAINING_FAMILIES
 
 FORMATS = ("train", "benchmark")
 FAMILIES = QUESTION_TYPES | TRAINING_FAMILIES
-# Names of several families.
-GROUPS = {"benchmark": QUESTION_TYPES, "3d": PLACE_FAMILIES, "2d": IMAGE_FAMILIES}
+# Names of several families. Lists, whose answers are twenty times longer, are asked for by their own names.
+GROUPS = {
+    "benchmark": tuple(QUESTION_TYPES),
+    "3d": tuple(name for name in PLACE_FAMILIES if name not in LIST_FAMILIES),
+    "2d": tuple(name for name in IMAGE_FAMILIES if name not in LIST_FAMILIES),
+}
 
 
 @dataclass(frozen=True)

@@ -343,6 +343,11 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         for module in self.frozen_modules().values():
             module.requires_grad_(False)
 
+    def cast_teachers(self, dtype: torch.dtype):
+        """Hold VGGT's and the other teachers' weights in a dtype. The heads of cameras and depth stay in theirs."""
+        for module in (self.model.vggt, *self.teachers.values()):
+            module.to(dtype)
+
     def train(self, mode: bool = True):
         """Switch to training mode, except for the teachers, which stay in evaluation mode."""
         super().train(mode)
@@ -421,7 +426,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
                 self.config.hidden_size // self.config.num_attention_heads,
                 self.config.rope_base,
             )
-        rays = self.ray_embedding(rays.flatten(0, 1).to(self.dtype))
+        rays = self.ray_embedding(rays.flatten(0, 1).to(self.model.latent_queries.dtype))
         scenes = latents.to(rays.dtype).repeat_interleave(num_views, dim=0)
         # Eq. 11-12: H' = Transformer(Concat[r, z]), prediction = H'[:-N_q].
         hidden_states = self.decoder(torch.cat([scenes, rays], dim=1), position_embedding)
@@ -498,7 +503,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
     @without_autocast
     def _estimate_cameras(self, camera_tokens: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         # In full precision even under autocast, as in VGGT's own code.
-        pose_encoding = self.camera_head(camera_tokens.to(self.dtype))[-1].float()
+        pose_encoding = self.camera_head(camera_tokens)[-1].float()
         return estimated_cameras(pose_encoding, image_size)
 
     def compute_losses(

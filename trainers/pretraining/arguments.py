@@ -19,6 +19,8 @@ class Spa3RTrainingArguments(PretrainingOptions, SceneViewsArguments):
                 "`metric_for_best_model: geometry_cosine_own` and `greater_is_better: true`."
             )
         super().__post_init__()
+        if self.bf16_teachers and not self.bf16:
+            raise ValueError("`bf16_teachers` needs training in bfloat16, got `bf16` false: set `bf16: true`.")
 
 
 def parse_arguments(

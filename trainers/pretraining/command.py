@@ -66,11 +66,16 @@ class PretrainingOptions(SceneViewsOptions):
             it needs scenes with categories. Where there are none, see `distinct_patch_weight` in the configuration.
         compile_blocks (`bool`, *optional*, defaults to `False`):
             Compile all blocks, teachers included; see `spa3r.compile_blocks`. A resumed run may round differently.
+        bf16_teachers (`bool`, *optional*, defaults to `False`):
+            Hold the weights of the frozen backbones in bfloat16 while training by autocast. It saves memory and
+            memory traffic, and rounds the targets more; see docs/performance. Saved models hold the rounded weights
+            as float32.
     """
 
     object_weight: float = field(default=1.0, metadata={"help": "weight of patches that show objects"})
     eval_views: int = field(default=8, metadata={"help": "views of each held-out scene in evaluation"})
     compile_blocks: bool = field(default=False, metadata={"help": "compile all blocks: faster on a GPU"})
+    bf16_teachers: bool = field(default=False, metadata={"help": "hold frozen weights in bfloat16; needs bf16"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=1e-4, metadata={"help": "weight decay, except of biases and norms"})
     max_steps: int = field(default=80_000, metadata={"help": "optimizer steps"})

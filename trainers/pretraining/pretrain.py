@@ -161,8 +161,9 @@ def settings_of_run(
     settings |= {name: getattr(data_args, name) for name in names.split()}
     settings["training_scenes"] = _digest(train_views.scenes)
     settings["evaluation_scenes"] = _digest(held_out_views.scenes) if held_out_views is not None else None
-    # Runs of older versions did not record this setting.
+    # Runs of older versions did not record these settings.
     settings["compile_blocks"] = args.compile_blocks or None
+    settings["bf16_teachers"] = args.bf16_teachers or None
     settings["start_from"] = model.config.name_or_path or None
     settings["model"] = model.config.to_diff_dict()
     flat = flatten(settings)

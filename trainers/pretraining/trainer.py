@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from huggingface_hub import CommitInfo, upload_folder
 from torch import Tensor
@@ -40,6 +41,13 @@ class Spa3RTrainer(SceneViewsTrainer):
         if args.compile_blocks:
             compile_blocks(model)
         super().__init__(model, args, train_dataset, **kwargs)
+        if args.bf16_teachers:
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                raise ValueError(
+                    "`bf16_teachers` is for one device or DDP, but the launch file asks for DeepSpeed or FSDP, which "
+                    "hold all weights in types of their own: leave the option out."
+                )
+            model.cast_teachers(torch.bfloat16)
         self.report: PSFMReport | None = None
 
     def create_accelerator_and_postprocess(self):
@@ -77,10 +85,15 @@ class Spa3RTrainer(SceneViewsTrainer):
         before = model._keys_to_ignore_on_save
         model.config.teachers_included, model._keys_to_ignore_on_save = not left_out, left_out
         try:
+            if self.args.bf16_teachers:
+                # A model has one dtype where it is loaded.
+                model.cast_teachers(torch.float32)
             # Otherwise the parent pushes the whole folder of the run; see `push_to_hub()`.
             super().save_model(output_dir, _internal_call=True)
         finally:
             model.config.teachers_included, model._keys_to_ignore_on_save = True, before
+            if self.args.bf16_teachers:
+                model.cast_teachers(torch.bfloat16)
         if not _internal_call and self.args.should_save:
             # A pickle does not belong into a published model.
             (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)

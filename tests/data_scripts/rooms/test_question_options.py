@@ -2,9 +2,9 @@
 
 import pytest
 
-from spa3r.data_scripts.rooms.question_options import QuestionOptions
+from spa3r.data_scripts.rooms.question_options import GROUPS, QuestionOptions
 from spa3r.data_scripts.rooms.question_types import QUESTION_TYPES
-from spa3r.data_scripts.rooms.training_questions import IMAGE_FAMILIES, PLACE_FAMILIES
+from spa3r.data_scripts.rooms.training_questions import LIST_FAMILIES
 
 
 def test_the_types_of_the_benchmark_are_asked_by_default_in_their_order():
@@ -13,7 +13,7 @@ def test_the_types_of_the_benchmark_are_asked_by_default_in_their_order():
 
 def test_a_family_is_asked_once_though_it_is_named_twice():
     names = QuestionOptions(families=("grounding", "3d", "object_counting")).names
-    assert names == (*sorted(PLACE_FAMILIES, key=lambda name: name != "grounding"), "object_counting")
+    assert names == (*sorted(GROUPS["3d"], key=lambda name: name != "grounding"), "object_counting")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_default_options_are_stored_as_in_sets_that_had_no_others():
 
 def test_other_options_are_stored_with_the_names_of_the_families():
     stored = QuestionOptions(families=("2d",), turns=4, min_visible_share=0.015).as_json()
-    assert stored.items() >= {"families": list(IMAGE_FAMILIES), "turns": 4, "min_visible_share": 0.015}.items()
+    assert stored.items() >= {"families": list(GROUPS["2d"]), "turns": 4, "min_visible_share": 0.015}.items()
     assert "views_per_question" not in stored
 
 
@@ -65,3 +65,8 @@ def test_options_that_are_wrong_or_do_not_go_together_are_refused(options, named
     with pytest.raises(ValueError) as refusal:
         QuestionOptions(**options)
     assert all(word in str(refusal.value) for word in named)
+
+
+def test_lists_are_asked_for_by_their_own_names_only():
+    assert not set(LIST_FAMILIES) & {name for group in GROUPS.values() for name in group}
+    assert QuestionOptions(families=("2d", "image_objects")).num_views == 1

@@ -12,9 +12,8 @@ from terminal import verb
 from spa3r.data_scripts.benchmarks.vsi_bench import parse_prompt
 from spa3r.data_scripts.rooms import write_questions as room_questions
 from spa3r.data_scripts.rooms.generate import render_rooms
-from spa3r.data_scripts.rooms.question_options import QuestionOptions
+from spa3r.data_scripts.rooms.question_options import GROUPS, QuestionOptions
 from spa3r.data_scripts.rooms.question_types import QUESTION_TYPES
-from spa3r.data_scripts.rooms.training_questions import PLACE_FAMILIES
 from spa3r.data_scripts.rooms.write_questions import training_views, write_questions
 from spa3r.trainers.tuning.instruction_data import load_instructions
 
@@ -138,13 +137,13 @@ def test_questions_about_images_show_each_view_before_any_is_shown_again(rooms, 
 
 
 def test_the_manifest_counts_and_scores_each_family(rooms, tmp_path):
-    write_questions(rooms, tmp_path, QuestionOptions(questions_per_room=80, families=("3d",), turns=6))
+    write_questions(rooms, tmp_path, QuestionOptions(questions_per_room=75, families=("3d",), turns=6))
     manifest = read_manifest(tmp_path)
     types = [name for row in load(tmp_path) for name in row["question_type"].split(",")]
-    assert manifest["questions"] == {name: types.count(name) for name in PLACE_FAMILIES}
-    assert all(manifest["questions"][name] + manifest["without_case"][name] == 30 for name in PLACE_FAMILIES)
+    assert manifest["questions"] == {name: types.count(name) for name in GROUPS["3d"]}
+    assert all(manifest["questions"][name] + manifest["without_case"][name] == 30 for name in GROUPS["3d"])
     for scores in (manifest["frequency_baseline"], manifest["blind_bound"]):
-        assert len(scores) > 10 and set(scores) <= set(PLACE_FAMILIES)
+        assert len(scores) > 10 and set(scores) <= set(GROUPS["3d"])
         assert all(0 <= score <= 1 for score in scores.values())
 
 

@@ -72,6 +72,31 @@ def test_blocks_are_compiled_if_asked_for(tmp_path, rooms, monkeypatch):
     assert compiled == [trainer.model]
 
 
+def test_teachers_in_bfloat16_leave_what_trains_in_float32_and_the_loss_close(tmp_path, rooms):
+    losses = []
+    for name, options in (("whole", {}), ("halved", {"bf16_teachers": True})):
+        (tmp_path / name).mkdir()
+        trainer, _ = train(tmp_path / name, rooms, bf16=True, max_steps=2, **options)
+        losses.append([float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry])
+    frozen = {parameter.dtype for module in trainer.model.teachers.values() for parameter in module.parameters()}
+    frozen |= {parameter.dtype for parameter in trainer.model.model.vggt.parameters()}
+    trained = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad}
+    assert frozen == {torch.bfloat16} and trained == {torch.float32}
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
+
+
+def test_a_model_trained_beside_teachers_in_bfloat16_is_saved_in_one_dtype(tmp_path, rooms):
+    _, output = train(tmp_path, rooms, bf16=True, bf16_teachers=True)
+    for folder in (output / "model", output / "checkpoint-4"):
+        model = Spa3RForPreTraining.from_pretrained(folder)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_teachers_in_bfloat16_need_training_in_bfloat16(tmp_path, rooms):
+    with pytest.raises(ValueError, match="bf16"):
+        build(tmp_path, rooms, bf16_teachers=True)
+
+
 def test_training_changes_what_trains_and_nothing_else(finished):
     trainer, output = finished
     torch.manual_seed(0)
