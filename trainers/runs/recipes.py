@@ -115,6 +115,7 @@ def parse_options(
     if unknown:
         hint = _hint(unknown[0], [option for action in parser._actions for option in action.option_strings])
         raise ValueError(f"Unknown option `{unknown[0]}`; {hint}")
+    check_numbers(vars(options))  # before the library calculates with them
     require_packages(options)
     try:
         *parsed, _ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
@@ -125,8 +126,6 @@ def parse_options(
             "`bf16` is true, but no GPU here computes in bfloat16: add `--bf16 false`, or `--use_cpu true` to use "
             "bfloat16 on the CPU."
         ) from error
-    for options in parsed:
-        check_numbers(vars(options))
     return parsed, recipe
 
 

@@ -204,6 +204,12 @@ def test_a_number_that_cannot_be_meant_is_refused(value, tmp_path):
         parse_arguments(["--learning_rate", value, "--output_dir", str(tmp_path)])
 
 
+@pytest.mark.parametrize("option", ["save_steps", "eval_steps", "logging_steps", "warmup_steps"])
+def test_a_number_of_steps_that_is_infinite_is_refused(option, tmp_path):
+    with refused(f"`{option}`"):
+        parse_arguments([f"--{option}", "inf", "--output_dir", str(tmp_path)])
+
+
 def test_a_whole_number_may_be_written_as_a_float(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text("max_steps: 1.0e+3")
