@@ -13,5 +13,5 @@ __all__ = ["BENCHMARKS", "Benchmark", "Protocol"]
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
-    for benchmark in (VSI_BENCH, *REVSI, *VSI_SUPER, CV_BENCH, SPAR_BENCH, VIEWSPATIAL_BENCH, ROOMS)
+    for benchmark in (VSI_BENCH, CV_BENCH, SPAR_BENCH, VIEWSPATIAL_BENCH, ROOMS, *REVSI, *VSI_SUPER)
 }

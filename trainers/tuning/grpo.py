@@ -77,11 +77,8 @@ def build_trainer(data_args: QuestionArguments, args: GRPOArguments, model_args:
     protocol = VSI_BENCH.protocol(data_args.protocol)
     require_checkpoint(model_args.model_name_or_path)
     config = load_config(Spa3VLMConfig, model_args.model_name_or_path)  # refuses a model of another kind
-    if (
-        args.beta
-        and not model_args.use_peft
-        and "AutoModelForImageTextToText" not in config.to_dict().get("auto_map", {})
-    ):
+    carries_code = "AutoModelForImageTextToText" in config.to_dict().get("auto_map", {})
+    if args.beta and not model_args.use_peft and not carries_code:
         raise ValueError(
             f"`beta` is {args.beta:g}, but TRL cannot load the reference from `{model_args.model_name_or_path}`, "
             "which does not carry its code; save it with `spa3r convert` or `spa3r sft`, or train LoRA layers."
