@@ -29,8 +29,13 @@ def studio():
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory):
-    return make_two_rooms(tmp_path_factory.mktemp("rooms"))[0]
+def rooms(tmp_path_factory):
+    return make_two_rooms(tmp_path_factory.mktemp("rooms"))
+
+
+@pytest.fixture(scope="module")
+def room(rooms):
+    return rooms[0]
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +144,8 @@ def test_the_true_picture_without_a_move_is_the_first_photo(room):
     assert np.abs(picture - photo).mean() < 4 and depth.min() > 0  # JPEG
 
 
-def test_the_latent_of_a_room_predicts_a_turned_camera_better_than_the_latent_of_another_room(studio, scene, tmp_path):
-    other_room = make_two_rooms(tmp_path)[1]
-    other = studio.encode(read_photos(other_room), other_room)
+def test_the_latent_of_a_room_predicts_a_turned_camera_better_than_the_latent_of_another_room(studio, scene, rooms):
+    other = studio.encode(read_photos(rooms[1]), rooms[1])
     move = camera_move(0, 0, 0, 40, 0)
     true = see(studio.spa3r, scene.field, *scene.room.look(move))
     own, foreign = (agreement(predict(studio.spa3r, field, move), true) for field in (scene.field, other.field))
