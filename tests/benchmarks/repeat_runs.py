@@ -21,7 +21,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
-from distributed_launcher import declare_cpu_an_accelerator, require_no_threads_of_gloo
+from distributed_launcher import declare_cpu_an_accelerator, require_no_busy_threads_of_gloo
 from killing import run
 from tiny_instructions import command_line, write_instructions
 from tiny_spa3_vlm import tiny_model, tiny_processor
@@ -72,7 +72,7 @@ def start(topology: str, environment: dict[str, str], arguments: list[str], log:
     else:
         declare_cpu_an_accelerator()
     spa3r(["sft", *arguments])
-    require_no_threads_of_gloo()
+    require_no_busy_threads_of_gloo()
     sys.exit()
 
 

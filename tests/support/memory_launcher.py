@@ -9,7 +9,7 @@ import sys
 import warnings
 
 import torch
-from distributed_launcher import declare_cpu_an_accelerator, require_no_threads_of_gloo
+from distributed_launcher import declare_cpu_an_accelerator, require_no_busy_threads_of_gloo
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
@@ -45,4 +45,4 @@ if __name__ == "__main__":
     end_run(trainer)
     del trainer
     leave_process_group()
-    require_no_threads_of_gloo()
+    require_no_busy_threads_of_gloo()
