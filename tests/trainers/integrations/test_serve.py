@@ -68,8 +68,10 @@ def messages_of(scene, *turns):
 def test_32_requests_at_a_time_get_the_answers_of_sessions(client, sessions):
     asked = [(scene, question) for _ in range(2) for question in QUESTIONS for scene in range(len(SCENES))]
     expected = [sessions[scene].ask(question, max_new_tokens=8) for scene, question in asked]
+    # Those with a temperature of 0 are answered apart from the others.
+    options = [{"max_tokens": 8} | ({"temperature": 0} if index % 3 else {}) for index in range(len(asked))]
     with ThreadPoolExecutor(len(asked)) as pool:
-        answers = list(pool.map(lambda pair: answer(client, *messages_of(*pair), max_tokens=8), asked))
+        answers = list(pool.map(lambda pair, given: answer(client, *messages_of(*pair), **given), asked, options))
     assert len(asked) == 32 and answers == expected
 
 
@@ -127,6 +129,11 @@ def test_a_stop_text_ends_the_answer_before_it(client, sessions):
     stop = whole[3:5]
     choice = ask(client, *messages_of(0, "How many?"), max_tokens=12, stop=stop).choices[0]
     assert stop and (choice.message.content, choice.finish_reason) == (whole.split(stop)[0].rstrip(), "stop")
+
+
+def test_sampling_from_the_likeliest_tokens_alone_gives_the_greedy_answer(client, sessions):
+    expected = sessions[0].ask("Why?", max_new_tokens=6)
+    assert answer(client, *messages_of(0, "Why?"), temperature=2, top_p=1e-9) == expected
 
 
 def test_a_full_cache_keeps_the_scenes_used_last(model, sessions, monkeypatch):
@@ -192,7 +199,7 @@ def test_a_server_that_stops_completes_its_answers_first(model, sessions, monkey
     with ThreadPoolExecutor(1) as pool:
         with running_server(model, tiny_processor()) as (address, _):
             pending = pool.submit(answer, client_of(address), *messages_of(0, "Why?"))
-            is_asked.wait()
+            is_asked.wait(600)
             threading.Timer(0.3, may_answer.set).start()
         monkeypatch.undo()
         assert pending.result() == sessions[0].ask("Why?", max_new_tokens=6)

@@ -26,7 +26,7 @@ def served(*options):
     with subprocess.Popen(command, env=environment, **pipes) as server:
         try:
             lines = iter(server.stdout.readline, "")
-            assert any("running on" in line for line in lines)
+            assert any("running on" in line for line in lines)  # the log of uvicorn
             yield server, f"http://127.0.0.1:{port}"
         finally:
             server.kill()
@@ -42,6 +42,12 @@ def test_the_shipped_model_is_served_until_a_signal():
         server.send_signal(signal.SIGTERM)
         assert "Traceback" not in server.stdout.read()
     assert server.returncode in (0, -signal.SIGTERM)
+
+
+def test_a_port_that_another_program_uses_is_named_before_the_model_is_loaded(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert str(port) in refusal(capsys, "serve", "--model", "nowhere/model", "--port", port)
 
 
 # Options, and what the sentence names.

@@ -82,12 +82,12 @@ def test_the_engine_answers_questions_about_different_scenes_in_one_batch(model,
         def deliver(progress, index=index):
             answers[index] += progress.tokens
             if progress.finish_reason and sum(map(len, answers)) == 3 * 16:
-                is_done.wait()
+                is_done.wait(600)
 
         prepare = partial(prepare_scene, sessions[0].processor, scene)
         engine.submit(Question(str(index), prepare, None, text, 16, (), deliver, time.monotonic() + 600))
     engine.start()
-    is_done.wait()
+    is_done.wait(600)
     engine.stop()
     monkeypatch.undo()
     assert max(sizes) == 3 and answers == expected(sessions, 16)

@@ -162,6 +162,13 @@ def test_an_answer_that_takes_too_long_is_given_up(model, monkeypatch):
     assert status == 504 and "0.5 s" in message
 
 
+def test_a_conversation_that_is_too_long_for_the_model_is_refused(model):
+    with running_server(model, tiny_processor()) as (address, engine):
+        engine.max_tokens = 30
+        status, message = refusal(lambda: ask(client_of(address), QUESTION))
+    assert status == 400 and "30" in message
+
+
 def test_an_error_of_the_model_fails_its_questions_and_no_others(model, monkeypatch):
     with running_server(model, tiny_processor()) as (address, _):
         client, generate = client_of(address), model.generate

@@ -9,7 +9,10 @@ others find it in memory. /health and /metrics (Prometheus) need no key. SIGTERM
 
 import argparse
 import importlib.util
+import math
 import os
+import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,6 +78,7 @@ def _serve(options: argparse.Namespace):
     from .metrics import Metrics
 
     logging.disable_progress_bar()
+    listener = _bind(options.host, options.port)
     device = usable_device(options.device)
     require_checkpoint(options.model)
     model = load_spa3_vlm(options.model, dtype=options.dtype or "auto")
@@ -88,4 +92,18 @@ def _serve(options: argparse.Namespace):
     engine = Engine(model, processor, Metrics(), options.max_batch, int(options.cache_gigabytes * GIGABYTE))
     name = options.name or Path(options.model).resolve().name
     app = build_app(engine, name, limits, options.api_key or os.environ.get(API_KEY) or None)
-    uvicorn.run(app, host=options.host, port=options.port, timeout_graceful_shutdown=int(options.max_seconds) + 1)
+    config = uvicorn.Config(app, timeout_graceful_shutdown=math.ceil(options.max_seconds))
+    print(f"Serving {name} at http://{options.host}:{options.port}/v1 on {model.device}.", file=sys.stderr, flush=True)
+    uvicorn.Server(config).run([listener])
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take an address before the model is loaded, which takes long; nobody can connect yet."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"Port {port} of `{host}` cannot be used ({reason}): choose another, with --port.") from error
+    return listener

@@ -54,6 +54,9 @@ class Guard:
             await error.as_response()(scope, receive, send_and_note)
         except TimeoutError:
             logger.warning(f"A client read its answer for more than {SECONDS_TO_READ} s; the connection is closed.")
+        except Exception:
+            status = 500  # the outermost layer answers, and logs the error
+            raise
         finally:
             self.num_active -= 1
             self.metrics.active.set(self.num_active)
