@@ -5,10 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from contextlib import contextmanager
 
 import pytest
-from serving import answer, client_of, data_url, openai, user_message
+from serving import answer, client_of, data_url, openai, until, user_message
 from terminal import refusal
 from tiny_spa3_vlm import photo
 
@@ -25,11 +26,19 @@ def served(*options):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as server:
         try:
-            lines = iter(server.stdout.readline, "")
-            assert any("running on" in line for line in lines)  # the log of uvicorn
-            yield server, f"http://127.0.0.1:{port}"
+            address = f"http://127.0.0.1:{port}"
+            assert any(address in line for line in iter(server.stdout.readline, ""))
+            until(lambda: is_healthy(address))
+            yield server, address
         finally:
             server.kill()
+
+
+def is_healthy(address):
+    try:
+        return urllib.request.urlopen(f"{address}/health").status == 200
+    except OSError:
+        return False
 
 
 def test_the_shipped_model_is_served_until_a_signal():
