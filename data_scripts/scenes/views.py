@@ -273,6 +273,20 @@ def _stack(tensors: dict[str, list[Tensor]]) -> dict[str, Tensor]:
     return stacked
 
 
+def warn_of_short_scenes(scenes: Dataset, num_views: int) -> None:
+    """Name a scene that is too short for so many views, a smallest step apart; see `sample_frames`."""
+    sizes = zip(scenes["num_frames"], scenes["interval"], strict=True)
+    short = [row for row, (num_frames, (low, _)) in enumerate(sizes) if num_frames <= (num_views - 1) * low]
+    if short:
+        scene = scenes[short[0]]
+        logger.warning(
+            f"{len(short)} of {len(scenes)} scenes are too short for {num_views} views {scene['interval'][0]} or more "
+            f"frames apart, such as {scene['scene_id']} with {scene['num_frames']} frames: their views are taken "
+            "anywhere, and repeat where frames are fewer than views. Give longer scenes, smaller steps such as "
+            f"`{scene['source']}:FOLDER@1-3`, or a lower `--max_views`."
+        )
+
+
 def _check_files(scenes: Dataset, cameras: bool, depth: bool, labels: bool) -> None:
     """Refuse scenes without the cameras, the depth or the categories that will be read."""
     for scene in scenes.select_columns(["scene_id", "poses", "intrinsics", "transforms", "depths", "labels"]):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.utils import logging
 
 from ...data_scripts.scenes.sampling import ViewBatchSampler
-from ...data_scripts.scenes.views import SceneViews, collate_views
+from ...data_scripts.scenes.views import SceneViews, collate_views, warn_of_short_scenes
 from .distributed import start_workers_from_clean_server
 from .optimizers import MuonWithAdamW, split_for_muon
 from .resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss
@@ -45,6 +45,8 @@ class SceneViewsTrainer(Trainer):
         if isinstance(model, PreTrainedModel):
             # The Trainer sets this option of language models on every model.
             vars(model.config).pop("use_cache", None)
+        if args.process_index == 0:
+            warn_of_short_scenes(train_dataset.scenes, args.max_views)
         self.batch_sampler = ViewBatchSampler(
             len(train_dataset.scenes),
             min_views=args.min_views,

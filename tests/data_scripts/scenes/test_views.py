@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from spa3r.data_scripts.rooms.generate import render_rooms
 from spa3r.data_scripts.scenes.index import load_scenes
 from spa3r.data_scripts.scenes.sampling import ViewBatchSampler
-from spa3r.data_scripts.scenes.views import SceneViews, collate_views
+from spa3r.data_scripts.scenes.views import SceneViews, collate_views, warn_of_short_scenes
 
 SIZE = (60, 48)  # width and height on disk; views are 42 wide and, cropped from 33 rows, 28 high
 
@@ -173,6 +173,18 @@ def test_no_readable_scene_at_all_is_an_error(scratch):
         shutil.rmtree(scene / "color")
     with pytest.raises(ValueError, match=" 5 scenes .*room[0-4]/color/.*No such file"):
         views[0, 0, 4]
+
+
+def test_a_scene_that_is_too_short_for_the_views_is_named(scratch, caplog):
+    for image in sorted((scratch / "room3" / "color").iterdir())[3:]:
+        image.unlink()
+    scenes = load_scenes("rooms", scratch)
+    warn_of_short_scenes(scenes, 3)
+    assert not caplog.text
+    warn_of_short_scenes(scenes, 4)
+    assert all(
+        named in caplog.text for named in ("1 of 5 scenes", "room3 with 3 frames", "rooms:FOLDER@", "--max_views")
+    )
 
 
 @pytest.mark.parametrize("option, part", [("cameras", "intrinsic"), ("cameras", "pose"), ("depth", "depth")])
