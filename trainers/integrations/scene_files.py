@@ -34,9 +34,10 @@ def import_trimesh():
 def upright(geometry: SceneGeometry) -> np.ndarray:
     """The transform `(4, 4)` from the first view's frame to glTF axes, turned so that the photos' mean up is up."""
     up = -geometry.poses[:, :3, 1].mean(0)
-    up = up / np.linalg.norm(up)
     right = np.cross(-up, [0.0, 0.0, 1.0])
-    right = right / np.linalg.norm(right)
+    if np.linalg.norm(right) < 1e-3:  # the photos agree on no up, or the first one looks along it
+        return GLTF_AXES
+    up, right = up / np.linalg.norm(up), right / np.linalg.norm(right)
     level = np.eye(4)
     level[:3, :3] = np.stack([right, -up, np.cross(right, -up)])
     return GLTF_AXES @ level

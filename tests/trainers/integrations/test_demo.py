@@ -116,11 +116,19 @@ def test_every_variant_of_the_model_shows_where_it_looked(variant):
     scene = studio.encode([Image.new("RGB", (56, 56), color) for color in ("red", "blue")])
     *_, answer = studio.answer(scene, "What?")
     attention = studio.attention(scene, "What?", answer.tokens or [65])
-    assert sum(float(grid.sum()) for grid in studio.heat(scene, attention.image_tokens)) > 0
+    assert sum(float(heat.values.sum()) for heat in studio.heat(scene, attention.image_tokens)) > 0
     if variant == "none":
         assert attention.latents is None
     else:
         assert len(attention.latents) == scene.session.spatial_latents.shape[1]
+
+
+def test_values_lie_on_the_photo_where_photos_have_several_heights(studio):
+    # Landscape, 112 x 84; portrait, cropped to its middle square; a panorama, which is 112 x 56.
+    scene = studio.encode([Image.new("RGB", size) for size in ((112, 84), (84, 112), (112, 56))])
+    maps = studio.heat(scene, torch.rand(3 * 4 + 4 * 4 + 2 * 4))
+    assert [photo.shape[:2] for photo in scene.photos] == [(112, 112)] * 3
+    assert [(heat.top, *heat.values.shape) for heat in maps] == [(14, 3, 4), (0, 4, 4), (28, 2, 4)]
 
 
 # A move, and where it takes the point that lies one unit ahead, one right or one down of the moved camera.

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -20,10 +21,11 @@ MAP_SIZE = (224, 168)
 MAX_CELLS = 1024
 CSS = """
 .spa3r-grid {display: grid; gap: 6px 8px; align-items: start;}
-.spa3r-grid figure {margin: 0; position: relative;}
+.spa3r-grid figure {margin: 0;}
+.spa3r-grid figure > div {position: relative;}
 .spa3r-grid img {width: 100%; display: block; border-radius: 4px;}
 .spa3r-grid img.patches {image-rendering: pixelated;}
-.spa3r-grid img.heat {position: absolute; top: 0; left: 0; image-rendering: pixelated; mix-blend-mode: normal;}
+.spa3r-grid img.heat {position: absolute; top: 0; left: 0; border-radius: 0; image-rendering: pixelated;}
 .spa3r-grid figcaption {font-size: 12px; line-height: 1.3; color: var(--body-text-color-subdued); padding-top: 2px;}
 .spa3r-grid .row {font-size: 13px; font-weight: 600; align-self: center; color: var(--body-text-color);}
 .spa3r-grid .head {font-size: 12px; font-weight: 600; color: var(--body-text-color);}
@@ -42,15 +44,38 @@ def data_url(pixels: np.ndarray | Image.Image, format: str = "PNG") -> str:
     return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def draw_photos(photos: Sequence[np.ndarray], heat: Sequence[Tensor] | None = None, note: str = "") -> str:
-    """The photos in rows of six, with a grid of values in [0, 1] over each."""
+class Heat(NamedTuple):
+    """
+    Values on a photo.
+
+    values (`torch.Tensor` of shape `(rows, columns)`): In [0, 1].
+    top (`int`): First row of pixels that they cover.
+    side (`int`): Pixels along the side of a value.
+    """
+
+    values: Tensor
+    top: int
+    side: int
+
+
+def draw_photos(photos: Sequence[np.ndarray], heat: Sequence[Heat] | None = None, note: str = "") -> str:
+    """The photos in rows of six, with values over each."""
     figures = []
     for number, photo in enumerate(photos, start=1):
-        over = "" if heat is None else f'<img class="heat" alt="heat map" src="{data_url(_heat(heat[number - 1]))}">'
+        over = "" if heat is None else _draw_heat(heat[number - 1], photo)
         picture = f'<img alt="photo {number}" src="{data_url(photo, "JPEG")}">'
-        figures.append(f"<figure>{picture}{over}<figcaption>{number}</figcaption></figure>")
+        figures.append(f"<figure><div>{picture}{over}</div><figcaption>{number}</figcaption></figure>")
     grid = f'<div class="spa3r-grid" style="grid-template-columns: repeat(6, 1fr)">{"".join(figures)}</div>'
     return grid + (f'<p class="spa3r-note">{html.escape(note)}</p>' if note else "")
+
+
+def _draw_heat(heat: Heat, photo: np.ndarray) -> str:
+    """The values over the part of a photo that the vision tower sees: whole image tokens alone."""
+    (rows, columns), (height, width) = heat.values.shape, photo.shape[:2]
+    shares = heat.top / height, columns * heat.side / width, rows * heat.side / height
+    top, across, down = (f"{share:.2%}" for share in shares)
+    place = f"top: {top}; width: {across}; height: {down}"
+    return f'<img class="heat" alt="heat map" style="{place}" src="{data_url(_heat(heat.values))}">'
 
 
 def draw_latents(shares: Tensor) -> str:

@@ -25,6 +25,7 @@ from ....modeling_spa3r.spa3_vlm.scene_session import SceneSession, prepare_scen
 from ....modeling_spa3r.spa3r.modeling_spa3r import Spa3RForPreTraining
 from ..scene_files import write_glb
 from .attention import AnswerAttention, attend, on_photos, record_adapter
+from .drawing import Heat
 from .limits import Limits
 from .looking import SceneField, View, make_field, predict, see
 from .rooms import RenderedRoom
@@ -39,6 +40,7 @@ class Scene:
 
     session (`SceneSession`): Answers questions from its cache.
     photos (`list[np.ndarray]`): The views as the model sees them, RGB bytes.
+    tops (`list[int]`): First row of each photo in its view, below the white where photos have several heights.
     adapter (`torch.Tensor` of shape `(num_image_tokens, num_latents)`, *optional*): See `record_adapter`.
     field (`SceneField`, *optional*): Where a Spa3R with a decoder is at hand.
     room (`RenderedRoom`, *optional*): Where the scene is a rendered room.
@@ -46,6 +48,7 @@ class Scene:
 
     session: SceneSession
     photos: list[np.ndarray]
+    tops: list[int]
     adapter: Tensor | None
     field: SceneField | None
     room: RenderedRoom | None
@@ -96,7 +99,9 @@ class Studio:
             if self.spa3r is not None and session.spatial_latents is not None:
                 scene_field = make_field(self.spa3r, pixels.permute(0, 1, 4, 2, 3), session.spatial_latents, room)
         shown = (pixels[0] * 255).round().byte().numpy()
-        return Scene(session, list(shown), adapter[0] if adapter else None, scene_field, room)
+        sizes = [self.processor.image_processor.resized_size(photo.height, photo.width) for photo in photos]
+        tops = [(height - min(size)) // 2 for size in sizes]  # portraits become squares
+        return Scene(session, list(shown), tops, adapter[0] if adapter else None, scene_field, room)
 
     def answer(self, scene: Scene, prompt: str) -> Iterator[Answer]:
         """Yield the growing answer, then the complete one."""
@@ -131,10 +136,12 @@ class Studio:
         with self.lock:
             return attend(scene.session, prompt, answer, scene.adapter)
 
-    def heat(self, scene: Scene, values: Tensor) -> list[Tensor]:
+    def heat(self, scene: Scene, values: Tensor) -> list[Heat]:
         """Values of image tokens on the photos, as shares of the greatest."""
-        merge_size = self.processor.image_processor.merge_size
-        return on_photos(values / values.max(), scene.session.image_grid_thw, merge_size)
+        settings = self.processor.image_processor
+        grids = on_photos(values / values.max(), scene.session.image_grid_thw, settings.merge_size)
+        side = settings.merge_size * settings.patch_size
+        return [Heat(grid, top, side) for grid, top in zip(grids, scene.tops, strict=True)]
 
     def look(self, scene: Scene, move: np.ndarray) -> tuple[View, np.ndarray | None, View | None]:
         """The predicted view, and in a room the true picture and what the teachers find in it."""
