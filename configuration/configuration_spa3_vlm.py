@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_spa3r import Spa3RConfig
-from .configuration_vggt import find_part, refuse_unknown
+from .configuration_vggt import VGGTConfig, find_part, refuse_unknown
 
 __all__ = ["Spa3VLMConfig"]
 
@@ -104,7 +104,7 @@ class Spa3VLMConfig(PreTrainedConfig):
     def latent_size(self) -> int:
         """Number of channels of the spatial representation."""
         if self.spatial_representation == "vggt":
-            return 2 * self.spatial_config.vggt_config.hidden_size
+            return self.spatial_config.vggt_config.feature_size
         return self.spatial_config.hidden_size
 
     @property
@@ -172,8 +172,14 @@ class Spa3VLMConfig(PreTrainedConfig):
                 "`fusion='append'` needs a fixed number of latents, but with `spatial_representation='vggt'` their "
                 "number grows with the views; use `spatial_representation='spa3r'` or `fusion='cross_attention'`."
             )
-        if self.spatial_representation == "vggt" and self.spatial_config.vggt_config.num_hidden_layers < 2:
+        geometry = self.spatial_config.vggt_config
+        if self.spatial_representation == "vggt" and not isinstance(geometry, VGGTConfig):
+            raise ValueError(
+                f"`spatial_representation='vggt'` needs VGGT in `spatial_config.vggt_config`, got a "
+                f"`{geometry.model_type}`; use `spatial_representation='spa3r'`."
+            )
+        if self.spatial_representation == "vggt" and geometry.num_hidden_layers < 2:
             raise ValueError(
                 "`spatial_representation='vggt'` needs at least 2 layers in `spatial_config.vggt_config`, got "
-                f"{self.spatial_config.vggt_config.num_hidden_layers}; raise `num_hidden_layers`."
+                f"{geometry.num_hidden_layers}; raise `num_hidden_layers`."
             )

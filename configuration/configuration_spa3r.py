@@ -11,6 +11,7 @@ from .configuration_vggt import VGGTConfig, find_part, refuse_unknown
 
 __all__ = ["Spa3RConfig", "Spa3RTeacherConfig"]
 
+GEOMETRY_FIELDS = ("patch_size", "feature_size", "has_asymmetric_pass", "unit")
 TEACHER_KEYS = {"vision_config", "image_size", "image_mean", "image_std", "checkpoint"}
 
 
@@ -70,7 +71,8 @@ class Spa3RConfig(PreTrainedConfig):
     The defaults are the paper's Spa3R: 256 latents of size 768 from VGGT-1B, predicting VGGT and DINOv3 features.
 
     vggt_config (`dict` or `VGGTConfig`, *optional*):
-        The frozen geometry backbone. The official Spa3R weights need its `global_qk_norm="rms_norm"`.
+        The frozen geometry backbone: VGGT, or another that is registered with the Auto classes and named by its
+        `model_type`; see `GeometryModel`. The official Spa3R weights need its `global_qk_norm="rms_norm"`.
     vggt_checkpoint (`str`, *optional*):
         Hub name or folder of the backbone's weights, converted by `spa3r convert vggt`; see
         `Spa3RTeacherConfig.checkpoint`.
@@ -149,6 +151,8 @@ class Spa3RConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         refuse_unknown(self, kwargs)
+        if isinstance(self.vggt_config, dict) and self.vggt_config.get("model_type", "vggt") != "vggt":
+            self.vggt_config = AutoConfig.for_model(**self.vggt_config)
         if isinstance(self.vggt_config, dict):
             # A part that was saved with the whole may hold settings of a trainer too: see `refuse_unknown`.
             self.vggt_config = {"transformers_version": self.transformers_version} | self.vggt_config
@@ -193,9 +197,32 @@ class Spa3RConfig(PreTrainedConfig):
             )
         if "geometry" in self.teachers:
             raise ValueError("`teachers` has the name `geometry`, which is VGGT's; give the teacher another name.")
+        if not isinstance(self.vggt_config, VGGTConfig):
+            self._check_geometry(self.vggt_config)
         unknown = set(self.targets) - {"geometry", *self.teachers}
         if unknown or not self.targets or len(set(self.targets)) != len(self.targets):
             raise ValueError(
                 f"`targets` must name, once each, `geometry` or one of the teachers {sorted(self.teachers)}, got "
                 f"{list(self.targets)}."
+            )
+
+    def _check_geometry(self, config: PreTrainedConfig):
+        """Check what Spa3R must know of a geometry model that is not VGGT."""
+        name = config.model_type
+        if missing := [field for field in GEOMETRY_FIELDS if not hasattr(config, field)]:
+            raise ValueError(
+                f"`vggt_config` is a `{name}`, which cannot be a geometry model of Spa3R, because it lacks "
+                f"{', '.join(f'`{field}`' for field in missing)}; see `GeometryModel`."
+            )
+        if config.unit not in ("own", "meters"):
+            raise ValueError(f"`unit` of the geometry model `{name}` must be `own` or `meters`, got `{config.unit}`.")
+        if self.view_aggregation == "asymmetric" and not config.has_asymmetric_pass:
+            raise ValueError(
+                f"`view_aggregation` is `asymmetric`, but the geometry model `{name}` cannot keep context views "
+                "independent of the others in one pass; set it to `separate`, which takes two."
+            )
+        if config.unit == "meters" and self.normalize_cameras:
+            raise ValueError(
+                f"`normalize_cameras` is True, but the geometry model `{name}` measures in meters, so that given and "
+                "estimated cameras would have different units; set it to False."
             )

@@ -130,6 +130,21 @@ class VGGTConfig(PreTrainedConfig):
         return find_part(cls, settings, pretrained_model_name_or_path), rest
 
     @property
+    def feature_size(self) -> int:
+        """Number of channels of a patch's features."""
+        return 2 * self.hidden_size
+
+    @property
+    def has_asymmetric_pass(self) -> bool:
+        """Whether one pass can keep context views independent of the others (paper Eq. 5)."""
+        return True
+
+    @property
+    def unit(self) -> str:
+        """Unit of cameras and depth: VGGT's own, in which the mean distance of points is about 1."""
+        return "own"
+
+    @property
     def num_blocks(self) -> int:
         """Number of blocks: a frame block and a global block in each layer."""
         return 2 * self.num_hidden_layers

@@ -27,10 +27,11 @@ from transformers import initialization as init
 
 from ...configuration.configuration_spa3r import Spa3RConfig
 from ...configuration.configuration_vggt import VGGTConfig
-from ..geometry import PRoPE, camera_rays, homogeneous, plucker_rays, relative_cameras, without_autocast
+from ..geometry import PRoPE, camera_rays, homogeneous, plucker_rays, relative_cameras
 from ..layers import MLP, Attention, Block, Rope2D, grid_positions
 from ..library import CheckedModel, ModelOutput, OutputRecorder, load_offloaded, record_outputs
-from ..vggt.modeling_vggt import VGGTCameraHead, VGGTDenseHead, VGGTForGeometry, VGGTModel, estimated_cameras
+from ..vggt.modeling_vggt import VGGTCameraHead, VGGTDenseHead, VGGTForGeometry
+from .geometry_teacher import GeometryTeacher, VGGTTeacher, build_geometry
 from .teachers import Spa3RTeacher, build_untrained, check_same_architecture, load_pretrained
 
 __all__ = ["Spa3RForPreTraining", "Spa3RModel", "Spa3RPreTrainedModel"]
@@ -175,9 +176,15 @@ class Spa3RPreTrainedModel(CheckedModel):
         if not self.config.teachers_included:
             self._keys_to_ignore_on_load_missing |= {rf"^{name}\." for name in self.frozen_modules()}
 
-    def _load_vggt(self) -> VGGTForGeometry:
+    def _load_vggt(self) -> VGGTForGeometry | PreTrainedModel:
+        """Load VGGT with its heads, or another geometry model."""
         checkpoint, config = self.config.vggt_checkpoint, self.config.vggt_config
-        if checkpoint is None:
+        if not isinstance(config, VGGTConfig):
+            if checkpoint is None:
+                vggt = build_untrained(lambda: build_geometry(config), config.model_type, self.config.teacher_seed)
+            else:
+                vggt = load_pretrained(AutoModel, checkpoint, config)
+        elif checkpoint is None:
             vggt = build_untrained(lambda: VGGTForGeometry(config), "VGGT", self.config.teacher_seed)
         else:
             given = VGGTConfig.from_pretrained(checkpoint)
@@ -222,9 +229,10 @@ class Spa3RModel(Spa3RPreTrainedModel):
 
     def __init__(self, config: Spa3RConfig):
         super().__init__(config)
-        self.vggt = VGGTModel(config.vggt_config)
-        self.whitening = FeatureWhitening(2 * config.vggt_config.hidden_size) if config.whiten_features else None
-        self.projection = nn.Linear(2 * config.vggt_config.hidden_size, config.hidden_size)
+        self.vggt = build_geometry(config.vggt_config)
+        feature_size = config.vggt_config.feature_size
+        self.whitening = FeatureWhitening(feature_size) if config.whiten_features else None
+        self.projection = nn.Linear(feature_size, config.hidden_size)
         self.latent_queries = nn.Parameter(torch.empty(config.num_latents, config.hidden_size))
         self.encoder = Spa3RTransformer(config, config.num_encoder_layers)
         self.post_init()
@@ -235,7 +243,8 @@ class Spa3RModel(Spa3RPreTrainedModel):
 
     def load_teachers(self):
         """Load VGGT from `config.vggt_checkpoint`, or draw its weights from `config.teacher_seed` if there is none."""
-        self.vggt = self._load_vggt().vggt
+        loaded = self._load_vggt()
+        self.vggt = loaded.vggt if isinstance(loaded, VGGTForGeometry) else loaded
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the patch embedding."""
@@ -302,8 +311,10 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         super().__init__(config)
         vggt_config = config.vggt_config
         self.model = Spa3RModel(config)
-        self.camera_head = VGGTCameraHead(vggt_config)
-        self.depth_head = VGGTDenseHead(vggt_config, num_outputs=2, activation="exp")
+        self.camera_head, self.depth_head = None, None  # part of another geometry model than VGGT
+        if isinstance(vggt_config, VGGTConfig):
+            self.camera_head = VGGTCameraHead(vggt_config)
+            self.depth_head = VGGTDenseHead(vggt_config, num_outputs=2, activation="exp")
         attn_implementation = config._attn_implementation
         self.teachers = nn.ModuleDict(
             {name: Spa3RTeacher(config.teacher_config(name), attn_implementation) for name in config.teachers}
@@ -311,7 +322,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         ray_size = 3 if config.camera_embedding == "prope" else 6
         self.ray_embedding = nn.Linear(ray_size, config.hidden_size)
         self.decoder = Spa3RTransformer(config, config.num_decoder_layers)
-        sizes = {"geometry": 2 * vggt_config.hidden_size}
+        sizes = {"geometry": vggt_config.feature_size}
         sizes |= {name: teacher.feature_size for name, teacher in self.teachers.items()}
         whitened = sizes.keys() & set(config.targets) - {"geometry"} if config.whiten_features else ()
         self.target_whitening = nn.ModuleDict({name: FeatureWhitening(sizes[name]) for name in sorted(whitened)})
@@ -323,6 +334,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
     def frozen_modules(self) -> dict[str, nn.Module]:
         """The teachers, which are never trained, by their prefix in the state dict."""
         modules = {"model.vggt": self.model.vggt, "camera_head": self.camera_head, "depth_head": self.depth_head}
+        modules = {name: module for name, module in modules.items() if module is not None}
         return modules | {f"teachers.{name}": teacher for name, teacher in self.teachers.items()}
 
     def load_teachers(self):
@@ -344,8 +356,10 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             module.requires_grad_(False)
 
     def cast_teachers(self, dtype: torch.dtype):
-        """Hold VGGT's and the other teachers' weights in a dtype. The heads of cameras and depth stay in theirs."""
-        for module in (self.model.vggt, *self.teachers.values()):
+        """Hold VGGT's and the other teachers' weights in a dtype. The heads of cameras and depth stay in theirs, and so
+        does another geometry model, which holds its own."""
+        vggt = () if self.camera_head is None else (self.model.vggt,)
+        for module in (*vggt, *self.teachers.values()):
             module.to(dtype)
 
     def train(self, mode: bool = True):
@@ -355,17 +369,28 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             module.eval()
         return self
 
-    def set_teachers(self, vggt: VGGTForGeometry | None = None, **teachers: PreTrainedModel):
+    @property
+    def geometry_teacher(self) -> VGGTTeacher | GeometryTeacher:
+        """The frozen geometry model, behind the interface that is common to all."""
+        if self.camera_head is None:
+            return GeometryTeacher(self.model.vggt)
+        return VGGTTeacher(self.model.vggt, self.camera_head, self.depth_head)
+
+    def set_teachers(self, vggt: VGGTForGeometry | PreTrainedModel | None = None, **teachers: PreTrainedModel):
         """Replace teachers with pretrained models.
 
         Args:
-            vggt (`VGGTForGeometry`, *optional*): Backbone, camera head and depth head.
+            vggt (`VGGTForGeometry`, *optional*):
+                Backbone, camera head and depth head; or another geometry model, if the configuration's is.
             teachers (`PreTrainedModel`): Vision models by their names in `config.teachers`.
 
         Raises:
             ValueError: If there is no teacher of this name, or its architecture differs from the configuration's.
         """
-        if vggt is not None:
+        if vggt is not None and self.camera_head is None:
+            check_same_architecture("vggt", vggt, self.model.vggt)
+            self.model.vggt = vggt
+        elif vggt is not None:
             check_same_architecture("vggt", vggt.vggt, self.model.vggt)
             self.model.vggt, self.camera_head, self.depth_head = vggt.vggt, vggt.camera_head, vggt.depth_head
         for name, teacher in teachers.items():
@@ -456,32 +481,30 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             target, of shape `(batch_size, num_views - first_target, num_patches, target_size)`; and `depth` of shape
             `(batch_size, num_views - first_target, num_patches)`.
         """
-        vggt, image_size = self.model.vggt, tuple(pixel_values.shape[-2:])
-        grid_size = vggt.grid_size(pixel_values)
+        vggt, patch_size = self.model.vggt, self.config.vggt_config.patch_size
         asymmetric = self.config.view_aggregation == "asymmetric"
-        output = vggt(
+        output = self.geometry_teacher.observe(
             pixel_values,
-            num_context_views=num_context_views if asymmetric else None,
-            output_layers=tuple(self.config.vggt_config.dense_layers) if depth is None else (),
-            return_dict=True,
+            num_context_views if asymmetric else None,
+            with_cameras=extrinsics is None,
+            depth_from=first_target if depth is None else None,
         )
+        grid_size = vggt.grid_size(pixel_values)
         if asymmetric:
             context_features = output.patch_tokens[:, :num_context_views]  # Eq. 5
         else:
             context_features = vggt(pixel_values[:, :num_context_views], return_dict=True).patch_tokens
 
         if extrinsics is None:
-            extrinsics, intrinsics = self._estimate_cameras(output.camera_tokens, image_size)
+            extrinsics, intrinsics = output.extrinsics, output.intrinsics
         else:
             extrinsics, unit = relative_cameras(extrinsics.float())
             if not self.config.normalize_cameras:
                 translation = extrinsics[..., :3, 3:] * unit[:, None, None, None]
                 extrinsics = homogeneous(torch.cat([extrinsics[..., :3, :3], translation], dim=-1))
                 unit = torch.ones_like(unit)
-        patch_size = self.config.vggt_config.patch_size
         if depth is None:
-            layers = [tokens[:, first_target:] for tokens in output.layer_patch_tokens]
-            depth = self.depth_head(layers, image_size, stride=patch_size)[0].squeeze(-1)
+            depth = output.depth
         else:
             depth = depth[:, first_target:, ::patch_size, ::patch_size] / unit[:, None, None, None]
 
@@ -499,12 +522,6 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             "targets": targets,
             "depth": depth.flatten(-2).float(),
         }
-
-    @without_autocast
-    def _estimate_cameras(self, camera_tokens: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        # In full precision even under autocast, as in VGGT's own code.
-        pose_encoding = self.camera_head(camera_tokens)[-1].float()
-        return estimated_cameras(pose_encoding, image_size)
 
     def compute_losses(
         self, predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor], patch_weights: Tensor | None = None
