@@ -163,7 +163,12 @@ class SceneViews(SceneFrames):
         cameras (`bool`, *optional*, defaults to `False`): Whether to read cameras.
         depth (`bool`, *optional*, defaults to `False`): Whether to read depth.
         labels (`bool`, *optional*, defaults to `False`): Whether to read categories; rooms have them.
+
+    Attributes:
+        patch_size (`int`): Side of a patch in pixels, 14 by default; the sides of a view are multiples of it.
     """
+
+    patch_size = 14
 
     def __init__(
         self,
@@ -194,7 +199,7 @@ class SceneViews(SceneFrames):
         """Pixels of a frame, with the camera and the depth that follow them."""
         has_maps = self.cameras or self.depth or self.labels
         with _named(scene, frame):
-            pixels, size = load_frame(image, self.image_width, upright=not has_maps)
+            pixels, size = load_frame(image, self.image_width, self.patch_size, upright=not has_maps)
         self.require_usual_shape(scene, frame, size.original)
         view = {"frame_indices": frame, "pixel_values": pixels}
         if self.cameras:

@@ -356,8 +356,8 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
             module.requires_grad_(False)
 
     def cast_teachers(self, dtype: torch.dtype):
-        """Hold VGGT's and the other teachers' weights in a dtype. The heads of cameras and depth stay in theirs, and so
-        does another geometry model, which holds its own."""
+        """Hold VGGT's and the other teachers' weights in a dtype. The heads of cameras and depth stay in theirs, and
+        so does another geometry model, which holds its own."""
         vggt = () if self.camera_head is None else (self.model.vggt,)
         for module in (*vggt, *self.teachers.values()):
             module.to(dtype)

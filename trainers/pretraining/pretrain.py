@@ -191,6 +191,8 @@ def build_trainer(
         )
     checkpoint = checkpoint_to_resume(args)
     model = build_model(model_args, args.from_scratch)
+    for views in filter(None, (train_views, held_out_views)):
+        views.patch_size = model.config.vggt_config.patch_size
     if model.config.whiten_features and model_args.start_from is None:
         fit_whitening(model, train_views, args.max_views)
     settings = settings_of_run(model, train_views, held_out_views, data_args, args)

@@ -14,7 +14,6 @@ from spa3r import Spa3RForPreTraining, Spa3RModel, VGGTModel
 from spa3r.configuration import Spa3RConfig, Spa3VLMConfig, load_preset
 from spa3r.modeling_spa3r.checkpoints.assemble import make_processor
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
-from spa3r.modeling_spa3r.spa3r.geometry_teacher import GeometryModel
 from spa3r.trainers.pretraining.pretrain import main as pretrain
 
 PASSES = {"view_aggregation": "separate", "normalize_cameras": False}
@@ -51,11 +50,11 @@ def cameras(num_views=NUM_VIEWS):
     return {"extrinsics": extrinsics, "intrinsics": intrinsics}
 
 
-def test_vggt_has_the_fields_of_a_geometry_model():
-    config = Spa3RConfig(**load_preset("spa3r-tiny")).vggt_config
+def test_vggt_is_the_geometry_model_by_default():
+    model = Spa3RModel(Spa3RConfig(**load_preset("spa3r-tiny")))
+    config = model.config.vggt_config
+    assert isinstance(model.vggt, VGGTModel)
     assert (config.patch_size, config.feature_size, config.has_asymmetric_pass, config.unit) == (14, 64, True, "own")
-    assert isinstance(Spa3RModel(Spa3RConfig(**load_preset("spa3r-tiny"))).vggt, VGGTModel)
-    assert hasattr(VGGTModel, "grid_size") and GeometryModel.grid_size.__name__ == "grid_size"
 
 
 @torch.no_grad()
