@@ -9,6 +9,7 @@ checkpoint. The final model is in <output_dir>/model. Kinds of scenes: scannet, 
 """
 
 import sys
+from argparse import SUPPRESS
 from dataclasses import dataclass, field
 
 from ...data_scripts.common.command_line import is_asked_for_help
@@ -29,7 +30,8 @@ class ModelArguments:
         metadata={"help": "KEY=VALUE changes to it, dots for nesting"},
     )
     start_from: str | None = field(default=None, metadata={"help": "Spa3R to start from: folder or Hub name"})
-    untrained_teachers: bool = field(default=False, metadata={"help": "allow random teachers, for tests"})
+    # Allows random teachers, for tests.
+    untrained_teachers: bool = field(default=False, metadata={"help": SUPPRESS})
 
 
 @dataclass
