@@ -8,6 +8,7 @@ import pytest
 import torch
 from demo_page import make_studio, make_two_rooms
 from PIL import Image
+from tiny_bases import assembled, processor_of
 from tiny_spa3_vlm import VARIANTS, tiny_model, tiny_processor
 from tiny_videos import write_video
 
@@ -129,6 +130,16 @@ def test_values_lie_on_the_photo_where_photos_have_several_heights(studio):
     maps = studio.heat(scene, torch.rand(3 * 4 + 4 * 4 + 2 * 4))
     assert [photo.shape[:2] for photo in scene.photos] == [(112, 112)] * 3
     assert [(heat.top, *heat.values.shape) for heat in maps] == [(14, 3, 4), (0, 4, 4), (28, 2, 4)]
+    assert [heat.size for heat in maps] == [(84, 112), (112, 112), (56, 112)]
+
+
+def test_values_cover_the_whole_photo_where_the_vision_tower_resizes_it():
+    model = assembled("qwen3_vl")
+    studio = Studio(model, processor_of(model), None, Limits(new_tokens=4))
+    scene = studio.encode([Image.new("RGB", (56, 42), "red")])
+    grid = scene.session.image_grid_thw[0, 1:] // 2
+    (heat,) = studio.heat(scene, torch.rand(int(grid.prod())))
+    assert scene.photos[0].shape[:2] == heat.size == (42, 56) and heat.values.shape == tuple(grid)
 
 
 # A move, and where it takes the point that lies one unit ahead, one right or one down of the moved camera.

@@ -50,12 +50,12 @@ class Heat(NamedTuple):
 
     values (`torch.Tensor` of shape `(rows, columns)`): In [0, 1].
     top (`int`): First row of pixels that they cover.
-    side (`int`): Pixels along the side of a value.
+    size (`tuple[int, int]`): Height and width of what they cover, in pixels, from there and from the left.
     """
 
     values: Tensor
     top: int
-    side: int
+    size: tuple[int, int]
 
 
 def draw_photos(photos: Sequence[np.ndarray], heat: Sequence[Heat] | None = None, note: str = "") -> str:
@@ -71,8 +71,8 @@ def draw_photos(photos: Sequence[np.ndarray], heat: Sequence[Heat] | None = None
 
 def _draw_heat(heat: Heat, photo: np.ndarray) -> str:
     """The values over the part of a photo that the vision tower sees: whole image tokens alone."""
-    (rows, columns), (height, width) = heat.values.shape, photo.shape[:2]
-    shares = heat.top / height, columns * heat.side / width, rows * heat.side / height
+    height, width = photo.shape[:2]
+    shares = heat.top / height, heat.size[1] / width, heat.size[0] / height
     top, across, down = (f"{share:.2%}" for share in shares)
     place = f"top: {top}; width: {across}; height: {down}"
     return f'<img class="heat" alt="heat map" style="{place}" src="{data_url(_heat(heat.values))}">'

@@ -40,7 +40,9 @@ class Scene:
 
     session (`SceneSession`): Answers questions from its cache.
     photos (`list[np.ndarray]`): The views as the model sees them, RGB bytes.
-    tops (`list[int]`): First row of each photo in its view, below the white where photos have several heights.
+    seen (`list[tuple[int, tuple[int, int]]]`):
+        What the vision tower sees of each view: the first row, below the white where photos have several heights, and
+        height and width in pixels.
     adapter (`torch.Tensor` of shape `(num_image_tokens, num_latents)`, *optional*): See `record_adapter`.
     field (`SceneField`, *optional*): Where a Spa3R with a decoder is at hand.
     room (`RenderedRoom`, *optional*): Where the scene is a rendered room.
@@ -48,7 +50,7 @@ class Scene:
 
     session: SceneSession
     photos: list[np.ndarray]
-    tops: list[int]
+    seen: list[tuple[int, tuple[int, int]]]
     adapter: Tensor | None
     field: SceneField | None
     room: RenderedRoom | None
@@ -99,9 +101,12 @@ class Studio:
             if self.spa3r is not None and session.spatial_latents is not None:
                 scene_field = make_field(self.spa3r, pixels.permute(0, 1, 4, 2, 3), session.spatial_latents, room)
         shown = (pixels[0] * 255).round().byte().numpy()
-        sizes = [self.processor.image_processor.resized_size(photo.height, photo.width) for photo in photos]
-        tops = [(height - min(size)) // 2 for size in sizes]  # portraits become squares
-        return Scene(session, list(shown), tops, adapter[0] if adapter else None, scene_field, room)
+        image_processor, seen = self.processor.image_processor, []
+        for photo in photos:
+            rows, columns = image_processor.resized_size(photo.height, photo.width)
+            rows = min(rows, columns)  # portraits become squares
+            seen.append(((height - rows) // 2, image_processor.vision_sizes(rows, columns)[0]))
+        return Scene(session, list(shown), seen, adapter[0] if adapter else None, scene_field, room)
 
     def answer(self, scene: Scene, prompt: str) -> Iterator[Answer]:
         """Yield the growing answer, then the complete one."""
@@ -138,10 +143,9 @@ class Studio:
 
     def heat(self, scene: Scene, values: Tensor) -> list[Heat]:
         """Values of image tokens on the photos, as shares of the greatest."""
-        settings = self.processor.image_processor
-        grids = on_photos(values / values.max(), scene.session.image_grid_thw, settings.merge_size)
-        side = settings.merge_size * settings.patch_size
-        return [Heat(grid, top, side) for grid, top in zip(grids, scene.tops, strict=True)]
+        merge_size = self.processor.image_processor.merge_size
+        grids = on_photos(values / values.max(), scene.session.image_grid_thw, merge_size)
+        return [Heat(grid, top, size) for grid, (top, size) in zip(grids, scene.seen, strict=True)]
 
     def look(self, scene: Scene, move: np.ndarray) -> tuple[View, np.ndarray | None, View | None]:
         """The predicted view, and in a room the true picture and what the teachers find in it."""
