@@ -162,7 +162,7 @@ def _variant(run, train, sizes: Sizes, name: str, seed: int) -> list[Stage]:
     return [
         *stages,
         Stage(
-            *(f"tuned-{made}", f"tune on questions about places: {name}, seed {seed}", 75),
+            *(f"tuned-{made}", f"tune on questions about places: {name}, seed {seed}", 52),
             train(
                 f"spa3r sft --config spa3-vlm-nano --instructions {{at}}/questions --scene_latents {{at}}/{scenes} "
                 f"--model_name_or_path {{at}}/{model} --output_dir {{at}}/tuned-{made} --seed {seed}",

@@ -306,7 +306,7 @@ def _spa3_vlm_and_controls(run, train, sizes: Sizes) -> list[Stage]:
             "aligned/report.md",
         ),
         Stage(
-            *("tuned", "tune Spa3-VLM on questions about places", 75),
+            *("tuned", "tune Spa3-VLM on questions about places", 52),
             train(
                 f"{tuned} spa3-vlm-nano {{kept}} --model_name_or_path {{at}}/aligned/model --output_dir {{at}}/tuned",
                 *sizes.tune,
@@ -314,12 +314,12 @@ def _spa3_vlm_and_controls(run, train, sizes: Sizes) -> list[Stage]:
             ("aligned", "scenes"),
         ),
         Stage(
-            *("tuned-text", "tune the base on the text of the questions alone", 55),
+            *("tuned-text", "tune the base on the text of the questions alone", 38),
             train(f"{tuned} spa3-vlm-nano-text {base} --output_dir {{at}}/tuned-text", *sizes.tune),
             ("base",),
         ),
         Stage(
-            *("tuned-2d", "tune the base on questions and images, without a scene", 70),
+            *("tuned-2d", "tune the base on questions and images, without a scene", 48),
             train(f"{tuned} spa3-vlm-nano {{kept}} {base} --output_dir {{at}}/tuned-2d", *sizes.tune),
             ("base", "scenes"),
         ),
