@@ -61,7 +61,8 @@ def errors_as_sentences(
         rest = str(interrupt) or after_interrupt
         _end(f"{program}: interrupted{f'; {rest}' if rest else ''}.", INTERRUPTED, debug)
     except Exception as error:
-        _end(f"{program}: {_describe_unforeseen(error, debug)}", 1, debug)
+        sentence = _describe(error, arguments) if _is_out_of_memory(error) else _describe_unforeseen(error, debug)
+        _end(f"{program}: {sentence}", 1, debug)
 
 
 def take_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
@@ -112,12 +113,17 @@ def _was_said(sentence: str) -> bool:
     return False
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    # On the CPU, torch raises a plain `RuntimeError`.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def _describe(error: BaseException, arguments: Sequence[str]) -> str:
     if isinstance(error, StrictDataclassError):
         error = error.__cause__ or error  # the library wraps what a configuration class says
     if isinstance(error, SafetensorError):
         return f"A file of weights is damaged ({first_line(error)}): copy the checkpoint again."
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if _is_out_of_memory(error):
         return f"Memory ran out ({first_line(error)}): use smaller batches, fewer views or another device."
     outputs = [value for name, value in pairwise(arguments) if name in ("--output", "--output_dir")]
     number = getattr(error, "errno", None)

@@ -1,6 +1,7 @@
 """What the page of `spa3r demo` computes, without a browser."""
 
 import copy
+import socket
 from dataclasses import replace
 
 import numpy as np
@@ -242,9 +243,23 @@ def test_a_spa3r_that_is_not_the_one_inside_is_refused(studio):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"), [(["--queue-size", "0"], "--queue-size"), (["--spa3r", "elsewhere"], "--spa3r")]
+    ("arguments", "named"),
+    [
+        (["--queue-size", "0"], "--queue-size"),
+        (["--spa3r", "elsewhere"], "--spa3r"),
+        (["--port", "0"], "got 0"),
+        (["--port", "99999"], "99999"),
+    ],
 )
 def test_options_that_make_no_sense_are_refused(arguments, named, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
     assert named in capsys.readouterr().err
+
+
+def test_an_address_that_cannot_be_used_is_refused_before_models_are_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        for options, named in ((["--port", port], port), (["--host", "name.invalid"], "name.invalid")):
+            with pytest.raises(ValueError, match=named):
+                main(["--model", "nowhere/model", *options])

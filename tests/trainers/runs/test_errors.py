@@ -39,6 +39,7 @@ def ended_by(error):
         pytest.param(PermissionError(errno.EACCES, "Permission denied", "run/d"), "`run/d`", id="no permission"),
         pytest.param(MemoryError("of 3 TB"), "of 3 TB", id="memory"),
         pytest.param(torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory", id="memory of a device"),
+        pytest.param(RuntimeError("DefaultCPUAllocator: no 3 TB"), "Memory ran out", id="memory of the CPU"),
         pytest.param(ValueError(OF_WORKER), "The image `a.jpg` cannot be read.", id="worker that reads data"),
         pytest.param(FileExistsError(errno.EEXIST, "File exists", "run"), "`run`", id="file instead of folder"),
         pytest.param(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ....data_scripts.common.command_line import verb_parser
+from ..server.command import bind_address
 from .limits import Limits
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None):
     """Run `spa3r demo`."""
     options = parse_arguments(arguments)
     require_gradio()
+    # Before anything slow: Gradio speaks of its own options when it cannot listen.
+    bind_address(options.host or "127.0.0.1", options.port or 0).close()
     from .page import Page, launch  # here, as all else that takes seconds, so that --help does not wait for it
     from .rooms import make_rooms
 
@@ -69,6 +72,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("queue_size", "max_photos", "max_megapixels", "max_seconds", "max_megabytes", "max_new_tokens"):
         if not getattr(options, name) > 0:
             parser.error(f"--{name.replace('_', '-')} must be more than 0, got {getattr(options, name)}")
+    if options.port is not None and not 0 < options.port < 2**16:
+        parser.error(f"--port must be from 1 to 65535, got {options.port}")
     if options.spa3r and not options.model:
         parser.error("--spa3r is for another --model; the shipped nano model has its own")
     return options

@@ -1,8 +1,8 @@
 """The requests of OpenAI's chat API, as far as a scene model can answer them; anything else is refused by name."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from ....modeling_spa3r.spa3_vlm.processing_spa3_vlm import SPECIAL_TOKENS
 from ...benchmark.runner import GREEDY
@@ -10,9 +10,21 @@ from .errors import ApiError
 
 
 class Strict(BaseModel):
-    """Refuses fields that it does not have."""
+    """Refuses fields that it does not have, and values of another type, such as `true` for a number."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def _chosen_by(field: str, classes: dict[str, str]) -> Discriminator:
+    """Choose the class of an object by one of its fields, so that errors are those of this class alone."""
+    names = " or ".join(", ".join(f"`{name}`" for name in classes).rsplit(", ", 1))
+
+    def choose(value):
+        name = value.get(field) if isinstance(value, dict) else getattr(value, field, None)
+        return classes.get(name) if isinstance(name, str) else None
+
+    message = f"must be an object whose `{field}` is {names}"
+    return Discriminator(choose, custom_error_type="unknown_object", custom_error_message=message)
 
 
 class TextPart(Strict):
@@ -36,6 +48,12 @@ class ImagePart(Strict):
     image_url: ImageUrl
 
 
+Part = Annotated[
+    Annotated[TextPart, Tag("TextPart")] | Annotated[ImagePart, Tag("ImagePart")],
+    _chosen_by("type", {"text": "TextPart", "image_url": "ImagePart"}),
+]
+
+
 class SystemMessage(Strict):
     """Instructions before the scene."""
 
@@ -47,7 +65,7 @@ class UserMessage(Strict):
     """A question; the first of a conversation has the photos, too."""
 
     role: Literal["user"]
-    content: str | list[TextPart | ImagePart]
+    content: str | list[Part]
 
 
 class AssistantMessage(Strict):
@@ -62,7 +80,20 @@ class AssistantMessage(Strict):
     tool_calls: None = None
 
 
-Message = SystemMessage | UserMessage | AssistantMessage
+Message = Annotated[
+    Annotated[SystemMessage, Tag("SystemMessage")]
+    | Annotated[UserMessage, Tag("UserMessage")]
+    | Annotated[AssistantMessage, Tag("AssistantMessage")],
+    _chosen_by(
+        "role",
+        {
+            "system": "SystemMessage",
+            "developer": "SystemMessage",
+            "user": "UserMessage",
+            "assistant": "AssistantMessage",
+        },
+    ),
+]
 
 
 class StreamOptions(Strict):
@@ -181,6 +212,11 @@ def _check_turns(request: ChatRequest):
             )
     if not request.image_urls:
         raise ApiError(400, "`messages` have no image; send photos of the scene with the first question.", "messages")
+    for index, message in enumerate(request.messages):
+        if message.role == "user" and not _text(message).strip():
+            raise ApiError(
+                400, f"`messages.{index}` has no text; send a question about the scene.", f"messages.{index}"
+            )
 
 
 def _explain(error: ValidationError) -> ApiError:
@@ -188,12 +224,27 @@ def _explain(error: ValidationError) -> ApiError:
     first, *_ = sorted(error.errors(include_url=False), key=lambda each: -len(each["loc"]))
     if first["type"] == "json_invalid":
         return ApiError(400, f"The body is not JSON: {first['ctx']['error']}.")
-    # Names of our classes, which say which kind of message or part was tried, are not in the request.
-    place = ".".join(str(part) for part in first["loc"] if not (isinstance(part, str) and part[:1].isupper()))
+    place = _place(first["loc"], is_name=first["type"] == "extra_forbidden")
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"`{place}` is not supported here; leave it out.", place)
     value = "" if first["type"] == "missing" else f", got {first['input']!r:.80}"
-    return ApiError(400, f"`{place}`: {first['msg'][0].lower()}{first['msg'][1:]}{value}.", place)
+    what = first["msg"].replace(" after validation", "")
+    return ApiError(
+        400, f"{f'`{place}`' if place else 'The body'}: {what[0].lower()}{what[1:]}{value}.", place or None
+    )
+
+
+def _place(location: tuple, is_name: bool) -> str:
+    """The field of the request without classes and types, which pydantic adds; `is_name` keeps the last part."""
+    *before, last = location or ("",)
+    fields = [part for part in before if not _is_type(part)]
+    if is_name or not _is_type(last):
+        fields.append(last)
+    return ".".join(str(part) for part in fields)
+
+
+def _is_type(part: str | int) -> bool:
+    return isinstance(part, str) and (part == "str" or "[" in part or part[:1].isupper())
 
 
 def _parts(message: Message) -> list[TextPart | ImagePart]:

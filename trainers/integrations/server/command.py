@@ -8,6 +8,7 @@ others find it in memory. /health and /metrics (Prometheus) need no key. SIGTERM
 """
 
 import argparse
+import errno
 import importlib.util
 import math
 import os
@@ -57,8 +58,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: {default})")
     options = parser.parse_args(arguments)
     for name in limits:
-        if (value := getattr(options, name.replace("-", "_"))) <= 0:
-            parser.error(f"--{name} must be positive, got {value}")
+        if not 0 < (value := getattr(options, name.replace("-", "_"))) < math.inf:
+            parser.error(f"--{name} must be positive and finite, got {value}")
+    if not 0 <= options.port < 2**16:
+        parser.error(f"--port must be from 0 to 65535, got {options.port}")
+    if options.api_key == "":
+        parser.error("--api-key is empty; give a key, or leave the option out to need none")
     if options.image_root is not None and not options.image_root.is_dir():
         parser.error(f"--image-root {options.image_root} is no folder")
     return options
@@ -78,7 +83,7 @@ def _serve(options: argparse.Namespace):
     from .metrics import Metrics
 
     logging.disable_progress_bar()
-    listener = _bind(options.host, options.port)
+    listener = bind_address(options.host, options.port)
     device = usable_device(options.device)
     require_checkpoint(options.model)
     model = load_spa3_vlm(options.model, dtype=options.dtype or "auto")
@@ -97,13 +102,21 @@ def _serve(options: argparse.Namespace):
     uvicorn.Server(config).run([listener])
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind_address(host: str, port: int) -> socket.socket:
     """Take an address before the model is loaded, which takes long; nobody can connect yet."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"Port {port} of `{host}` cannot be used ({reason}): choose another, with --port.") from error
+    except socket.gaierror as error:
+        listener.close()
+        raise ValueError(
+            f"`{host}` is no address of this machine ({error.strerror}): choose another --host."
+        ) from error
+    except OSError as error:
+        listener.close()
+        other = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
+        raise ValueError(
+            f"Port {port} of `{host}` cannot be used ({error.strerror}): choose another {other}."
+        ) from error
     return listener
