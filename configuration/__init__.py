@@ -22,7 +22,7 @@ def load_preset(name: str) -> dict:
         `dict`: Keyword arguments for the configuration class.
 
     Raises:
-        ValueError: If there is no such preset or file.
+        ValueError: If there is no such preset or file, or the file is no JSON object.
     """
     path = Path(name)
     candidates = (PRESETS / f"{name}.json", path, path / "config.json")
@@ -30,4 +30,12 @@ def load_preset(name: str) -> dict:
     if file is None:
         known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.json")))
         raise ValueError(f"There is no preset or file `{name}`; give one of {known}, or a config.json.")
-    return json.loads(file.read_text())
+    try:
+        settings = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"`{file}` is no preset, as it is not JSON ({error}): correct it, or give another."
+        ) from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"`{file}` is no preset: it must be a JSON object, got {settings!r:.80}.")
+    return settings

@@ -44,9 +44,7 @@ def require_checkpoint(name: str):
                 f"There is no checkpoint at `{name}`; give a folder, or OWNER/NAME of one on the Hub."
             )
     elif not any(file.suffix in WEIGHTS for file in folder.iterdir()):
-        raise FileNotFoundError(
-            f"The folder `{name}` lacks weights beside its config.json; give a complete checkpoint."
-        )
+        raise FileNotFoundError(f"The folder `{name}` lacks weights (model.safetensors); give a complete checkpoint.")
     elif not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"The folder `{name}` lacks {CONFIG} beside its weights; give a complete checkpoint.")
     else:

@@ -1,5 +1,7 @@
 """Spa3VLMConfig: its defaults, its round trip through a file, and what it refuses."""
 
+import re
+
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from tiny_spa3_vlm import tiny_config
@@ -88,3 +90,11 @@ def test_the_configuration_of_another_model_is_refused(other, tmp_path):
 def test_an_unknown_preset_is_refused():
     with pytest.raises(ValueError, match="`spa3-vlm-5b`.*spa3-vlm-4b"):
         load_preset("spa3-vlm-5b")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\x89PNG"])
+def test_a_file_that_is_no_preset_is_named(content, tmp_path):
+    file = tmp_path / "preset.json"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"`{file}`")):
+        load_preset(str(file))
