@@ -120,7 +120,7 @@ def parse_options(
     try:
         *parsed, _ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     except ValueError as error:
-        if "bf16" not in str(error):
+        if "bf16" not in str(error) or not options.bf16:  # what our own options say of it is kept
             raise
         raise ValueError(
             "`bf16` is true, but no GPU here computes in bfloat16: add `--bf16 false`, or `--use_cpu true` to use "

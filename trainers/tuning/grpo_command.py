@@ -42,6 +42,10 @@ class QuestionArguments:
     format_weight: float = field(default=0.1, metadata={"help": "reward of a letter or a number and nothing else"})
     scene_latents: str | None = field(default=None, metadata={"help": "train from latents of `spa3r encode-scenes`"})
 
+    def __post_init__(self):
+        if self.format_weight < 0:
+            raise ValueError(f"`format_weight` must be 0 or more, got {self.format_weight}; 0 turns this reward off.")
+
 
 @dataclass
 class GRPOOptions:

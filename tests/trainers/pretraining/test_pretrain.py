@@ -461,3 +461,10 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(num_processes, 
     optimizers = [torch.load(folder / "optimizer.pt", weights_only=True)["state"] for folder in last]
     for index, state in optimizers[1].items():
         assert all(torch.equal(optimizers[0][index][name], tensor) for name, tensor in state.items())
+
+
+def test_teachers_in_bfloat16_without_training_in_it_are_refused_on_the_command_line(tmp_path):
+    with pytest.raises(ValueError, match="`bf16_teachers` needs training in bfloat16"):
+        parse_arguments(
+            ["--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true", "--bf16_teachers", "true"]
+        )

@@ -12,6 +12,7 @@ from tiny_spa3_vlm import photo, tiny_model, tiny_processor
 from spa3r import Spa3VLMForConditionalGeneration
 from spa3r.data_scripts.benchmarks.vsi_bench import OFFICIAL, write_prompt
 from spa3r.trainers.tuning.grpo import build_trainer, check_run, parse_arguments, run
+from spa3r.trainers.tuning.grpo_command import QuestionArguments
 from spa3r.trainers.tuning.instruction_data import load_instructions
 from spa3r.trainers.tuning.questions import load_questions
 from spa3r.trainers.tuning.rewards import make_rewards
@@ -217,3 +218,8 @@ def test_wrong_input_is_refused_in_one_line(wrong, vlm, questions, tmp_path):
 def test_all_question_types_are_asked_for_by_default_and_one_without_a_scorer_is_named(questions):
     with refused("`seen_first`", "`--question_types`"):
         load_questions([str(questions)], [], seed=0, with_keys=False)
+
+
+def test_a_negative_weight_of_the_format_is_refused():
+    with pytest.raises(ValueError, match="`format_weight`.*-1"):
+        QuestionArguments(format_weight=-1)
