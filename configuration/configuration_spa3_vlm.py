@@ -173,7 +173,7 @@ class Spa3VLMConfig(PreTrainedConfig):
                 "number grows with the views; use `spatial_representation='spa3r'` or `fusion='cross_attention'`."
             )
         geometry = self.spatial_config.vggt_config
-        if self.spatial_representation == "vggt" and not isinstance(geometry, VGGTConfig):
+        if self.spatial_representation == "vggt" and geometry.model_type != VGGTConfig.model_type:
             raise ValueError(
                 f"`spatial_representation='vggt'` needs VGGT in `spatial_config.vggt_config`, got a "
                 f"`{geometry.model_type}`; use `spatial_representation='spa3r'`."

@@ -197,7 +197,7 @@ class Spa3RConfig(PreTrainedConfig):
             )
         if "geometry" in self.teachers:
             raise ValueError("`teachers` has the name `geometry`, which is VGGT's; give the teacher another name.")
-        if not isinstance(self.vggt_config, VGGTConfig):
+        if self.vggt_config.model_type != VGGTConfig.model_type:
             self._check_geometry(self.vggt_config)
         unknown = set(self.targets) - {"geometry", *self.teachers}
         if unknown or not self.targets or len(set(self.targets)) != len(self.targets):

@@ -65,7 +65,8 @@ class GeometryModel(Protocol):
 
 def build_geometry(config: PreTrainedConfig) -> nn.Module:
     """The geometry model of a configuration, which never downloads: VGGT, or another `GeometryModel`."""
-    return VGGTModel(config) if isinstance(config, VGGTConfig) else AutoModel.from_config(config)
+    # By its name: code that a checkpoint carries may have the class twice.
+    return VGGTModel(config) if config.model_type == VGGTConfig.model_type else AutoModel.from_config(config)
 
 
 class VGGTTeacher:

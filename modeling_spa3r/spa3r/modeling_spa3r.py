@@ -179,7 +179,7 @@ class Spa3RPreTrainedModel(CheckedModel):
     def _load_vggt(self) -> VGGTForGeometry | PreTrainedModel:
         """Load VGGT with its heads, or another geometry model."""
         checkpoint, config = self.config.vggt_checkpoint, self.config.vggt_config
-        if not isinstance(config, VGGTConfig):
+        if config.model_type != VGGTConfig.model_type:
             if checkpoint is None:
                 vggt = build_untrained(lambda: build_geometry(config), config.model_type, self.config.teacher_seed)
             else:
@@ -312,7 +312,7 @@ class Spa3RForPreTraining(Spa3RPreTrainedModel):
         vggt_config = config.vggt_config
         self.model = Spa3RModel(config)
         self.camera_head, self.depth_head = None, None  # part of another geometry model than VGGT
-        if isinstance(vggt_config, VGGTConfig):
+        if vggt_config.model_type == VGGTConfig.model_type:
             self.camera_head = VGGTCameraHead(vggt_config)
             self.depth_head = VGGTDenseHead(vggt_config, num_outputs=2, activation="exp")
         attn_implementation = config._attn_implementation

@@ -40,13 +40,17 @@ class SpatialBenchmarks(evaluate.Metric):
         self.protocol = BENCHMARKS[name].protocol(protocol or None)
         self.fields = (self.protocol.group_by, self.protocol.truth)
         text = datasets.Value("string")
+        # Streaming questions have a list of right counts.
+        truth = datasets.List(datasets.Value("float64")) if self.protocol.truth == "answers" else text
         return evaluate.MetricInfo(
             description=DESCRIPTION.format(benchmark=name, source=self.protocol.source),
             citation="",
             inputs_description=INPUTS.format(
                 fields=" and ".join(self.fields), columns=", ".join(self.protocol.columns)
             ),
-            features=datasets.Features({"predictions": text, "references": dict.fromkeys(self.fields, text)}),
+            features=datasets.Features(
+                {"predictions": text, "references": {self.protocol.group_by: text, self.protocol.truth: truth}}
+            ),
         )
 
     def add_batch(self, *, predictions: Sequence[str], references: Sequence[Mapping[str, Any]], **kwargs):

@@ -9,7 +9,7 @@ from tiny_videos import write_video
 
 from spa3r.data_scripts.benchmarks import BENCHMARKS
 from spa3r.data_scripts.benchmarks.reader import read_benchmark
-from spa3r.trainers.benchmark.benchmark import main
+from spa3r.trainers.benchmark.command import main
 
 NAME = "revsi_vsisuper"
 REVSI, COUNT, STREAMING, RECALL = (

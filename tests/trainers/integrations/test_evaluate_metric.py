@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spa3r.data_scripts.benchmarks import BENCHMARKS
+from spa3r.data_scripts.benchmarks import BENCHMARKS, revsi, vsi_super
 from spa3r.data_scripts.benchmarks.protocol import summarize_answers
 from spa3r.data_scripts.benchmarks.vsi_bench import CHOICE_TYPES, QUESTION_TYPES
 
@@ -30,7 +30,15 @@ RECORDS = {
     ],
 }
 RECORDS["rooms"] = RECORDS["vsi-bench"]
-ANSWERS = ["A", " 3", "three", "b", "Based on it, A", "1.5 or 2", "A\n", "", "(A)", "3.2"]
+for budget in revsi.BUDGETS:
+    RECORDS[f"revsi-{budget}"] = [
+        {"question_type": kind, "ground_truth": "A" if kind in revsi.CHOICE_TYPES else "3"}
+        for kind in revsi.QUESTION_TYPES[:10]
+    ]
+RECORDS["vsi-super-count"] = [{"split": length, "answer": "3"} for length in vsi_super.COUNT_LENGTHS]
+RECORDS["vsi-super-count-streaming"] = [{"split": length, "answers": [3]} for length in vsi_super.STREAMING_LENGTHS]
+RECORDS["vsi-super-recall"] = [{"type": length, "answer": "A"} for length in vsi_super.RECALL_LENGTHS]
+ANSWERS = ["[3]", "A", " 3", "three", "b", "Based on it, A", "1.5 or 2", "A\n", "", "(A)"]
 PROTOCOLS = {
     f"{name}/{protocol.name}": protocol for name, benchmark in BENCHMARKS.items() for protocol in benchmark.protocols
 }
@@ -45,6 +53,7 @@ for name in names:
     cases = records[name.partition("/")[0]]
     metric = evaluate.load(script, name)
     results[name] = metric.compute(predictions=answers[:len(cases)], references=cases)
+metric = evaluate.load(script, "rooms/spatial-mllm")
 for name, call in {
     "empty": lambda: metric.compute(predictions=[], references=[]),
     "unequal": lambda: metric.compute(predictions=["A"], references=records["rooms"]),

@@ -468,9 +468,9 @@ def test_a_missing_option_is_refused_by_name(name, vlm, instructions, tmp_path):
         build_trainer(*parse_arguments(arguments))
 
 
-# All but those of the nano world and of alignment.
+# All but those of the nano world, of alignment and of rewards.
 TUNING = {path.stem for path in RECIPES.glob("spa3-vlm-*.yaml") if "nano" not in path.stem}
-OFFICIAL = sorted(name for name in TUNING if not name.startswith("spa3-vlm-align"))
+OFFICIAL = sorted(name for name in TUNING if "-align" not in name and "-grpo" not in name)
 
 
 @pytest.mark.parametrize("recipe", OFFICIAL)
