@@ -155,14 +155,19 @@ def test_the_answer_of_a_client_that_left_is_not_continued(model, monkeypatch):
         return generate(**options)
 
     with running_server(model, tiny_processor()) as (address, engine):
+        asked, submit = [], engine.submit
         monkeypatch.setattr(model, "generate", slow_generate)
         monkeypatch.setattr(engine, "ends", set())
-        stream = ask(client_of(address), *messages_of(0, "Why?"), max_tokens=64, stream=True)
-        next(iter(stream))
-        (question,) = engine._groups[0].questions
-        stream.close()
-        until(lambda: question.is_cancelled)
-        allowed.release(100)
+        monkeypatch.setattr(engine, "submit", lambda question: asked.append(question) or submit(question))
+        try:
+            stream = ask(client_of(address), *messages_of(0, "Why?"), max_tokens=64, stream=True)
+            next(iter(stream))
+            (question,) = asked
+            stream.close()
+            until(lambda: question.is_cancelled)
+        finally:
+            # The server stops only when its engine does.
+            allowed.release(100)
         until(lambda: metric(address, "spa3r_running_questions") == 0)
     assert len(calls) <= 2 and question.num_answered < 64
 
