@@ -238,7 +238,7 @@ def pickled(vlm, folder):
 MODELS = {
     "nowhere": ("./nowhere", None, "nowhere"),
     "not on the Hub": ("no/where", None, "`no/where`"),
-    "no config": ("no_config", lambda vlm, folder: folder.mkdir(), "config.json"),
+    "empty": ("empty", lambda vlm, folder: folder.mkdir(), "lacks weights"),
     "another kind": ("spa3r", spa3r_alone, "`spa3r`"),
     "pickled weights": ("pickled", pickled, "model.safetensors"),
 }
