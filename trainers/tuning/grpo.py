@@ -11,7 +11,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ...data_scripts.benchmarks.vsi_bench import VSI_BENCH
 from ...data_scripts.common.locks import only_run_in
-from ...modeling_spa3r.checkpoints.loading import load_config, load_processor, load_spa3_vlm, require_checkpoint
+from ...modeling_spa3r.checkpoints.loading import load_config, load_processor, require_checkpoint
 from ...modeling_spa3r.checkpoints.self_contained import push_self_contained
 from ..runs.distributed import end_run, start_workers_from_clean_server
 from ..runs.publish import make_repository, push_final_model, train_and_save
@@ -20,7 +20,7 @@ from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, checkpoi
 from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
 from .grpo_command import GRPOOptions, QuestionArguments
 from .instruction_data import digest_instructions
-from .lora import check_frozen, lora_config, quantization_config, train_in_float32
+from .lora import check_frozen, load_to_tune, lora_config, train_in_float32
 from .questions import load_questions, open_prompts, repeat_in_random_order, split_type
 from .rewards import make_rewards
 from .save import save_tuned_model
@@ -90,13 +90,7 @@ def build_trainer(data_args: QuestionArguments, args: GRPOArguments, model_args:
     with args.main_process_first(desc="instruction sets"):  # the others read its cache
         has_keys = data_args.scene_latents is not None
         questions = load_questions(data_args.instructions, list(weights), args.seed, with_keys=has_keys)
-    options = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype}
-    options["quantization_config"] = quantization_config(model_args)
-    options = {name: value for name, value in options.items() if value is not None}
-    model = load_spa3_vlm(model_args.model_name_or_path, **options)
-    model.freeze_encoders()
-    if model_args.use_peft and args.bf16 and model.model.fusion is not None:
-        model.model.fusion.float()  # like LoRA layers in peft: in bfloat16 most updates are rounded away
+    model = load_to_tune(model_args, args.bf16)
     stored = None
     if has_keys:
         stored = SceneLatents(data_args.scene_latents, model, processor)

@@ -10,6 +10,9 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm
+from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
+
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
@@ -39,6 +42,23 @@ def lora_config(model_args: ModelConfig, model: PreTrainedModel) -> "PeftConfig 
     allowed = LANGUAGE_MODEL if _is_all_linear(config.target_modules) else LANGUAGE_MODEL + ADAPTER
     config.exclude_modules = rf"(?!{'|'.join(map(re.escape, allowed))}).*"
     return config
+
+
+def load_to_tune(model_args: ModelConfig, bf16: bool) -> Spa3VLMForConditionalGeneration:
+    """Load a Spa3-VLM with the options of a tuning run, its encoders frozen.
+
+    Args:
+        model_args (`ModelConfig`): What to load, its type, attention and quantisation.
+        bf16 (`bool`): Whether training computes in bfloat16.
+    """
+    options = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype}
+    options["quantization_config"] = quantization_config(model_args)
+    options = {name: value for name, value in options.items() if value is not None}
+    model = load_spa3_vlm(model_args.model_name_or_path, **options)
+    model.freeze_encoders()
+    if model_args.use_peft and bf16 and model.model.fusion is not None:
+        model.model.fusion.float()  # like LoRA layers in peft: in bfloat16 most updates are rounded away
+    return model
 
 
 def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:

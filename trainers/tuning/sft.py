@@ -15,7 +15,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ...data_scripts.common.locks import only_run_in
-from ...modeling_spa3r.checkpoints.loading import load_config, load_processor, load_spa3_vlm, require_checkpoint
+from ...modeling_spa3r.checkpoints.loading import load_config, load_processor, require_checkpoint
 from ...modeling_spa3r.checkpoints.self_contained import push_self_contained
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..runs.distributed import end_run, start_workers_from_clean_server
@@ -32,7 +32,7 @@ from .instruction_data import (
     leave_images_out,
     load_instructions,
 )
-from .lora import check_frozen, lora_config, quantization_config, train_in_float32
+from .lora import check_frozen, load_to_tune, lora_config, train_in_float32
 from .save import save_tuned_model
 from .scene_cache import CachedLatentsCollator, SceneLatents, with_scene_keys
 from .sharding import prepare_for_sharding
@@ -131,13 +131,7 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
     train, evaluation = _load_data(data_args, args, processor)
     # Train on whole answers alone, never cut a record, and show a loss that is not finite.
     args.assistant_only_loss, args.max_length, args.logging_nan_inf_filter = True, None, False
-    options = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype}
-    options["quantization_config"] = quantization_config(model_args)
-    options = {name: value for name, value in options.items() if value is not None}
-    model = load_spa3_vlm(model_args.model_name_or_path, **options)
-    model.freeze_encoders()
-    if model_args.use_peft and args.bf16 and model.model.fusion is not None:
-        model.model.fusion.float()  # like LoRA layers in peft: in bfloat16 most updates are rounded away
+    model = load_to_tune(model_args, args.bf16)
     prepare_for_sharding(model)
     collator = InstructionCollator(processor, assistant_only_loss=True, pad_to_multiple_of=args.pad_to_multiple_of)
     if data_args.scene_latents is not None:
