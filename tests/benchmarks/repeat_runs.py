@@ -1,7 +1,8 @@
 """Run short instruction tunings again and again, and count those that do not end with exit 0.
 
-    python tests/benchmarks/repeat_runs.py --runs 50
+    python tests/benchmarks/repeat_runs.py --runs 50 --record repeat_runs.jsonl
 
+The record gets a line for each run; started again with it, the script goes on from its counts.
 A thread or a process group that outlives a run shows as a rare abort at exit; load beside it makes it more frequent.
 Each process is a fork of this one, which has imported the libraries, so that a run takes seconds of CPU time. It gets
 the environment that `accelerate launch` gives, and Python exits in it as it always does.
@@ -93,23 +94,41 @@ def run_once(topology: str, environments: list[dict[str, str]], place: Path) -> 
     return codes
 
 
+def read_record(record: Path | None, topologies: list[str]) -> dict[str, list[bool]]:
+    """For each topology, whether each run that was recorded failed."""
+    failed = {topology: [] for topology in topologies}
+    if record and record.exists():
+        for line in record.read_text().splitlines():
+            outcome = json.loads(line)
+            failed.setdefault(outcome["topology"], []).append(any(outcome["exit_codes"]))
+    return failed
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=50, help="of each topology (default: %(default)s)")
     parser.add_argument("--topologies", nargs="+", default=["single", "ddp", "zero2", "zero3", "fsdp2"])
+    parser.add_argument("--record", type=Path, help="JSON lines, one a run; a file that exists is gone on with")
     options = parser.parse_args()
+    failed = read_record(options.record, options.topologies)
     place = Path(tempfile.mkdtemp(prefix="repeat-"))  # not in a `with`, which the processes would leave, too
     assert run(lambda: make_inputs(place), place, place / "log.txt").status == 0, (place / "log.txt").read_text()
     environments = {topology: environments_of(topology, place) for topology in options.topologies}
     for module in ("spa3r.trainers.tuning.sft", "deepspeed"):
         importlib.import_module(module)
-    failed = dict.fromkeys(options.topologies, 0)
-    for number in range(options.runs):
+    for number in range(1, options.runs + 1):
         for topology in options.topologies:
-            failed[topology] += any(run_once(topology, environments[topology], place))
-        print(f"{number + 1} runs each, failed: {failed}", flush=True)
+            if len(failed[topology]) >= number:
+                continue
+            codes = run_once(topology, environments[topology], place)
+            failed[topology].append(any(codes))
+            if options.record:
+                with options.record.open("a") as file:
+                    file.write(json.dumps({"topology": topology, "exit_codes": codes}) + "\n")
+        counts = {topology: f"{sum(runs)} of {len(runs)}" for topology, runs in failed.items()}
+        print(f"{number} runs each, failed: {counts}", flush=True)
     shutil.rmtree(place)
-    sys.exit(any(failed.values()))
+    sys.exit(any(map(any, failed.values())))
 
 
 if __name__ == "__main__":
