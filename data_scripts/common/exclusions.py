@@ -21,6 +21,8 @@ from .videos import VIDEO_SUFFIXES
 
 # Shorter ids match whole names of folders and files only.
 MIN_WORD = 8
+# At the end of a line of a list.
+COMMENT = re.compile(r"\s+#(\s.*)?$")
 # Columns that name a scene, and one of paths, whose ScanNet scenes count.
 COLUMNS, PATHS_COLUMN = ("scene_name", "scene_id"), "image_path"
 # On the Hub. The other benchmarks consist of photos, or their images do not say which scene they show.
@@ -118,6 +120,8 @@ def _scannet_rooms(scenes: frozenset[str]) -> frozenset[str]:
 
 
 def _read_scenes(file: str | os.PathLike) -> frozenset[str]:
+    if os.path.isdir(file):
+        raise IsADirectoryError(f"`{file}` is a folder, no file of excluded scenes: {HOW_TO_EXCLUDE}.")
     if not os.path.isfile(file):
         raise FileNotFoundError(f"The file of excluded scenes `{file}` does not exist: {HOW_TO_EXCLUDE}.")
     with open(file, "rb") as stream:
@@ -130,16 +134,17 @@ def _read_scenes(file: str | os.PathLike) -> frozenset[str]:
         names = _read_json_table(file)
     else:
         names = _read_text(file)
-    scenes = frozenset(map(_scene_of_entry, names)) - {""}
+    scenes = frozenset(scene for name in names for scene in _scenes_of_entry(name)) - {""}
     if not scenes:
         raise ValueError(f"`{file}` names no scene: {HOW_TO_EXCLUDE}.")
     return scenes
 
 
-def _scene_of_entry(entry: str) -> str:
-    """The scene that an entry of a list means, which may be written as a path of a folder, an image or a video."""
-    if match := SCANNET_SCAN.search(entry):
-        return match[0]
+def _scenes_of_entry(entry: str) -> set[str]:
+    """The scenes that an entry of a list means: ids between spaces, or the path of a folder, an image or a video."""
+    scans = {match[0] for match in SCANNET_SCAN.finditer(entry)}
+    if known := scans | set(filter(_is_known_id, entry.split())):
+        return known
     path = entry.strip().replace("\\", "/").removeprefix("./")
     stem, suffix = os.path.splitext(path.rstrip("/"))
     if suffix.lower() in VIDEO_SUFFIXES:
@@ -149,7 +154,11 @@ def _scene_of_entry(entry: str) -> str:
     parts = path.rstrip("/").split("/")
     # Whole names alone: a date within a name looks like an id of ARKitScenes.
     known = (part for part in parts if SCANNETPP_OR_ARKITSCENES_SCENE.fullmatch(part))
-    return next(known, path.rstrip("/"))
+    return {next(known, path.rstrip("/"))}
+
+
+def _is_known_id(word: str) -> bool:
+    return bool(SCANNET_SCAN.fullmatch(word) or SCANNETPP_OR_ARKITSCENES_SCENE.fullmatch(word))
 
 
 def _scenes_of_row(row: Mapping[str, Any]) -> list[str]:
@@ -205,13 +214,26 @@ def _read_text(file: str | os.PathLike) -> list[str]:
         lines = content.decode("utf-16" if is_utf16 else "utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"`{file}` is not text in UTF-8: {HOW_TO_EXCLUDE}.") from error
+    if any("\0" in line for line in lines):
+        raise ValueError(f"`{file}` is not text in UTF-8, or UTF-16 with its mark: {HOW_TO_EXCLUDE}.")
     lines = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if lines and lines[0].startswith(("{", "[")):
+        raise ValueError(f"`{file}` is JSON in UTF-16, and is read in UTF-8 alone: {HOW_TO_EXCLUDE}.")
     delimiter = next((mark for mark in "\t;" if lines and mark in lines[0]), ",")
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)]
+    rows = _split(lines, delimiter)
     if rows and {*COLUMNS, PATHS_COLUMN}.intersection(rows[0]):
         return [name for row in rows[1:] for name in _scenes_of_row(dict(zip(rows[0], row, strict=False)))]
-    for row in rows:
-        # An id in a line of its own may hold spaces, as folders do.
-        if odd := [cell for cell in row if re.search(r"\s", cell)] if len(row) > 1 else []:
-            raise ValueError(f"`{file}` names {odd[0]!r:.100}, which is not a scene id: {HOW_TO_EXCLUDE}.")
+    rows = _split([COMMENT.sub("", line) for line in lines], delimiter)
+    if odd := [cell for row in rows for cell in row if _is_no_id(cell, is_alone=len(row) == 1)]:
+        raise ValueError(f"`{file}` names {odd[0]!r:.100}, which is not a scene id: {HOW_TO_EXCLUDE}.")
     return [cell.strip("'\" ") for row in rows for cell in row]
+
+
+def _split(lines: Sequence[str], delimiter: str) -> list[list[str]]:
+    return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)]
+
+
+def _is_no_id(cell: str, is_alone: bool) -> bool:
+    """Whether text with spaces is no id; an id in a line of its own may hold spaces, as folders do."""
+    are_known = list(map(_is_known_id, cell.strip("'\"").split()))
+    return len(are_known) > 1 and not all(are_known) and (any(are_known) or not is_alone)

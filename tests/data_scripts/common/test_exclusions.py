@@ -74,9 +74,12 @@ FORMS = {
     "quotes": '"scene0011_00"\n\'09c1414f1b\'\n"41069025"\n',
     "quotes and commas": '"scene0011_00", "09c1414f1b","41069025"',
     "comments": "# VSI-Bench\nscene0011_00\n09c1414f1b\n# the rest\n41069025\n",
+    "comments after ids": "scene0011_00 # kitchen, small\n09c1414f1b\t# hall\n41069025 #\n",
+    "spaces": "scene0011_00 09c1414f1b\n 41069025",
+    "paths between spaces": "scannet/scene0011_00.mp4 ./scene0011_00/\n09c1414f1b\n41069025",
     "paths": "data/scannet/scene0011_00/\n./scannetpp/09c1414f1b.mp4\narkitscenes\\41069025\\41069025_1.png\n",
     "JSON list": json.dumps(SCENES, indent=1),
-    "CSV": "id,scene_name,question\n" + "".join(f'1,{scene},"How many, if any?"\n' for scene in SCENES),
+    "CSV": "id,scene_name,question\n" + "".join(f'1,{scene},"How many # 1,\n\nif any?"\n' for scene in SCENES),
     "CSV after Excel": "\ufeffscene_name;id\r\n" + "".join(f"{scene};1\r\n" for scene in SCENES),
     "tabs": "scene_id\tid\n" + "".join(f"{scene}\t1\n" for scene in SCENES),
 }
@@ -105,6 +108,16 @@ def test_other_entries_of_a_list_stay_whole(tmp_path, entry, scene):
     assert read_excluded([tmp_path / "list"]) == {scene}
 
 
+def test_all_scans_of_a_line_are_listed(tmp_path):
+    (tmp_path / "list").write_text("scannet/scene0011_00.mp4 scannet/scene0012_00.mp4")
+    assert read_excluded([tmp_path / "list"]) == {"scene0011_00", "scene0012_00"}
+
+
+def test_a_folder_is_no_list(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        read_excluded([tmp_path])
+
+
 def test_scannet_scenes_in_the_paths_of_a_parquet_file_are_listed(tmp_path):
     rows = [{"image_path": ["scannetv2_val/scene0012_00/original_images/7.jpg"]}, {"image_path": ["val2017/1.jpg"]}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "views.parquet")
@@ -131,6 +144,9 @@ def test_scenes_of_several_files_are_put_together(tmp_path):
         (b'{"scene_name": "scene0011_00"}\n{', "Line 2"),
         (b"id,scene,question\n1,scene0011_00,How many chairs?\n", "'How many chairs?'"),
         (b'["scene0011_00", 7]', "JSON"),
+        ('{"scene_name": "09c1414f1b"}'.encode("utf-16"), "UTF-16"),
+        ("09c1414f1b".encode("utf-16-le"), "UTF-16"),
+        (b"scene0011_00 kitchen", "'scene0011_00 kitchen'"),
     ],
 )
 def test_a_file_that_names_no_scenes_is_refused(tmp_path, content, named):
