@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
 MAX_NAMED = 3
 
 
@@ -70,12 +75,39 @@ def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         FileExistsError: If `folder` exists and is not an empty folder.
+        ValueError: If another process is writing it.
     """
     require_empty_folder(folder)
     Path(folder).parent.mkdir(parents=True, exist_ok=True)
+    if unfinished_path(folder).is_dir():
+        with _locked(unfinished_path(folder), folder):
+            pass  # what a killed process left
     with replace_when_complete(folder) as temporary:
         temporary.mkdir()
-        yield temporary
+        with _locked(temporary, folder):
+            yield temporary
+
+
+@contextmanager
+def _locked(folder: Path, final: str | os.PathLike) -> Iterator[None]:
+    """Keep other processes from writing a folder; the operating system unlocks it when this process ends."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(
+            f"Another process is writing `{final}`: wait until it has ended, or choose another output folder."
+        ) from None
+    except OSError:
+        pass  # some network file systems lock no folders
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def require_empty_folder(folder: str | os.PathLike) -> None:

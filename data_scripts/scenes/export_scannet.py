@@ -28,8 +28,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..common.command_line import OneLineHelp
-from ..common.files import claim_folder, natural_key, replace_when_complete
+from ..common.files import blame_file, claim_folder, natural_key, replace_when_complete
 from ..common.images import UnreadableFrame
+from ..common.locks import only_run_in
 from ..common.processes import call_in_processes
 from .sens import CAMERAS, RecordedFrame, list_recordings, read_frames, read_recording
 
@@ -146,9 +147,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--scenes", type=Path, metavar="FILE", help="list of the scenes to export, one a line")
     command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     options = parser.parse_args(arguments)
-    scenes = None if options.scenes is None else options.scenes.read_text(encoding="utf-8-sig").split()
+    scenes = None
+    if options.scenes is not None:
+        with blame_file(options.scenes, "write a list of scenes, one a line, in UTF-8"):
+            scenes = options.scenes.read_text(encoding="utf-8-sig").split()
     try:
-        folders = export_scannet(options.input, options.output, options.every, scenes, options.workers)
+        with only_run_in(options.output):
+            folders = export_scannet(options.input, options.output, options.every, scenes, options.workers)
     except BrokenProcessPool as error:
         raise OSError(
             f"A worker process ended abruptly, perhaps because memory ran out with `--workers` {options.workers}; run "

@@ -194,8 +194,8 @@ def main(arguments: Sequence[str] | None = None):
         from ..runs.devices import usable_device  # here, so that --help does not wait for torch
 
         usable_device(options.device)
-    claim_folder(folder / "world.json", json.dumps({"device": options.device, "smoke": options.smoke}) + "\n")
     with only_run_in(folder):
+        claim_folder(folder / "world.json", json.dumps({"device": options.device, "smoke": options.smoke}) + "\n")
         make_world(folder, options.device, options.smoke, seeds)
 
 

@@ -4,6 +4,7 @@ import re
 from functools import partial
 
 import pytest
+from refusals import refused
 
 from spa3r.data_scripts.common import files
 
@@ -59,6 +60,14 @@ def test_a_new_folder_appears_with_its_content(tmp_path, exists):
     with files.new_folder(out) as folder:
         (folder / "file").write_text("content")
         assert folder.parent == tmp_path and not (out / "file").exists()
+    assert content_of(tmp_path) == {"out": {"file": "content"}}
+
+
+def test_a_folder_that_another_run_is_writing_is_refused(tmp_path):
+    with files.new_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("content")
+        with refused(str(tmp_path / "out")), files.new_folder(tmp_path / "out"):
+            pass
     assert content_of(tmp_path) == {"out": {"file": "content"}}
 
 

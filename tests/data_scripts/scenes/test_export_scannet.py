@@ -11,6 +11,7 @@ from refusals import refused
 from terminal import refusal, verb
 
 from spa3r.data_scripts.common.images import UnreadableFrame
+from spa3r.data_scripts.common.locks import only_run_in
 from spa3r.data_scripts.scenes.export_scannet import export_scannet
 from spa3r.data_scripts.scenes.index import load_scenes, read_camera, read_depth
 
@@ -171,6 +172,14 @@ def test_a_list_chooses_the_scenes(tmp_path, capsys):
     assert f"--scenes scannet:{tmp_path / 'out'}" in capsys.readouterr().out
     (tmp_path / "train.txt").write_text("scene0001_00\nscene0707_00\n")
     assert "scene0707_00" in refusal(capsys, "scenes", "export-scannet", *export)
+    (tmp_path / "train.txt").write_bytes(b"\xff\xfe\xfd")
+    assert str(tmp_path / "train.txt") in refusal(capsys, "scenes", "export-scannet", *export)
+
+
+def test_a_second_export_to_a_folder_is_refused(tmp_path, capsys):
+    export = ["--input", write_recording(tmp_path / "raw"), "--output", tmp_path / "out"]
+    with only_run_in(tmp_path / "out"):
+        assert str(tmp_path / "out") in refusal(capsys, "scenes", "export-scannet", *export)
 
 
 def test_a_folder_without_recordings_is_refused(tmp_path):
