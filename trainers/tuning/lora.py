@@ -123,8 +123,7 @@ def _check(option: str, targets, names: list[str]):
     if targets is None or _is_all_linear(targets):
         return
     for target in [targets] if isinstance(targets, str) else targets:
-        is_pattern = isinstance(targets, str)
-        found = [name for name in names if (re.fullmatch(target, name) if is_pattern else _ends_with(name, target))]
+        found = _find(option, target, names) if isinstance(targets, str) else _find_names(target, names)
         if not any(f"{name}.".startswith(LANGUAGE_MODEL + ADAPTER) for name in found):
             what = f"names `{found[0]}`, a part that stays frozen" if found else "names nothing in the model"
             raise ValueError(
@@ -133,5 +132,14 @@ def _check(option: str, targets, names: list[str]):
             )
 
 
-def _ends_with(name: str, target: str) -> bool:
-    return f".{name}".endswith(f".{target}")
+def _find_names(target: str, names: list[str]) -> list[str]:
+    return [name for name in names if f".{name}".endswith(f".{target}")]
+
+
+def _find(option: str, pattern: str, names: list[str]) -> list[str]:
+    try:
+        return [name for name in names if re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise ValueError(
+            f"`{option}` is no regular expression ({error}), got `{pattern}`: correct it, or give names of layers."
+        ) from error

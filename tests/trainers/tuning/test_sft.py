@@ -207,6 +207,7 @@ def test_lora_reaches_the_language_model_and_the_adapter_alone(options, adapted,
         ("lora_target_modules", "qkv", "model.*frozen.*`qkv`"),
         ("lora_target_modules", r"model\.spatial_encoder\..*", "model.spatial_encoder"),
         ("lora_target_modules", "no_such_layer", "nothing"),
+        ("lora_target_modules", "*.q_proj", r"`\*\.q_proj`"),
         ("lora_modules_to_save", "spatial_encoder", "model.spatial_encoder"),
     ],
 )
