@@ -28,11 +28,15 @@ __all__ = [
 ]
 
 __version__ = version("spa3r")
+# Scripts beside this file, for `accelerate launch`.
+LAUNCHERS = {"ask.py", "benchmark.py", "grpo.py", "pretrain.py", "sft.py"}
 
 
 def _is_asked_for_help() -> bool:
-    """Whether this process is `spa3r VERB --help` or `python -m spa3r VERB --help`, which need none of the models."""
-    is_command = Path(sys.argv[0]).name == "spa3r" or ("-m", "spa3r") in pairwise(sys.orig_argv)
+    """Whether this is `spa3r VERB --help`, by `python -m spa3r` or by a launcher, which needs none of the models."""
+    program = Path(sys.argv[0])
+    is_launcher = program.name in LAUNCHERS and program.resolve().parent == Path(__file__).resolve().parent
+    is_command = is_launcher or program.name == "spa3r" or ("-m", "spa3r") in pairwise(sys.orig_argv)
     return is_command and not {"--help", "-h"}.isdisjoint(sys.argv)
 
 

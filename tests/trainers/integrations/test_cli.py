@@ -9,6 +9,7 @@ import pytest
 from terminal import verb
 from transformers import HfArgumentParser
 from transformers.utils import logging as library_logging
+from two_processes import REPOSITORY
 
 from spa3r.data_scripts.benchmarks import BENCHMARKS
 from spa3r.trainers.integrations.cli import VERBS, main
@@ -46,20 +47,38 @@ def test_an_unknown_verb_is_refused_with_the_known_ones():
     assert all(name in str(ended.value) for name in VERBS)
 
 
+HEAVY = {"torch", "datasets", "accelerate", "trl", "matplotlib", "transformers.modeling_utils"}
+# What follows a help that ends the process.
+TELL_IMPORTED = f"""
+import atexit, os, sys
+atexit.register(lambda: os._exit(bool({HEAVY} & sys.modules.keys())))
+"""
+
+
 def test_a_help_waits_for_no_library_of_models():
     # In one process for all verbs, as of `python -m spa3r VERB --help`.
-    program = """
-import contextlib, sys
+    program = f"""
+{TELL_IMPORTED}
+import contextlib
 sys.argv, sys.orig_argv = ["spa3r", "--help"], ["spa3r", "--help"]
 from spa3r.trainers.integrations.cli import VERBS, main
 for verb in VERBS:
     with contextlib.suppress(SystemExit):
         main([verb, "--help"])
-heavy = {"torch", "datasets", "accelerate", "trl", "matplotlib", "transformers.modeling_utils"}
-sys.exit(f"imported: {sorted(heavy & sys.modules.keys())}" if heavy & sys.modules.keys() else 0)
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("launcher", sorted(path.name for path in REPOSITORY.glob("*.py") if path.name[0] != "_"))
+def test_the_help_of_a_launcher_waits_for_no_library_of_models(launcher):
+    program = f"""
+{TELL_IMPORTED}
+import runpy
+sys.argv, sys.orig_argv = [{launcher!r}, "--help"], ["python", {launcher!r}, "--help"]
+runpy.run_path({launcher!r}, run_name="__main__")
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.stdout.startswith("usage: spa3r ") and result.returncode == 0
 
 
 def test_the_package_registers_its_models_beside_another_program_that_is_asked_for_help():
