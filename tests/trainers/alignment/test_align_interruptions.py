@@ -1,38 +1,20 @@
 """Alignment that is killed resumes to the bit, whether it keeps encodings or not."""
 
 import json
-import random
 import subprocess
 import sys
-import time
 
-import psutil
 import pytest
 import torch
+from killed_run import run_until_killed
 from safetensors.torch import load_file
 from tiny_alignment import command_line
 
-from spa3r.trainers.runs.resume import is_complete, last_complete_checkpoint
+from spa3r.trainers.runs.resume import last_complete_checkpoint
 
 
 def start_process(arguments, log):
     return subprocess.Popen([sys.executable, "-m", "spa3r", "align", *arguments], stdout=log, stderr=log)
-
-
-def wait_for(checkpoint, process, log):
-    """Wait until a checkpoint is complete; returns the time."""
-    while not is_complete(checkpoint):
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.01)
-    return time.monotonic()
-
-
-def kill(process):
-    """SIGKILL a process and all its children at once."""
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        member.kill()
-    psutil.wait_procs(family)
 
 
 def losses(checkpoint):
@@ -53,11 +35,9 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(distinct_passes
     whole, killed, log_file = tmp_path / "whole", tmp_path / "killed", tmp_path / "log.txt"
     with log_file.open("w") as log:
         uninterrupted = start_process(command_line(vlm, rooms, whole, **options), log)
-        first = start_process(command_line(vlm, rooms, killed, **options), log)
-        # At any point of a step or a save, and well before the last step on any machine.
-        times = [wait_for(killed / f"checkpoint-{step}", first, log_file) for step in (3, 6)]
-        time.sleep(random.uniform(0, 2 * (times[1] - times[0])))
-        kill(first)
+        run_until_killed(
+            [sys.executable], killed / "checkpoint-6", 8, ["align", *command_line(vlm, rooms, killed, **options)]
+        )
         resumed_from = int(last_complete_checkpoint(killed).name.split("-")[1])
         second = start_process(command_line(vlm, rooms, killed, **options), log)
         assert second.wait() == 0 and uninterrupted.wait() == 0, log_file.read_text()

@@ -1,18 +1,16 @@
 """Pre-training as users run it: recipes, trained and saved weights, refusals, and resuming after a kill."""
 
 import json
-import random
 import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import yaml
+from killed_run import run_until_killed
 from safetensors.torch import load_file, save_file
 from tiny_pretraining import TINY_RECIPE
 from transformers import AutoImageProcessor, AutoModel, TrainerCallback
@@ -31,7 +29,7 @@ from spa3r.trainers.pretraining.pretrain import (
 from spa3r.trainers.runs.errors import NotWrittenError
 from spa3r.trainers.runs.publish import replace_folder
 from spa3r.trainers.runs.recipes import RECIPES, read_recipe
-from spa3r.trainers.runs.resume import is_complete, last_complete_checkpoint
+from spa3r.trainers.runs.resume import last_complete_checkpoint
 
 TINY = TINY_RECIPE | {
     "gradient_accumulation_steps": 2,
@@ -397,32 +395,24 @@ def test_a_wrong_recipe_ends_the_command_with_one_sentence(changes, named, tmp_p
     assert str(refusal.value).startswith("spa3r pretrain: ") and "\n" not in str(refusal.value)
 
 
-def command(recipe, output, num_processes):
-    launcher = [sys.executable, "-m"]
+def launcher_of(num_processes):
+    launcher = [sys.executable]
     if num_processes > 1:
-        launcher += ["torch.distributed.run", f"--nproc_per_node={num_processes}", "--rdzv_endpoint=localhost:0"]
-        launcher += ["--rdzv_backend=c10d", "-m"]
-    return [*launcher, "spa3r", "pretrain", "--config", recipe, "--output_dir", str(output)]
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}"]
+        launcher += ["--rdzv_endpoint=localhost:0", "--rdzv_backend=c10d"]
+    return launcher
+
+
+def arguments_of(recipe, output):
+    return ["pretrain", "--config", recipe, "--output_dir", str(output)]
+
+
+def command(recipe, output, num_processes):
+    return [*launcher_of(num_processes), "-m", "spa3r", *arguments_of(recipe, output)]
 
 
 def launch(arguments, log):
     return subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT)
-
-
-def kill(process):
-    """SIGKILL a process and all its children at once."""
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        member.kill()
-    psutil.wait_procs(family)
-
-
-def wait_for(checkpoint, process, log):
-    """Wait until a checkpoint is complete; returns the time."""
-    while not is_complete(checkpoint):
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.01)
-    return time.monotonic()
 
 
 def losses(checkpoint):
@@ -439,11 +429,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(num_processes, 
 
     with (tmp_path / "log.txt").open("w") as log, (tmp_path / "log_of_whole.txt").open("w") as log_of_whole:
         uninterrupted = launch(command(recipe, whole, num_processes), log_of_whole)
-        first = launch(command(recipe, killed, num_processes), log)
-        # At any point of a step or a save, and well before the last step on any machine.
-        times = [wait_for(killed / f"checkpoint-{step}", first, tmp_path / "log.txt") for step in (3, 6)]
-        time.sleep(random.uniform(0, 2 * (times[1] - times[0])))
-        kill(first)
+        run_until_killed(launcher_of(num_processes), killed / "checkpoint-6", 8, arguments_of(recipe, killed))
         resumed_from = int(last_complete_checkpoint(killed).name.split("-")[1])
         second = launch(command(recipe, killed, num_processes), log)
         assert second.wait() == 0, (tmp_path / "log.txt").read_text()
