@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import math
 import os
 import sys
@@ -26,8 +27,13 @@ NAMES = {
 }
 SCALARS = (bool, int, float)
 MAX_WHOLE = 1 << 63
-# Of what the optimizers refuse only when training begins.
-NOT_NEGATIVE = ("learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+# Lowest values that training does not refuse when it has begun.
+LOWEST = dict.fromkeys(
+    ("learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"), 0
+) | {
+    "dataloader_num_workers": 0,
+    **dict.fromkeys(("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"), 1),
+}
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 # Options of transformers.TrainingArguments that --help lists, with their defaults; its documentation has all others.
 COMMON = {
@@ -116,6 +122,7 @@ def parse_options(
         hint = _hint(unknown[0], [option for action in parser._actions for option in action.option_strings])
         raise ValueError(f"Unknown option `{unknown[0]}`; {hint}")
     check_numbers(vars(options))  # before the library calculates with them
+    _check_pairs(vars(options))
     require_packages(options)
     try:
         *parsed, _ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
@@ -182,15 +189,30 @@ def check_numbers(options: Mapping[str, Any]):
         options (`Mapping[str, Any]`): Values by the names of options; those that are no numbers are passed over.
 
     Raises:
-        ValueError: If a number is not finite, too large, or negative where it must not be.
+        ValueError: If a number is not finite, too large, or below the `LOWEST` of its option.
     """
     for name, value in options.items():
         if not isinstance(value, int | float):
             continue
         if abs(value) >= MAX_WHOLE if isinstance(value, int) else not math.isfinite(value):
             raise ValueError(f"`{name}` must be a number that can be counted with, got {value}; correct it.")
-        if value < 0 and name in NOT_NEGATIVE:
-            raise ValueError(f"`{name}` must not be negative, got {value}; correct it.")
+        if value < LOWEST.get(name, value):
+            raise ValueError(f"`{name}` must be at least {LOWEST[name]}, got {value}; correct it.")
+
+
+def _check_pairs(options: Mapping[str, Any]):
+    """Refuse texts that stand for named values and hold none: the library reads them when training begins."""
+    for name, value in options.items():
+        if isinstance(value, str) and name.endswith("_kwargs"):
+            try:
+                is_object = isinstance(json.loads(value), dict)
+            except ValueError:
+                is_object = False
+            if not is_object:
+                raise ValueError(f'`{name}` must be a JSON object, got `{value}`; write it as {{"NAME": VALUE}}.')
+    pairs = (options.get("optim_args") or "").split(",")
+    if odd := [pair for pair in pairs if pair and "=" not in pair]:
+        raise ValueError(f"`optim_args` must be NAME=VALUE, NAME=VALUE, ..., got `{odd[0]}`; correct it.")
 
 
 def _set_defaults(parser: argparse.ArgumentParser, recipe: dict[str, Any], name: str | None):

@@ -182,4 +182,6 @@ def train(trainer: Trainer, checkpoint: str | Path | None):
             raise
         last = describe_last_checkpoint(trainer.args.output_dir)
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
-        raise RuntimeError(f"Training failed at step {trainer.state.global_step} ({reason}); {last}.") from error
+        # What an option needs and is not installed is no error of the program.
+        kind = ImportError if isinstance(error, ImportError) else RuntimeError
+        raise kind(f"Training failed at step {trainer.state.global_step} ({reason}); {last}.") from error

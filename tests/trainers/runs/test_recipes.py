@@ -204,6 +204,24 @@ def test_a_number_that_cannot_be_meant_is_refused(value, tmp_path):
         parse_arguments(["--learning_rate", value, "--output_dir", str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("dataloader_num_workers", "-1"),
+        ("gradient_accumulation_steps", "0"),
+        ("per_device_train_batch_size", "0"),
+        ("per_device_eval_batch_size", "-2"),
+        ("lr_scheduler_kwargs", "min_lr=1"),
+        ("lr_scheduler_kwargs", '{"min_lr": 1'),
+        ("gradient_checkpointing_kwargs", "[1]"),
+        ("optim_args", "a"),
+    ],
+)
+def test_a_value_that_would_stop_training_is_refused_before_it(option, value, tmp_path):
+    with refused(f"`{option}`", value):
+        parse_arguments([f"--{option}", value, "--output_dir", str(tmp_path)])
+
+
 @pytest.mark.parametrize("option", ["save_steps", "eval_steps", "logging_steps", "warmup_steps"])
 def test_a_number_of_steps_that_is_infinite_is_refused(option, tmp_path):
     with refused(f"`{option}`"):
