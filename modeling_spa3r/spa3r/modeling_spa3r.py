@@ -150,8 +150,8 @@ class Spa3RPreTrainedModel(CheckedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
-    # Quantised cameras would be off by degrees.
-    _keep_in_fp32_modules = ["camera_head"]
+    # Quantisers leave these whole: in 4 bits, cameras of the nano VGGT are off by 3.9 degrees on average.
+    _keep_in_fp32_modules = [r"(.*\.)?vggt", "camera_head"]
     _supports_sdpa = True
     _supports_flash_attn = True
 

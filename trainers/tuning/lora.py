@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
+from transformers.utils.quantization_config import QuantizationMethod
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ...modeling_spa3r.checkpoints.loading import load_spa3_vlm
@@ -50,11 +51,15 @@ def load_to_tune(model_args: ModelConfig, bf16: bool) -> Spa3VLMForConditionalGe
     Args:
         model_args (`ModelConfig`): What to load, its type, attention and quantisation.
         bf16 (`bool`): Whether training computes in bfloat16.
+
+    Raises:
+        ValueError: If its weights are quantised, and become whole no more.
     """
     options = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype}
     options["quantization_config"] = quantization_config(model_args)
     options = {name: value for name, value in options.items() if value is not None}
     model = load_spa3_vlm(model_args.model_name_or_path, **options)
+    _check_quantised(model_args.model_name_or_path, model)
     model.freeze_encoders()
     if model_args.use_peft and bf16 and model.model.fusion is not None:
         model.model.fusion.float()  # like LoRA layers in peft: in bfloat16 most updates are rounded away
@@ -80,6 +85,15 @@ def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
         raise ImportError(f"`{option}` needs bitsandbytes: install spa3r[quantization], or leave it out.")
     config.llm_int8_skip_modules = UNQUANTISED
     return config
+
+
+def _check_quantised(name: str, model: Spa3VLMForConditionalGeneration):
+    settings = getattr(model.config, "quantization_config", None)
+    if settings is not None and settings.quant_method != QuantizationMethod.BITS_AND_BYTES:
+        raise ValueError(
+            f"`{name}` holds weights that {settings.quant_method.value} quantised, with which trained layers cannot "
+            "be merged; tune the whole model, and quantise the result."
+        )
 
 
 def train_in_float32(model: "PeftModel"):
