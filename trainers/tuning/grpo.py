@@ -2,9 +2,9 @@
 
 import sys
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from typing import Any
 
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments, set_seed
 from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
@@ -12,18 +12,17 @@ from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ...data_scripts.benchmarks.vsi_bench import VSI_BENCH
 from ...data_scripts.common.locks import only_run_in
 from ...modeling_spa3r.checkpoints.loading import load_config, load_processor, require_checkpoint
-from ...modeling_spa3r.checkpoints.self_contained import push_self_contained
-from ..runs.distributed import end_run, start_workers_from_clean_server
-from ..runs.publish import make_repository, push_final_model, train_and_save
+from ..runs.distributed import end_run
+from ..runs.publish import make_repository
 from ..runs.recipes import parse_options
 from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, checkpoint_to_resume
-from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
+from ..runs.settings import flatten, training_settings
 from .grpo_command import GRPOOptions, QuestionArguments
 from .instruction_data import digest_instructions
 from .lora import check_frozen, load_to_tune, lora_config, train_in_float32
 from .questions import load_questions, open_prompts, repeat_in_random_order, split_type
 from .rewards import make_rewards
-from .save import save_tuned_model
+from .run import check_tuning, tune_and_publish
 from .scene_cache import SceneLatents
 from .scene_carrier import SceneCarrier
 
@@ -53,6 +52,12 @@ def _check_arguments(data_args: QuestionArguments, args: GRPOArguments, model_ar
         raise ValueError("`model_name_or_path` is missing: give a Spa3-VLM, a folder or a Hub name.")
     if not data_args.instructions:
         raise ValueError("`instructions` is empty: give `--instructions FOLDER`.")
+    is_zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    if is_zero3 or args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ValueError(
+            f"`spa3r grpo` does not shard weights, got {'ZeRO-3' if is_zero3 else 'FSDP'}: processes encode different "
+            "scenes at different times; launch with plain data parallelism or ZeRO-2."
+        )
     for name in ("use_vllm", "use_transformers_continuous_batching"):
         if getattr(args, name):
             raise ValueError(f"`{name}` would answer without the scene, got {getattr(args, name)}; leave it out.")
@@ -111,11 +116,6 @@ def build_trainer(data_args: QuestionArguments, args: GRPOArguments, model_args:
         peft_config=lora_config(model_args, model),
         callbacks=[StopOnNonFiniteLoss()],
     )
-    if trainer.is_fsdp_enabled or (trainer.is_deepspeed_enabled and args.deepspeed_plugin.zero_stage == 3):
-        raise ValueError(
-            "`spa3r grpo` does not shard weights: processes encode different scenes at different times; launch with "
-            "plain data parallelism or ZeRO-2."
-        )
     check_frozen(trainer.model)
     if getattr(model, "is_quantized", False):
         train_in_float32(trainer.model)
@@ -162,27 +162,14 @@ def settings_of_run(trainer: GRPOTrainer, data_args: QuestionArguments, model_ar
 
 
 def check_run(trainer: GRPOTrainer, data_args: QuestionArguments, model_args: ModelConfig):
-    """Refuse a run that could not resume exactly, or whose output folder holds another run.
-
-    Raises:
-        ValueError: In these cases, and if the named checkpoint to continue from is incomplete.
-    """
-    args = trainer.args
-    check_resumable(args, ("save_only_model", "ignore_data_skip", "dataloader_persistent_workers"))
-    checkpoint_to_resume(args)
-    check_same_run(args.output_dir, settings_of_run(trainer, data_args, model_args), args.process_index == 0)
+    """See `check_tuning`."""
+    check_tuning(trainer.args, settings_of_run(trainer, data_args, model_args))
 
 
 def run(trainer: GRPOTrainer, instructions: list[str]):
-    """Train, save the self-contained model to `<output_dir>/model`, and push it where asked to."""
-    args = trainer.args
-    start_workers_from_clean_server(args, SceneLatents.__module__)
-    how = f"rewards of its own answers (GRPO), {args.num_generations} to each question"
-    save = partial(save_tuned_model, trainer, instructions, how=how)
-    final = train_and_save(trainer, checkpoint_to_resume(args), lambda folder: save(folder=folder))
-    trainer.accelerator.print(f"The model is in {final}.")
-    publishing = {"private": args.hub_private_repo, "token": args.hub_token}
-    push_final_model(trainer, lambda: push_self_contained(final, trainer.hub_model_id, **publishing))
+    """See `tune_and_publish`."""
+    how = f"rewards of its own answers (GRPO), {trainer.args.num_generations} to each question"
+    tune_and_publish(trainer, instructions, checkpoint_to_resume(trainer.args), how=how)
 
 
 def main(arguments: list[str] | None = None):

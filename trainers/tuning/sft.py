@@ -4,7 +4,6 @@ import json
 import math
 import sys
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -16,14 +15,13 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 from ...configuration.configuration_spa3_vlm import Spa3VLMConfig
 from ...data_scripts.common.locks import only_run_in
 from ...modeling_spa3r.checkpoints.loading import load_config, load_processor, require_checkpoint
-from ...modeling_spa3r.checkpoints.self_contained import push_self_contained
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
-from ..runs.distributed import end_run, start_workers_from_clean_server
+from ..runs.distributed import end_run
 from ..runs.optimizers import MuonWithAdamW, split_for_muon
-from ..runs.publish import make_repository, push_final_model, train_and_save
+from ..runs.publish import make_repository
 from ..runs.recipes import parse_options
 from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, checkpoint_to_resume
-from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
+from ..runs.settings import flatten, training_settings
 from .command import InstructionArguments, TuningOptions
 from .instruction_data import (
     InstructionCollator,
@@ -33,7 +31,7 @@ from .instruction_data import (
     load_instructions,
 )
 from .lora import check_frozen, load_to_tune, lora_config, train_in_float32
-from .save import save_tuned_model
+from .run import check_tuning, tune_and_publish
 from .scene_cache import CachedLatentsCollator, SceneLatents, with_scene_keys
 from .sharding import prepare_for_sharding
 from .streaming import count_records, digest_stream, stream_instructions
@@ -210,31 +208,17 @@ def settings_of_run(
 
 
 def check_run(trainer: SFTTrainer, data_args: InstructionArguments, model_args: ModelConfig):
-    """Refuse a run that could not resume exactly, or whose output folder holds another run.
-
-    Raises:
-        ValueError: In these cases, and if the named checkpoint to continue from is incomplete.
-    """
-    args = trainer.args
-    # Persistent workers draw from another state of the random generator when an epoch begins.
-    check_resumable(args, ("save_only_model", "ignore_data_skip", "dataloader_persistent_workers"))
-    checkpoint_to_resume(args)
-    check_same_run(args.output_dir, settings_of_run(trainer, data_args, model_args), args.process_index == 0)
+    """See `check_tuning`."""
+    check_tuning(trainer.args, settings_of_run(trainer, data_args, model_args))
 
 
 def run(trainer: SFTTrainer, instructions: list[str], without_images: bool = False):
-    """Train, save the self-contained model to `<output_dir>/model`, and push it where asked to."""
-    args = trainer.args
-    start_workers_from_clean_server(args, SceneLatents.__module__)
-    checkpoint = checkpoint_to_resume(args)
+    """See `tune_and_publish`."""
+    checkpoint = checkpoint_to_resume(trainer.args)
     if checkpoint is not None and isinstance(trainer.train_dataset, IterableDataset):
         steps = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
-        trainer.train_dataset = stream_instructions(instructions, args, skip_steps=steps)
-    save = partial(save_tuned_model, trainer, instructions, without_images=without_images)
-    final = train_and_save(trainer, checkpoint, lambda folder: save(folder=folder))
-    trainer.accelerator.print(f"The model is in {final}.")
-    publishing = {"private": args.hub_private_repo, "token": args.hub_token}
-    push_final_model(trainer, lambda: push_self_contained(final, trainer.hub_model_id, **publishing))
+        trainer.train_dataset = stream_instructions(instructions, trainer.args, skip_steps=steps)
+    tune_and_publish(trainer, instructions, checkpoint, without_images=without_images)
 
 
 def main(arguments: list[str] | None = None):

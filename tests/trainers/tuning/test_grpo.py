@@ -8,6 +8,7 @@ from datasets import Dataset, Image, List
 from refusals import refused
 from tiny_instructions import message
 from tiny_spa3_vlm import photo, tiny_model, tiny_processor
+from two_processes import REPOSITORY, needs_deepspeed
 
 from spa3r import Spa3VLMForConditionalGeneration
 from spa3r.data_scripts.benchmarks.vsi_bench import OFFICIAL, write_prompt
@@ -223,3 +224,21 @@ def test_all_question_types_are_asked_for_by_default_and_one_without_a_scorer_is
 def test_a_negative_weight_of_the_format_is_refused():
     with pytest.raises(ValueError, match="`format_weight`.*-1"):
         QuestionArguments(format_weight=-1)
+
+
+# What `accelerate launch` sets for a topology that shards weights.
+SHARDED = {
+    "FSDP": {"ACCELERATE_USE_FSDP": "true"},
+    "ZeRO-3": {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(REPOSITORY / "configuration/accelerate/zero3.json"),
+    },
+}
+
+
+@pytest.mark.parametrize("topology", ["FSDP", pytest.param("ZeRO-3", marks=needs_deepspeed)])
+def test_sharded_weights_are_refused_before_a_model_is_loaded(topology, questions, tmp_path, monkeypatch):
+    for name, value in SHARDED[topology].items():
+        monkeypatch.setenv(name, value)
+    with refused(topology, "plain data parallelism or ZeRO-2"):
+        build_trainer(*parse_arguments(options_of("nowhere", questions, tmp_path)))

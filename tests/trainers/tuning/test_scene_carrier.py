@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from refusals import refused
+from tiny_bases import assembled, enlarge, processor_of
 from tiny_spa3_vlm import CONVERSATIONS, batch_of, conversation, photo, prepare, tiny_model, tiny_processor
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
@@ -73,7 +74,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def rl_trainer(kind, folder, output, peft_config=None, **options):
+def rl_trainer(kind, folder, output, peft_config=None, processor=None, **options):
     """A trainer of the library, and the recorder of its model."""
     trainer_class, config_class = TRAINERS[kind]
     model, recorder = Spa3VLMForConditionalGeneration.from_pretrained(folder), Recorder()
@@ -84,7 +85,7 @@ def rl_trainer(kind, folder, output, peft_config=None, **options):
         reward_funcs=recorder.reward,
         args=config_class(str(output), **OPTIONS | options),
         train_dataset=Dataset.from_list(PROMPTS),
-        processing_class=SceneCarrier.of(tiny_processor(), model),
+        processing_class=SceneCarrier.of(processor or tiny_processor(), model),
         peft_config=peft_config,
     )
     return trainer, recorder
@@ -139,6 +140,38 @@ def test_importance_ratios_are_exactly_one_at_the_first_step(folder, tmp_path):
     trainer.train()
     (_, before), (_, loss) = recorder.scored
     assert_same(loss, before, rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def trained_on_qwen3(tmp_path_factory):
+    """The trainer and the recorder of one step of GRPO on another base."""
+    folder, model = tmp_path_factory.mktemp("qwen3"), assembled("qwen3_vl")
+    enlarge(model.model.fusion, 1.0)
+    model.save_pretrained(folder)
+    trainer, recorder = rl_trainer("grpo", folder, folder / "run", processor=processor_of(model), num_iterations=2)
+    trainer.train()
+    return trainer, recorder
+
+
+def test_on_qwen3_the_loss_scores_completions_as_the_rollout_drew_them(trained_on_qwen3):
+    _, recorder = trained_on_qwen3
+    assert_same(recorder.scored[-1][1], recorder.rollouts(), rtol=0, atol=1e-4)
+
+
+def test_on_qwen3_importance_ratios_are_exactly_one_at_the_first_step(trained_on_qwen3):
+    (_, before), (_, loss) = trained_on_qwen3[1].scored
+    assert_same(loss, before, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_on_qwen3_the_loss_would_score_another_policy_without_the_scene(trained_on_qwen3):
+    trainer, recorder = trained_on_qwen3
+    inputs, _ = recorder.scored[-1]
+    model = trainer.model.eval()
+    vision = model.config.vlm_config.vision_config
+    patch_size = 3 * vision.temporal_patch_size * vision.patch_size**2
+    patches = {"pixel_values": inputs["pixel_values"][:, :patch_size]}
+    assert (log_probs_of(model, inputs) - log_probs_of(model, inputs | patches)).abs().max() > 0.01
 
 
 def test_grpo_with_the_plain_processor_is_refused_because_it_would_lose_the_scene(tmp_path):
