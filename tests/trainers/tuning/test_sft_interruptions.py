@@ -1,20 +1,17 @@
 """Instruction tuning that is killed, fills the disk or loses its loss: what remains, and how it resumes."""
 
 import json
-import random
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
+from killed_run import half_written, run_until_killed
 from pyarrow import parquet
 from safetensors.torch import load_file
 from tiny_instructions import command_line, trainer_of, write_instructions
@@ -69,16 +66,21 @@ class Run:
     def options(self):
         return OPTIONS if self.num_processes == 1 else OPTIONS_OF_TWO
 
+    @property
+    def launcher(self):
+        if self.num_processes == 1:
+            return [sys.executable]
+        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={self.num_processes}"]
+        return [*launcher, "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+
+    def arguments(self, **options):
+        return ["sft", *command_line(self.vlm, self.instructions, self.folder, **(self.options | options))]
+
     def start(self, max_file_size=resource.RLIM_INFINITY, **options):
-        launcher = [sys.executable, "-m"]
-        if self.num_processes > 1:
-            launcher += ["torch.distributed.run", f"--nproc_per_node={self.num_processes}"]
-            launcher += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m"]
-        arguments = command_line(self.vlm, self.instructions, self.folder, **(self.options | options))
         self.log = self.folder.with_name(f"{self.folder.name}_{len(list(self.folder.parent.glob('*.log')))}.log")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*launcher, "spa3r", "sft", *arguments],
+                [*self.launcher, "-m", "spa3r", *self.arguments(**options)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, max_file_size)),
@@ -89,44 +91,9 @@ class Run:
         assert self.process.wait() == 0, self.log.read_text()
         return self
 
-    def wait_until(self, happened):
-        """Wait for something to happen, and return the time."""
-        while not happened():
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.001)
-        return time.monotonic()
-
-    def kill(self):
-        """SIGKILL the processes of the run and all their children at once."""
-        family = [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
-        for member in family:
-            member.kill()
-        psutil.wait_procs(family)
-
-    def kill_at_any_moment(self, seed):
-        """Kill at any point of a step or a save after the first two checkpoints."""
-        steps = [multiple * self.options["save_steps"] for multiple in (1, 2)]
-        times = [self.wait_until(lambda step=step: is_complete(self.checkpoint(step))) for step in steps]
-        time.sleep(random.Random(seed).uniform(0, times[1] - times[0]))
-        self.kill()
-
-    def kill_while_it_saves(self):
-        """Kill while a later checkpoint is written; returns its name, and that of the checkpoint before it."""
-        start = last_complete_checkpoint(self.folder)
-        self.wait_until(lambda: last_complete_checkpoint(self.folder) != start)
-        while True:
-            self.wait_until(self.half_written)
-            # The checkpoint may be complete by now: stop the process, and check again.
-            self.process.send_signal(signal.SIGSTOP)
-            if half_written := self.half_written():
-                self.kill()
-                return half_written.name, last_complete_checkpoint(self.folder).name
-            self.process.send_signal(signal.SIGCONT)
-
-    def half_written(self):
-        """A checkpoint with weights and without its mark."""
-        folders = (file.parent for file in self.folder.glob("checkpoint-*/model.safetensors"))
-        return next((folder for folder in folders if not is_complete(folder)), None)
+    def run_until_killed(self, step, number, **options):
+        """Run until it is killed at a write after a checkpoint; see `killed_run`."""
+        run_until_killed(self.launcher, self.checkpoint(step), number, self.arguments(**options))
 
     def checkpoint(self, step=None):
         return self.folder / f"checkpoint-{self.options['max_steps'] if step is None else step}"
@@ -160,18 +127,19 @@ class Interruptions:
 
 @pytest.fixture(scope="module")
 def whole_and_interrupted(vlm, instructions, tmp_path_factory):
-    """An uninterrupted run without workers, and one that is killed at any moment with workers, killed while it saves,
-    stopped by a full disk, and then resumed with workers until it ends."""
+    """An uninterrupted run without workers, and one that is killed with workers, killed while it saves, stopped by a
+    full disk, and then resumed with workers until it ends."""
     folder = tmp_path_factory.mktemp("one_process")
     whole, run = (Run(vlm, instructions, folder / name) for name in ("whole", "interrupted"))
     whole.start()
-    run.start(dataloader_num_workers=2).kill_at_any_moment(seed=0)
-    half_written, last = run.start().kill_while_it_saves()
+    run.run_until_killed(step=4, number=5, dataloader_num_workers=2)
+    run.run_until_killed(step=6, number=-2)
+    interrupted, last = half_written(run.folder).name, last_complete_checkpoint(run.folder).name
     # Smaller than the weights.
     status = run.start(max_file_size=400_000).process.wait()
     log = run.log.read_text()
     run.start(dataloader_num_workers=2).finish()
-    return whole.finish(), Interruptions(run, half_written, last, log, status)
+    return whole.finish(), Interruptions(run, interrupted, last, log, status)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +148,7 @@ def two_processes(vlm, instructions, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_processes")
     whole, run = (Run(vlm, instructions, folder / name, num_processes=2) for name in ("whole", "killed"))
     whole.start()
-    run.start().kill_at_any_moment(seed=1)
+    run.run_until_killed(step=6, number=5)
     return run.start().finish(), whole.finish()
 
 
