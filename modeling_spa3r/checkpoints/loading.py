@@ -30,6 +30,7 @@ REQUIRED_FILES = (CONFIG, "processor_config.json", "tokenizer.json")
 WEIGHTS = (".safetensors", ".bin")
 ADAPTER = "model.fusion."
 OWN_PARTS = (ADAPTER, "model.spatial_encoder.")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Errors that say more than that a checkpoint is damaged.
 NOT_DAMAGE = (ImportError, MemoryError, torch.OutOfMemoryError)
 
@@ -182,7 +183,7 @@ def load_whole(model_class: type, name: str, may_hold_more: bool = False, **opti
 
     Raises:
         FileNotFoundError: If there is no such checkpoint, or no file of weights in it.
-        ValueError: If weights are missing, unexpected or of another shape.
+        ValueError: If weights are missing, unexpected, of another shape or not finite.
     """
     require_checkpoint(name)
     where = f"`{name}` does not fit " + ("its own `config.json`" if "config" not in options else "the configuration")
@@ -190,7 +191,19 @@ def load_whole(model_class: type, name: str, may_hold_more: bool = False, **opti
         model, info = _load(model_class, name, options)
     unexpected = [] if may_hold_more else info["unexpected_keys"]
     require_exact_tensors(where, info["missing_keys"], unexpected, info["mismatched_keys"])
+    _require_finite(name, model)
     return model
+
+
+def _require_finite(name: str, model: PreTrainedModel):
+    """Refuse weights of a run that diverged: a model with NaN in it answers, and reports, as any other."""
+    for weight_name, weight in model.named_parameters():
+        # Weights that are elsewhere, such as those that ZeRO-3 has shared out, cannot be seen here.
+        is_seen = weight.dtype in FLOATS and not weight.is_meta and weight.numel()
+        if is_seen and not torch.stack(torch.aminmax(weight.detach())).isfinite().all():
+            raise ValueError(
+                f"`{weight_name}` in `{name}` holds NaN or infinity: give an earlier checkpoint, or copy it again."
+            )
 
 
 def _load(model_class: type, name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -231,5 +244,6 @@ def load_spa3_vlm(name: str, **options) -> Spa3VLMForConditionalGeneration:
     unexpected = [key for key in info["unexpected_keys"] if key.startswith(OWN_PARTS)]
     where = f"The weights in `{name}` do not fit its `config.json`"
     require_exact_tensors(where, missing, unexpected, info["mismatched_keys"])
+    _require_finite(name, model)
     _check_generation(name, model)
     return model

@@ -20,7 +20,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ...data_scripts.common.files import blame_file
 from ...data_scripts.common.image_shapes import require_similar_shapes
-from ...data_scripts.common.images import BROKEN, UnreadableFrame, open_image, to_rgb, turn_upright
+from ...data_scripts.common.images import BROKEN, UnreadableFrame, open_image, require_file, to_rgb, turn_upright
 from ...modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 
@@ -284,6 +284,8 @@ def _is_local(image: dict[str, Any]) -> bool:
 def _measure(image: dict[str, Any]) -> tuple[int, int]:
     """Width and height of an image; all but complete JPEG files of 8 bits are decoded for it."""
     try:
+        if not image["bytes"]:
+            require_file(image["path"])
         with open(image["path"], "rb") if not image["bytes"] else io.BytesIO(image["bytes"]) as file:
             with PIL.Image.open(file) as opened:
                 is_jpeg, size = opened.format == "JPEG", opened.size

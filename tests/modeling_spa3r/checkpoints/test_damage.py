@@ -1,14 +1,23 @@
 """Damaged checkpoints: whatever the libraries raise, one sentence names the folder and the file."""
 
 import json
+import math
 import shutil
 
 import pytest
 from refusals import refused
+from safetensors.torch import load_file, save_file
 from tiny_spa3_vlm import save_tiny_vlm
 
+from spa3r import Spa3VLMForConditionalGeneration
 from spa3r.configuration import Spa3VLMConfig
-from spa3r.modeling_spa3r.checkpoints.loading import load_config, load_processor, load_spa3_vlm, require_checkpoint
+from spa3r.modeling_spa3r.checkpoints.loading import (
+    load_config,
+    load_processor,
+    load_spa3_vlm,
+    load_whole,
+    require_checkpoint,
+)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +133,19 @@ def test_an_index_names_files_beside_it_alone(folder, shard):
     index.write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": shard}}))
     with refused(str(index)):
         require_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("weight", ["model.vlm.language_model.norm.weight", "model.spatial_encoder.latent_queries"])
+def test_weights_that_are_not_finite_are_refused_by_name(folder, weight, value):
+    weights = load_file(folder / "model.safetensors")
+    (name,) = [name for name in weights if name.endswith(weight.removeprefix("model."))]
+    weights[name].view(-1)[0] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with refused(weight, str(folder)):
+        load_spa3_vlm(str(folder))
+    with refused(weight, str(folder)):
+        load_whole(Spa3VLMForConditionalGeneration, str(folder))
 
 
 def test_a_missing_package_is_not_blamed_on_the_checkpoint(folder, monkeypatch):

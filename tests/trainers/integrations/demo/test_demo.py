@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from demo_page import make_studio, make_two_rooms
 from PIL import Image
 from tiny_bases import assembled, processor_of
 from tiny_spa3_vlm import VARIANTS, tiny_model, tiny_processor
@@ -23,16 +22,6 @@ from spa3r.trainers.integrations.demo.scenes import Limits, Studio, read_upload,
 
 QUESTION = as_prompt("What is the size of this room (in square meters)?")
 HERE = camera_move(0, 0, 0, 0, 0)
-
-
-@pytest.fixture(scope="module")
-def studio():
-    return make_studio()
-
-
-@pytest.fixture(scope="module")
-def rooms(tmp_path_factory):
-    return make_two_rooms(tmp_path_factory.mktemp("rooms"))
 
 
 @pytest.fixture(scope="module")

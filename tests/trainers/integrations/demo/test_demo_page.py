@@ -8,7 +8,6 @@ from dataclasses import replace
 from urllib.request import urlopen
 
 import pytest
-from demo_page import make_studio, make_two_rooms
 from PIL import Image
 
 from spa3r import SceneSession
@@ -20,16 +19,6 @@ from spa3r.trainers.integrations.demo.page import Page, as_notice, launch  # noq
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 # Milliseconds; a page that is slow because others use the machine is no failure.
 PATIENCE = 300_000
-
-
-@pytest.fixture(scope="module")
-def studio():
-    return make_studio()
-
-
-@pytest.fixture(scope="module")
-def rooms(tmp_path_factory):
-    return make_two_rooms(tmp_path_factory.mktemp("rooms"))
 
 
 @pytest.fixture(scope="module")
