@@ -23,7 +23,7 @@ from ..data_scripts.common.images import (
 )
 from .library import is_valid_image
 
-__all__ = ["SceneImageReader", "list_scenes"]
+__all__ = ["SceneImageReader", "download_image", "list_scenes"]
 
 MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_SECONDS = 128 << 20, 60
 
@@ -122,7 +122,7 @@ def _open_image(source: str | os.PathLike) -> PIL.Image.Image:
     """Decode an image from a path, `file://` or web address, data URL or base64 string, with its alpha channel."""
     name = os.fspath(source)
     if is_url(name):
-        return open_image(_download(name), name[:200])
+        return open_image(download_image(name), name[:200])
     if isinstance(source, os.PathLike) or name.startswith("file://") or os.path.exists(name):
         return open_image(local_path(source))
     try:
@@ -139,7 +139,8 @@ def _open_image(source: str | os.PathLike) -> PIL.Image.Image:
         ) from error
 
 
-def _download(url: str) -> BytesIO:
+def download_image(url: str) -> BytesIO:
+    """Download an image within limits of size and time; raises `UnreadableFrame` if that fails."""
     content = BytesIO()
     try:
         download(url, content, MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_SECONDS)

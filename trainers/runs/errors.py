@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -30,6 +31,8 @@ EXPECTED = (
     *(ValueError, OSError, ImportError, StrictDataclassError, SafetensorError, FloatingPointError),
     *(MemoryError, torch.OutOfMemoryError),
 )
+# How safetensors tells an error of the operating system.
+SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 INTERRUPTED = 130
 # What torch says in processes that wait for one that has ended.
 LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer")
@@ -121,6 +124,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _describe(error: BaseException, arguments: Sequence[str]) -> str:
     if isinstance(error, StrictDataclassError):
         error = error.__cause__ or error  # the library wraps what a configuration class says
+    if isinstance(error, SafetensorError) and (found := SYSTEM_ERROR.search(str(error))):
+        number = int(found[1])
+        if number in (*DISK_FULL, *READ_ONLY):  # it was to be written
+            error = OSError(number, os.strerror(number))
     if isinstance(error, SafetensorError):
         return f"A file of weights is damaged ({first_line(error)}): copy the checkpoint again."
     if _is_out_of_memory(error):
@@ -130,10 +137,8 @@ def _describe(error: BaseException, arguments: Sequence[str]) -> str:
     if number in DISK_FULL:
         place = error.filename or next(iter(outputs), "the output folder")
         return f"There is no room to write `{place}` ({error.strerror}): make room, and run the same command again."
-    if number in READ_ONLY and error.filename:
-        return (
-            f"`{error.filename}` may not be used ({error.strerror}): change its permissions, or choose another path."
-        )
+    if number in READ_ONLY and (place := error.filename or next(iter(outputs), None)):
+        return f"`{place}` may not be used ({error.strerror}): change its permissions, or choose another path."
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"`{error.filename}` cannot be used ({error.strerror}): check the path."
     if isinstance(error, OSError | ImportError):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import PIL.Image
 from datasets import Dataset, Image, List, concatenate_datasets, load_dataset
@@ -18,9 +19,11 @@ from pyarrow import ArrowException
 from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from ...data_scripts.common.downloads import is_url
 from ...data_scripts.common.files import blame_file
 from ...data_scripts.common.image_shapes import require_similar_shapes
 from ...data_scripts.common.images import BROKEN, UnreadableFrame, open_image, require_file, to_rgb, turn_upright
+from ...modeling_spa3r.scene_images import download_image
 from ...modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 
@@ -117,8 +120,19 @@ class InstructionCollator(DataCollatorForVisionLanguageModeling):
 def _open(image: dict[str, Any]) -> PIL.Image.Image:
     name = image["path"] or "of the instruction set"
     if "://" in name and not image["bytes"]:
-        return to_rgb(Image().decode_example(image), name)  # the library reads from the web and from archives
+        content = download_image(name) if is_url(name) else _read_from_elsewhere(name)
+        return to_rgb(turn_upright(open_image(content, name)), name)
     return to_rgb(turn_upright(open_image(io.BytesIO(image["bytes"]) if image["bytes"] else name, name)), name)
+
+
+def _read_from_elsewhere(name: str) -> io.BytesIO:
+    """Read an image from the Hub, from an archive or from whatever else fsspec knows."""
+    try:
+        with fsspec.open(name, "rb") as file:
+            return io.BytesIO(file.read())
+    except Exception as error:  # each file system raises its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableFrame(f"The image `{name}` cannot be read: {reason}; check the address.") from error
 
 
 def _with_image_column(folder: str, part: Dataset) -> Dataset:

@@ -34,6 +34,9 @@ def ended_by(error):
         pytest.param(SafetensorError("header too short"), "header too short", id="damaged weights"),
         pytest.param(FloatingPointError("loss = nan"), "loss = nan", id="lost loss"),
         pytest.param(OSError(errno.ENOSPC, "No space left", "run/a.bin"), "`run/a.bin`", id="full disk"),
+        pytest.param(
+            SafetensorError("I/O error: No space (os error 28)"), "no room to write", id="full disk, weights"
+        ),
         pytest.param(FileNotFoundError(errno.ENOENT, "No such file", "run/b.bin"), "`run/b.bin`", id="missing file"),
         pytest.param(OSError(errno.EROFS, "Read-only file system", "run/c"), "`run/c`", id="read-only folder"),
         pytest.param(PermissionError(errno.EACCES, "Permission denied", "run/d"), "`run/d`", id="no permission"),

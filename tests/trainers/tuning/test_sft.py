@@ -1,9 +1,11 @@
 """Instruction tuning with TRL's SFTTrainer: trained weights, loss, instruction sets and refusals."""
 
 import json
+import os
 import re
 import shutil
 
+import fsspec
 import pytest
 import torch
 from datasets import Dataset, List
@@ -15,6 +17,7 @@ from tiny_instructions import NUM_RECORDS, command_line, losses, message, traine
 from tiny_spa3_vlm import photo, tiny_model, tiny_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 
+from spa3r.data_scripts.common.images import UnreadableFrame
 from spa3r.trainers.runs.recipes import RECIPES
 from spa3r.trainers.tuning.instruction_data import InstructionCollator, check_lengths, load_instructions, open_images
 from spa3r.trainers.tuning.sft import build_trainer, parse_arguments, run
@@ -405,6 +408,28 @@ def test_images_are_opened_upright_and_on_white_whatever_their_exif_data(tmp_pat
     assert [image.getpixel((0, 0)) for image in opened] == [(255, 255, 255), (9, 9, 9), (9, 9, 9)]
     with_bytes = [{"bytes": path.read_bytes(), "path": None} for path in images]
     assert [image.tobytes() for image in open_images(with_bytes)] == [image.tobytes() for image in opened]
+
+
+def test_a_pipe_is_no_image_and_holds_nothing_up(tmp_path):
+    (tmp_path / "data").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    record = {"images": [str(tmp_path / "pipe.jpg")], "messages": [message("user", "?", 1), ANSWER]}
+    Dataset.from_list([record]).to_parquet(tmp_path / "data" / "0.parquet")
+    with pytest.raises(ValueError, match="Record 0 .*pipe.jpg"):
+        load_instructions([str(tmp_path)], seed=0)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/door.png", "memory://nothing.png", "nosuch://door.png"])
+def test_an_address_that_cannot_be_read_is_named(address):
+    with pytest.raises(UnreadableFrame, match=re.escape(f"`{address}`")):
+        open_images([{"path": address, "bytes": None}])
+
+
+def test_images_elsewhere_are_opened_on_white(tmp_path):
+    Image.new("RGBA", (4, 3), (200, 0, 0, 0)).save(tmp_path / "clear.png")
+    fsspec.filesystem("memory").put(str(tmp_path / "clear.png"), "/clear.png")
+    (image,) = open_images([{"path": "memory://clear.png", "bytes": None}])
+    assert image.mode == "RGB" and image.getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_a_missing_image_is_named_before_training(door, tmp_path):
