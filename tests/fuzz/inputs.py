@@ -53,7 +53,8 @@ def pretraining(root: Path, out: Path) -> list[str]:
         "pretrain",
         "--config",
         root / "recipes/pretrain.yaml",
-        *options(scenes=f"rooms:{root}/rooms", output_dir=out),
+        # The default is a run of days, where the damage takes the number of steps out of a recipe.
+        *options(scenes=f"rooms:{root}/rooms", output_dir=out, max_steps=SHORT["max_steps"]),
     ]
 
 
@@ -167,7 +168,7 @@ def _comparison(root: Path, out: Path) -> list:
 
 def _tuning_by_recipe(root: Path, out: Path) -> list:
     data = {"model_name_or_path": root / "vlm", "instructions": root / "instructions", "output_dir": out}
-    return ["sft", *options(config=root / "recipes/sft.yaml", **data)]
+    return ["sft", *options(config=root / "recipes/sft.yaml", max_steps=SHORT["max_steps"], **data)]
 
 
 def _room_questions(root: Path, out: Path) -> list:
