@@ -21,6 +21,7 @@ from ...data_scripts.common.processes import load_ahead
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ...modeling_spa3r.spa3_vlm.scene_session import SceneSession
 from .answers import Answers
+from .conversations import answer_conversations
 
 # Greedy. Other generation settings of a checkpoint, such as a repetition penalty, stay, as in the official evaluation.
 # Sampling settings are unset, because the library warns about them without sampling.
@@ -159,9 +160,5 @@ def answer_text(
 ) -> list[str]:
     """Answer prompts without images, which shows how much their words give away."""
     conversations = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
-    options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
-    inputs = processor.apply_chat_template(
-        conversations, tokenize=True, processor_kwargs={"padding": True}, **options
-    ).to(model.device)
-    tokens = model.generate(**inputs, max_new_tokens=protocol.max_new_tokens, **GREEDY)
-    return processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    tokens = answer_conversations(model, processor, conversations, max_new_tokens=protocol.max_new_tokens, **GREEDY)
+    return processor.batch_decode(tokens, skip_special_tokens=True)

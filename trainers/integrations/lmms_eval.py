@@ -4,8 +4,9 @@
     accelerate launch --num_processes 8 -m lmms_eval --model spa3_vlm ...
 
 Each question is asked about all visuals of its own document: images in order, or frames spread evenly over a video.
-Questions about the same visuals are answered together from their cached keys and values, as in `spa3r benchmark`. A
-plain Qwen2.5-VL is asked in the same way. Only this module of the package needs lmms-eval.
+Images stand where the question has `<image>`, if it has one for each; else before the question. Questions that follow
+the same visuals are answered together from their cached keys and values, as in `spa3r benchmark`. A plain Qwen2.5-VL
+is asked in the same way. Only this module of the package needs lmms-eval.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from transformers.utils import logging
 from ...data_scripts.common.processes import load_ahead
 from ...data_scripts.common.videos import VIDEO_SUFFIXES, read_frames
 from ...modeling_spa3r.spa3_vlm.scene_session import SceneSession
+from ..benchmark.conversations import answer_conversations
 from ..benchmark.models import load_benchmark_model
 from ..runs.distributed import PATIENCE
 
@@ -38,7 +40,7 @@ PASSED_ON = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", 
 SAMPLING = ("temperature", "top_p", "top_k")
 # lmms-eval's default for tasks that do not name a text that ends an answer. Its own Qwen models ignore it, too.
 NO_END = "\n\n"
-# Some tasks mark the place of an image so, for other models.
+# Marks the place of an image.
 PLACEHOLDER = "<image>"
 
 
@@ -104,16 +106,19 @@ class Spa3VLM(lmms):
         total = sum(len(numbers) for scene in scenes for numbers in scene.numbers.values())
         progress = tqdm(total=total, desc="Asking", unit="question", disable=self.rank != 0)
         for scene, loading in load_ahead(self._load, scenes):
-            images = loading.result()
-            session = SceneSession(self.model, self.processor, images) if images else None
+            images, session = loading.result(), None
             for numbers in scene.numbers.values():
                 options, ends = _read_options(requests[numbers[0]].args[1])
                 for start in range(0, len(numbers), self.batch_size):
                     batch = numbers[start : start + self.batch_size]
-                    questions = [requests[number].args[0].replace(PLACEHOLDER, "") for number in batch]
-                    tokens = session.generate(questions, **options) if images else self._generate(questions, options)
-                    texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
-                    for number, text in zip(batch, texts, strict=True):
+                    texts = [_split_at_images(requests[number].args[0], len(images)) for number in batch]
+                    if images and not any(text for before in texts for text in before[:-1]):
+                        session = session or SceneSession(self.model, self.processor, images)
+                        tokens = session.generate([after for *_, after in texts], **options)
+                    else:
+                        tokens = self._generate(images, texts, options)
+                    answered = self.processor.batch_decode(tokens, skip_special_tokens=True)
+                    for number, text in zip(batch, answered, strict=True):
                         answers[number] = _cut(text, ends)
                     progress.update(len(batch))
         progress.close()
@@ -155,18 +160,20 @@ class Spa3VLM(lmms):
             images += read_frames(visual, self.max_num_frames) if is_video else [visual]
         return images
 
-    def _generate(self, questions: Sequence[str], options: dict[str, Any]) -> Tensor:
-        """Answer questions without visuals; returns new tokens of shape `(num_questions, num_new_tokens)`."""
-        conversations = [[{"role": "user", "content": question}] for question in questions]
-        inputs = self.processor.apply_chat_template(
-            conversations,
-            tokenize=True,
-            add_generation_prompt=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True},
-        ).to(self.device)
-        return self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+    def _generate(self, images: Sequence, texts: Sequence[list[str]], options: dict[str, Any]) -> Tensor:
+        """Answer questions by a call of their own, each with its texts before, between and after the images.
+
+        Returns:
+            `torch.Tensor` of shape `(num_questions, num_new_tokens)`: The new tokens.
+        """
+        conversations = []
+        for *before, after in texts:
+            content = []
+            for text, image in zip(before, images, strict=True):
+                content += [{"type": "text", "text": text}] if text else []
+                content.append({"type": "image", "image": image})
+            conversations.append([{"role": "user", "content": [*content, {"type": "text", "text": after}]}])
+        return answer_conversations(self.model, self.processor, conversations, **options)
 
 
 def manifest():
@@ -175,6 +182,14 @@ def manifest():
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id="spa3_vlm", simple_class_path=f"{__name__}.{Spa3VLM.__name__}")
+
+
+def _split_at_images(question: str, num_images: int) -> list[str]:
+    """Return the texts before, between and after the images, of which the last is all that most questions have."""
+    texts = question.split(PLACEHOLDER)
+    if num_images and len(texts) == num_images + 1:
+        return [text.strip() for text in texts]  # as tasks do that lay out a conversation themselves
+    return [""] * num_images + ["".join(texts)]
 
 
 def _read_options(asked: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
