@@ -34,11 +34,11 @@ VERBS = {
 }
 # What Ctrl-C leaves of the output. The verbs that train say it themselves once they train.
 NOTHING_KEPT = "nothing was written; the same command starts again"
-NOT_BEGUN = "training has not begun; the same command starts it"
+LAST_CHECKPOINT = "the same command goes on from the last checkpoint, or starts again where there is none"
 KEPT = dict.fromkeys(VERBS, "what is complete is kept; the same command goes on from there") | {
     **dict.fromkeys(("ask", "serve", "demo"), ""),
     **dict.fromkeys(("inspect", "convert", "benchmark-scenes", "export"), NOTHING_KEPT),
-    **dict.fromkeys(("pretrain", "sft", "grpo", "align", "teach"), NOT_BEGUN),
+    **dict.fromkeys(("pretrain", "sft", "grpo", "align", "teach"), LAST_CHECKPOINT),
 }
 
 

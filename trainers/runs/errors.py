@@ -61,11 +61,20 @@ def errors_as_sentences(
     except EXPECTED as error:
         _end(f"{program}: {_describe(error, arguments)}", 1, debug)
     except KeyboardInterrupt as interrupt:
-        rest = str(interrupt) or after_interrupt
+        rest = _words_of(interrupt) or after_interrupt
         _end(f"{program}: interrupted{f'; {rest}' if rest else ''}.", INTERRUPTED, debug)
     except Exception as error:
         sentence = _describe(error, arguments) if _is_out_of_memory(error) else _describe_unforeseen(error, debug)
         _end(f"{program}: {sentence}", 1, debug)
+
+
+def _words_of(interrupt: BaseException | None) -> str:
+    """What an interrupt says of the run; a second Ctrl-C, while the first one is heeded, says nothing of its own."""
+    while interrupt is not None:
+        if isinstance(interrupt, KeyboardInterrupt) and str(interrupt):
+            return str(interrupt)
+        interrupt = interrupt.__context__
+    return ""
 
 
 def take_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:

@@ -63,6 +63,16 @@ def test_debug_shows_the_traceback_before_the_sentence(capsys):
     assert capsys.readouterr().err.startswith("Traceback")
 
 
+def test_a_second_interrupt_says_what_the_first_one_said(capsys):
+    with pytest.raises(SystemExit) as ended, errors_as_sentences("spa3r verb", after_interrupt="all is lost"):
+        try:
+            raise KeyboardInterrupt("it goes on from checkpoint-3") from None
+        finally:
+            raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "spa3r verb: interrupted; it goes on from checkpoint-3.\n"
+
+
 def test_processes_of_a_launch_say_a_sentence_once(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("WORLD_SIZE", "2")
