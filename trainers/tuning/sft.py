@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -43,6 +43,8 @@ logger = logging.get_logger(__name__)
 @dataclass
 class TuningArguments(TuningOptions, SFTConfig):
     """TRL's arguments, with `TuningOptions`."""
+
+    assistant_only_loss: bool = field(default=True, metadata={"help": "always: answers alone are learnt"})
 
     def __getstate__(self):
         # The Trainer pickles its arguments beside each checkpoint and publishes them with `push_to_hub`.
@@ -88,7 +90,7 @@ def _load_data(
         args.max_steps = math.ceil(args.num_train_epochs * num_records / records_of_step)
     if evaluation is None and args.eval_strategy != "no":
         raise ValueError(
-            f"`eval_strategy` {args.eval_strategy} needs `--eval_instructions`; give some, or set it to no."
+            f"`eval_strategy` {args.eval_strategy.value} needs `--eval_instructions`; give some, or set it to no."
         )
     return train, evaluation
 
@@ -102,6 +104,8 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
+    if not args.assistant_only_loss:
+        raise ValueError("`assistant_only_loss` must be true, got false: answers alone are learnt; leave it out.")
     if data_args.without_images and data_args.scene_latents is not None:
         raise ValueError(
             f"`without_images` leaves nothing to take from `scene_latents`, got `{data_args.scene_latents}`; give one "
@@ -127,8 +131,8 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
     set_seed(args.seed)
     processor = load_processor(model_args.model_name_or_path)
     train, evaluation = _load_data(data_args, args, processor)
-    # Train on whole answers alone, never cut a record, and show a loss that is not finite.
-    args.assistant_only_loss, args.max_length, args.logging_nan_inf_filter = True, None, False
+    # Never cut a record, and show a loss that is not finite.
+    args.max_length, args.logging_nan_inf_filter = None, False
     model = load_to_tune(model_args, args.bf16)
     prepare_for_sharding(model)
     collator = InstructionCollator(processor, assistant_only_loss=True, pad_to_multiple_of=args.pad_to_multiple_of)

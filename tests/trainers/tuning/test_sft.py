@@ -473,6 +473,8 @@ def test_the_length_of_a_record_is_that_of_its_tokens_in_training(instructions):
         ({"gradient_accumulation_steps": 0}, ValueError, "`gradient_accumulation_steps`"),
         ({"config": "vsi"}, ValueError, "`vsi`"),
         ({"use_peft": True, "muon_learning_rate": 0.02}, ValueError, "`muon_learning_rate` .*0.02"),
+        ({"assistant_only_loss": False}, ValueError, "`assistant_only_loss` .*false"),
+        ({"attn_implementation": "nosuch"}, ValueError, "nosuch.*options"),
         ({"without_images": True, "scene_latents": "kept"}, ValueError, "`kept`"),
         ({"learning_rat": 1}, ValueError, "`--learning_rate`"),
     ],
