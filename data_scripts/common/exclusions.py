@@ -76,10 +76,10 @@ def find_excluded(paths: Sequence[str], excluded: frozenset[str]) -> str | None:
 def read_excluded(files: Iterable[str | os.PathLike]) -> frozenset[str]:
     """Read ids of scenes from lists and from benchmarks' own files.
 
-    A list holds ids or paths of scenes, one a line or between commas, quoted or not; lines that begin with # are
-    comments. A path stands for the scene that it names: `scannet/scene0011_00.mp4` for `scene0011_00`. A benchmark's
-    file is a table (CSV, Parquet or JSON) with a column `scene_name` or `scene_id`, or with the column `image_path`,
-    whose ScanNet scenes are taken.
+    A list holds ids or paths of scenes, one a line or between commas, quoted or not; known ids may stand between
+    spaces, and comments begin with #. A path stands for the scene that it names: `scannet/scene0011_00.mp4` for
+    `scene0011_00`. A benchmark's file is a table (CSV, Parquet or JSON) with a column `scene_name` or `scene_id`, or
+    with the column `image_path`, whose ScanNet scenes are taken.
 
     Raises:
         FileNotFoundError: If a file does not exist.

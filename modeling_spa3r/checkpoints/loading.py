@@ -73,8 +73,10 @@ def blame_checkpoint(name: str) -> Iterator[None]:
         is_ours = isinstance(error, ValueError | OSError) and name in str(error)
         if (is_ours and find_damaged_file(Path(name)) is None) or getattr(error, "errno", None) is not None:
             raise
-        reason = find_damaged_file(Path(name)) or " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"`{name}` cannot be loaded ({reason.rstrip('.')}): copy the checkpoint again.") from error
+        damage = find_damaged_file(Path(name))
+        reason = damage or " ".join(str(error).split()) or type(error).__name__
+        remedy = "copy the checkpoint again" if damage else "copy the checkpoint again, or load it with other options"
+        raise ValueError(f"`{name}` cannot be loaded ({reason.rstrip('.')}): {remedy}.") from error
 
 
 def find_damaged_file(folder: Path) -> str | None:

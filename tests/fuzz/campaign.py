@@ -34,7 +34,8 @@ from spa3r.trainers.runs.errors import EXPECTED
 
 OUTCOMES = ("ok", "sentence", "vague", "lines", "traceback", "hang")
 FAULTS = ("vague", "lines", "traceback", "hang")
-SECONDS = 300
+# Longer than any command takes on a machine that others use, too.
+SECONDS = 1800
 
 
 @dataclass

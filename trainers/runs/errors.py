@@ -144,8 +144,9 @@ def _describe(error: BaseException, arguments: Sequence[str]) -> str:
     outputs = [value for name, value in pairwise(arguments) if name in ("--output", "--output_dir")]
     number = getattr(error, "errno", None)
     if number in DISK_FULL:
-        place = error.filename or next(iter(outputs), "the output folder")
-        return f"There is no room to write `{place}` ({error.strerror}): make room, and run the same command again."
+        place = error.filename or next(iter(outputs), None)
+        what = f"`{place}`" if place else "the output"
+        return f"There is no room to write {what} ({error.strerror}): make room, and run the same command again."
     if number in READ_ONLY and (place := error.filename or next(iter(outputs), None)):
         return f"`{place}` may not be used ({error.strerror}): change its permissions, or choose another path."
     if isinstance(error, OSError) and error.strerror and error.filename:
