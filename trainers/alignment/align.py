@@ -33,13 +33,14 @@ from ..runs.publish import make_repository, push_final_model, train_and_save
 from ..runs.resume import checkpoint_to_resume
 from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
 from .arguments import AlignmentArguments, AlignmentTrainingArguments, parse_arguments
+from .grounding import TextWriter
 from .trainer import AlignmentTrainer
 from .views import AlignmentViews
 
 # In the folder of a run, until it ends.
 ENCODINGS = "encodings"
 # Settings of a run, besides the Trainer's, that decide the weights.
-DECISIVE = "min_views max_views images_per_device from_scratch muon_learning_rate distinct_passes".split()
+DECISIVE = "min_views max_views images_per_device from_scratch muon_learning_rate distinct_passes grounding".split()
 UNITS = {"depth": "meters", "vggt": "VGGT's unit"}
 # Heads that points do not need.
 UNUSED_HEADS = ("camera_head.", "depth_head.")
@@ -100,12 +101,13 @@ def load_geometry(name: str, expected: VGGTConfig) -> VGGTForGeometry:
 
 
 def build_views(
-    args: AlignmentArguments, processor: Spa3VLMProcessor, seed: int
+    args: AlignmentArguments, processor: Spa3VLMProcessor, seed: int, objects: bool = False
 ) -> tuple[AlignmentViews, AlignmentViews | None]:
     """Views of the scenes to train on, and of the held-out ones."""
     scenes = load_scene_sources(args.scenes, exclude=args.exclude)
     train_scenes, held_out = split_scenes(scenes, args.held_out_scenes, seed=seed)
     options = {"image_processor": processor.image_processor, "depth": args.targets == "depth", "seed": seed}
+    options["objects"] = objects
     return AlignmentViews(train_scenes, **options), AlignmentViews(held_out, **options) if len(held_out) else None
 
 
@@ -149,11 +151,17 @@ def build_trainer(
     """Build the trainer and find the checkpoint to continue from; wrong input is refused here, before training."""
     check_resumable(args)
     config = check_config(data_args)
+    if args.grounding and getattr(config.vlm_config.vision_config, "deepstack_visual_indexes", None):
+        raise ValueError(
+            "`grounding` runs the language model on merged features alone, but the vision-language model of "
+            f"`{data_args.model_name_or_path}`, a {config.vlm_config.model_type}, needs DeepStack features: leave "
+            "`grounding` out."
+        )
     geometry = None
     if data_args.geometry is not None:
         geometry = load_geometry(data_args.geometry, config.spatial_config.vggt_config)
     processor = load_processor(data_args.model_name_or_path)
-    train_views, held_out_views = build_views(data_args, processor, args.seed)
+    train_views, held_out_views = build_views(data_args, processor, args.seed, args.grounding)
     if held_out_views is None and args.eval_strategy != "no":
         raise ValueError(
             f"`eval_strategy` {args.eval_strategy.value} needs held-out scenes, got `held_out_scenes` "
@@ -178,6 +186,7 @@ def build_trainer(
         geometry=geometry,
         unit=UNITS[data_args.targets],
         kept_folder=_kept_folder(args, settings),
+        writer=TextWriter(processor) if args.grounding else None,
         eval_dataset=held_out_views,
     )
     return trainer, checkpoint
@@ -206,9 +215,15 @@ def _card(trainer: AlignmentTrainer, data: list[str]) -> dict[str, Any]:
     args, state, report = trainer.args, trainer.state, trainer.report
     source = "known depth and cameras" if trainer.encoders.point_head is None else "VGGT's point head"
     images_per_step = args.images_per_device * args.world_size * args.gradient_accumulation_steps
+    learned = "the adapter alone learned to find the points that image tokens show"
+    if args.grounding:
+        learned = (
+            "the adapter learned to find the points that image tokens show, and the language model the places of "
+            "named objects"
+        )
     line = (
-        f"{', '.join(f'`{each}`' for each in data)}: the adapter alone learned to find the points that image tokens "
-        f"show, from {source} (a stage of the package `spa3r`, not of the paper); "
+        f"{', '.join(f'`{each}`' for each in data)}: {learned}, from {source} (a stage of the package `spa3r`, not of "
+        "the paper); "
         f"{len(trainer.train_dataset)} scenes, {state.global_step} steps of {images_per_step} images, learning rate "
         f"{args.learning_rate:g}."
     )
@@ -217,7 +232,7 @@ def _card(trainer: AlignmentTrainer, data: list[str]) -> dict[str, Any]:
         found = f"{report.own['all']:.3f}; the mean point at a patch: {report.mean['all']:.3f}"
         scores = [Score("Held-out scenes", f"mean distance of predicted points, {report.unit}", found)]
     name = trainer.hub_model_id or str(Path(args.output_dir) / "model")
-    return tuned_card(name, trainer.vlm.config, [line], scores, trained=("fusion",))
+    return tuned_card(name, trainer.vlm.config, [line], scores, trained=trainer.trained_parts)
 
 
 def run(trainer: AlignmentTrainer, checkpoint: Path | None, data_args: AlignmentArguments):

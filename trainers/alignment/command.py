@@ -6,7 +6,8 @@
 
 Each fused image token predicts the points that its patches show, in the first view's frame, by a head that is thrown
 away afterwards. Adapter and head are trained; the vision-language model and the spatial encoder stay frozen. Points
-come from known depth and cameras, or from VGGT's point head, which needs no labels. This stage is not the paper's. The
+come from known depth and cameras, or from VGGT's point head, which needs no labels. With --grounding the language
+model is trained, too, to find the places of named objects. This stage is not the paper's. The
 same command, run again, continues from the last complete checkpoint. The final model is in <output_dir>/model.
 Kinds of scenes: scannet, scannetpp, rooms, folders, videos.
 """
@@ -49,6 +50,10 @@ class AlignmentOptions(SceneViewsOptions):
     Args:
         eval_views (`int`, *optional*, defaults to 8):
             Views of each held-out scene in evaluation.
+        grounding (`bool`, *optional*, defaults to `False`):
+            Whether to train the language model, too: after the images it reads the names of objects, and each name
+            must tell, by a head that is thrown away, where its object is. Needs rendered rooms, whose objects are
+            known.
         distinct_passes (`int`, *optional*, defaults to 0):
             Passes over the scenes that draw frames of their own. Later ones repeat these batches, whose encodings are
             kept in the output folder until the run ends: a step then costs a small part. With 0 all passes are
@@ -57,6 +62,9 @@ class AlignmentOptions(SceneViewsOptions):
 
     images_per_device: int = field(default=96, metadata={"help": "images in a batch of one device"})
     eval_views: int = field(default=8, metadata={"help": "views of each held-out scene in evaluation"})
+    grounding: bool = field(
+        default=False, metadata={"help": "train the language model, too: names tell where objects are (rooms)"}
+    )
     distinct_passes: int = field(default=0, metadata={"help": "later passes repeat their kept encodings; 0: none do"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=1e-2, metadata={"help": "weight decay, except of biases and norms"})

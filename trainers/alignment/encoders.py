@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ...modeling_spa3r.spa3_vlm.input_checks import split_views
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMModel
 from ...modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry, VGGTModel
+from .objects import SceneObjects
 
 
 class EncodedScenes(NamedTuple):
@@ -19,11 +20,17 @@ class EncodedScenes(NamedTuple):
         Latents of each scene.
     points (`torch.Tensor` of shape `(sum(num_tokens), patches_per_token, 3)`):
         Points to predict, in the first view's frame; NaN where unknown.
+    grids (`list[torch.LongTensor]` of shape `(num_images, 3)`):
+        Frames, rows and columns of patches of each image of a scene; on the host.
+    objects (`list[SceneObjects]`, *optional*):
+        The objects of each scene, on the host, if they were read.
     """
 
     image_tokens: list[Tensor]
     latents: list[Tensor]
     points: Tensor
+    grids: list[Tensor]
+    objects: list[SceneObjects] | None
 
 
 class FrozenEncoders:
@@ -75,7 +82,8 @@ class FrozenEncoders:
             targets = inputs["points"]
         else:
             targets = torch.cat([each[pixel.unbind(-1)] for each, pixel in zip(points, pixels, strict=True)])
-        return EncodedScenes(list(tokens.split(num_tokens)), latents, targets)
+        grids, objects = read_grids(inputs), split_objects(inputs)
+        return EncodedScenes(list(tokens.split(num_tokens)), latents, targets, grids, objects)
 
     def _encode_views(self, views: Tensor) -> tuple[Tensor, Tensor | None]:
         """Latents of shape `(batch_size, num_latents, latent_size)`, and VGGT's points of each pixel, if any."""
@@ -95,6 +103,20 @@ class FrozenEncoders:
         # Like VGGT's own code: heads in float32, because coordinates do not survive bfloat16.
         with torch.autocast(views.device.type, enabled=False):
             return latents, self.point_head(layers, tuple(views.shape[-2:]))[0]
+
+
+def read_grids(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """Frames, rows and columns of patches of each image of each scene of a batch, on the host."""
+    return list(inputs["image_grid_thw"].cpu().split(inputs["num_views"].tolist()))
+
+
+def split_objects(inputs: Mapping[str, Tensor]) -> list[SceneObjects] | None:
+    """The objects of each scene of a batch, on the host; `None` if the batch has none."""
+    if "num_objects" not in inputs:
+        return None
+    counts = inputs["num_objects"].tolist()
+    fields = (inputs[name].cpu().split(counts) for name in SceneObjects._fields)
+    return [SceneObjects(*scene) for scene in zip(*fields, strict=True)]
 
 
 def _stacks(scenes: Sequence[Tensor]) -> list[Tensor]:

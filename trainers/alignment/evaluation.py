@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .encoders import FrozenEncoders
+from .grounding import TextWriter
 from .probe import AdapterWithHead, point_errors
 from .views import AlignmentViews, collate_alignment
 
+OBJECTS_LINE = " For objects: of the places that their names tell, and of the mean place of all objects of the name."
 SOURCES = {"own": "own latents", "other": "other scene", "mean": "mean point"}
 
 
@@ -18,6 +20,7 @@ SOURCES = {"own": "own latents", "other": "other scene", "mean": "mean point"}
 class AlignmentReport:
     """
     Mean distances of predicted points from the true ones, by the views that show them: `all`, the `first`, the `rest`.
+    After grounding also `objects`: those of the places that names tell from the true ones.
 
     num_scenes (`int`):
         Held-out scenes.
@@ -57,6 +60,7 @@ class AlignmentReport:
             f"{table}\n\n{scenes}. Mean distance of predicted points from the true ones in {self.unit}, lower is "
             "better: from image tokens that were fused with the scene's own latents, from the same tokens fused with "
             "another scene's, and of the mean point at the same patch, which knows no image."
+            + (OBJECTS_LINE if "objects" in self.own else "")
         )
 
 
@@ -68,6 +72,7 @@ def evaluate_alignment(
     num_views: int,
     images_per_batch: int,
     unit: str,
+    writer: TextWriter | None = None,
 ) -> AlignmentReport:
     """Compare predicted points of held-out scenes with the true ones.
 
@@ -78,6 +83,7 @@ def evaluate_alignment(
         num_views (`int`): Views of each scene.
         images_per_batch (`int`): Images to encode at a time; a batch has at least two scenes.
         unit (`str`): Unit of the points.
+        writer (`TextWriter`, *optional*): Writes the names of objects, for a `GroundedAdapter`.
     """
     device = next(model.parameters()).device
     found, places = defaultdict(list), {}
@@ -89,10 +95,20 @@ def evaluate_alignment(
         found["points"].append(scenes.points.cpu())
         found["is_first"].append(batch["patch_pixels"][..., 0] == 0)
         found["place"].append(_places(batch["image_grid_thw"], places).view(scenes.points.shape[:2]))
+        text = None
+        if writer is not None:
+            found["object_names"] += [scene.names for scene in scenes.objects]
+            found["object_places"] += [scene.places for scene in scenes.objects]
+            text = writer(scenes.grids, [scene.names for scene in scenes.objects]).to(device)
         # The latents of the next scene; a single scene has no other.
         for source, latents in (("own", scenes.latents), ("other", scenes.latents[1:] + scenes.latents[:1])):
             if source == "own" or len(dataset) > 1:
-                found[source].append(point_errors(model(scenes.image_tokens, latents), scenes.points).cpu())
+                points = model(scenes.image_tokens, latents, *([] if text is None else [text]))
+                if text is not None:
+                    points, names = points
+                    places = torch.cat([scene.places for scene in scenes.objects])
+                    found[f"objects_{source}"].append(point_errors(names.places.cpu(), places))
+                found[source].append(point_errors(points, scenes.points).cpu())
     model.train(was_training)
     joined = {name: torch.cat(values) for name, values in found.items()}
     joined["mean"] = (_mean_points(joined["points"], joined["place"]) - joined["points"]).norm(dim=-1)
@@ -103,6 +119,13 @@ def evaluate_alignment(
         else {}
         for source in SOURCES
     }
+    if writer is not None:
+        joined["objects_mean"] = (
+            _mean_points(joined["object_places"], joined["object_names"]) - joined["object_places"]
+        ).norm(dim=-1)
+        for source, found_errors in errors.items():
+            if found_errors:
+                found_errors["objects"] = joined[f"objects_{source}"].nanmean().item()
     return AlignmentReport(len(dataset), unit, **errors)
 
 

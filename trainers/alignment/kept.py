@@ -14,7 +14,8 @@ from transformers.utils import logging
 from ...data_scripts.common.files import replace_when_complete
 from ...data_scripts.scenes.sampling import ViewBatchSampler, seeded_generator
 from ..runs.errors import first_line
-from .encoders import EncodedScenes
+from .encoders import EncodedScenes, read_grids, split_objects
+from .objects import SceneObjects
 from .views import AlignmentViews, collate_alignment
 
 logger = logging.get_logger(__name__)
@@ -67,7 +68,13 @@ def write_encodings(file: str | Path, scenes: EncodedScenes):
         "points": scenes.points,
         "num_tokens": torch.tensor([len(tokens) for tokens in scenes.image_tokens]),
         "num_latents": torch.tensor([len(latents) for latents in scenes.latents]),
+        "image_grid_thw": torch.cat(scenes.grids),
+        "num_views": torch.tensor([len(grid) for grid in scenes.grids]),
     }
+    if scenes.objects is not None:
+        fields = zip(SceneObjects._fields, zip(*scenes.objects, strict=True), strict=True)
+        tensors |= {name: torch.cat(values) for name, values in fields}
+        tensors["num_objects"] = torch.tensor([len(each.names) for each in scenes.objects])
     try:
         with replace_when_complete(file) as temporary:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
@@ -82,7 +89,8 @@ def read_encodings(inputs: Mapping[str, torch.Tensor]) -> EncodedScenes:
     """The encodings of a batch that were kept."""
     image_tokens = inputs["image_tokens"].split(inputs["num_tokens"].tolist())
     latents = inputs["latents"].split(inputs["num_latents"].tolist())
-    return EncodedScenes(list(image_tokens), list(latents), inputs["points"])
+    grids, objects = read_grids(inputs), split_objects(inputs)
+    return EncodedScenes(list(image_tokens), list(latents), inputs["points"], grids, objects)
 
 
 class RepeatedPasses(Sampler):

@@ -14,6 +14,7 @@ from ...data_scripts.common.images import UnreadableFrame, to_rgb, turn_upright
 from ...data_scripts.scenes.index import frame_path, read_camera, read_depth
 from ...data_scripts.scenes.views import SceneFrames
 from ...modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
+from .objects import check_objects, read_objects
 from .patch_points import patch_positions, points_at
 
 
@@ -27,18 +28,27 @@ class AlignmentViews(SceneFrames):
       the pixel at the center of each patch, among the images for the spatial encoder.
     - **points** (`torch.Tensor` of shape `(num_tokens, patches_per_token, 3)`) -- The point that each patch shows at
       its center, in meters in the first view's frame, NaN where its depth is unknown. With `depth`.
+    - **names**, **places** and **first_views** -- The fields of `SceneObjects`. With `objects`.
 
     Args:
         scenes (`datasets.Dataset`): Scenes, from `load_scenes`.
         image_processor (`Spa3VLMImageProcessor`): The model's.
         depth (`bool`): Whether to read cameras and depth.
         seed (`int`, *optional*, defaults to 0): Seed of the draws.
+        objects (`bool`, *optional*, defaults to `False`): Whether to read the objects of the scenes.
 
     Raises:
-        ValueError: If a scene lacks cameras or depth that are to be read.
+        ValueError: If a scene lacks cameras, depth or objects that are to be read.
     """
 
-    def __init__(self, scenes: Dataset, image_processor: Spa3VLMImageProcessor, depth: bool, seed: int = 0):
+    def __init__(
+        self,
+        scenes: Dataset,
+        image_processor: Spa3VLMImageProcessor,
+        depth: bool,
+        seed: int = 0,
+        objects: bool = False,
+    ):
         if image_processor.image_fit != "crop":
             raise ValueError(
                 f"Alignment needs images whose patches it can place: `image_fit` must be `crop`, got "
@@ -46,9 +56,12 @@ class AlignmentViews(SceneFrames):
             )
         if depth:
             check_labelled(scenes)
+        if objects:
+            check_objects(scenes)
         super().__init__(scenes, seed)
         self.image_processor = image_processor
         self.depth = depth
+        self.objects = objects
 
     def make_view(self, scene: dict[str, Any], frame: int, image: Image.Image | np.ndarray) -> dict[str, Any]:
         """The image of a frame, where its patches lie and, with `depth`, what they show."""
@@ -66,7 +79,7 @@ class AlignmentViews(SceneFrames):
         size = image.shape[:2]
         self.require_usual_shape(scene, frame, size)
         positions = patch_positions(self.image_processor, size)
-        view = {"image": image, "positions": positions}
+        view = {"image": image, "positions": positions, "scene": scene, "frame": frame}
         if self.depth:
             extrinsics, intrinsics = read_camera(scene, frame, size)
             view["extrinsics"] = extrinsics
@@ -87,6 +100,9 @@ class AlignmentViews(SceneFrames):
             first = views[0]["extrinsics"]
             points = torch.cat([view["points"] for view in views])
             item["points"] = (points @ first[:3, :3].T + first[:3, 3]).float()
+        if self.objects:
+            frames = [view["frame"] for view in views]
+            item |= read_objects(views[0]["scene"], frames)._asdict()
         return item
 
 
@@ -101,13 +117,16 @@ def collate_alignment(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Put items of `AlignmentViews` into a batch.
 
     Returns:
-        `dict[str, Any]`: Tensors of all scenes one after the other, `num_views` and `num_tokens` of each scene, the
-        list of `scene_id`, and one list each of the `replaced_frames` and `dropped_scenes` of all items.
+        `dict[str, Any]`: Tensors of all scenes one after the other, `num_views`, `num_tokens` and, if there are any,
+        `num_objects` of each scene, the list of `scene_id`, and one list each of the `replaced_frames` and
+        `dropped_scenes` of all items.
     """
     names = [name for name, value in items[0].items() if torch.is_tensor(value) and name != "num_views"]
     batch: dict[str, Any] = {name: torch.cat([item[name] for item in items]) for name in names}
     batch["num_views"] = torch.tensor([len(item["image_grid_thw"]) for item in items])
     batch["num_tokens"] = torch.tensor([len(item["patch_pixels"]) for item in items])
+    if "names" in batch:
+        batch["num_objects"] = torch.tensor([len(item["names"]) for item in items])
     batch["scene_id"] = [item["scene_id"] for item in items]
     for name in ("replaced_frames", "dropped_scenes"):
         batch[name] = [each for item in items for each in item[name]]

@@ -1,5 +1,7 @@
 """Teaches a vision transformer the categories of its patches, as the semantic teacher of small worlds needs."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -86,6 +88,35 @@ def qwen_patches(pixel_values: Tensor, config) -> tuple[Tensor, Tensor]:
     patches = patches.unsqueeze(6).expand(*(-1,) * 6, config.temporal_patch_size, -1, -1)
     grids = torch.tensor([[1, rows, columns]], device=images.device).expand(num_images, -1)
     return patches.reshape(num_images * rows * columns, -1), grids
+
+
+@torch.no_grad()
+def standardize_tokens(tower: Qwen2_5_VisionTransformerPretrainedModel, batches: Iterable[Tensor]):
+    """Change the last layer of a vision tower so that each channel of its tokens has mean 0 and standard deviation 1.
+
+    A small language model that starts from nothing does not learn to tell apart tokens that share a large mean.
+
+    Args:
+        tower (`Qwen2_5_VisionTransformerPretrainedModel`): Changed in place.
+        batches (`Iterable[torch.FloatTensor]` of shape `(num_images, 3, height, width)`): Images that mean and
+            deviation are taken over, RGB in [0, 1], of a size that the tower can see.
+
+    Raises:
+        ValueError: If there are no images.
+    """
+    count, total, squares = 0, 0, 0
+    for images in batches:
+        patches, grids = qwen_patches(images, tower.config)
+        tokens = tower(patches, grid_thw=grids).pooler_output.double()
+        count, total, squares = count + len(tokens), total + tokens.sum(0), squares + tokens.square().sum(0)
+    if not count:
+        raise ValueError("There are no images to standardize tokens by: give at least one batch.")
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+    deviation = torch.where(deviation > 1e-6 * mean.abs(), deviation, 1)  # a constant channel becomes 0
+    last = tower.merger.mlp[-1]
+    last.weight.copy_(last.weight / deviation[:, None])
+    last.bias.copy_((last.bias - mean) / deviation)
 
 
 def category_shares(labels: Tensor, grid_size: tuple[int, int], num_categories: int) -> Tensor:

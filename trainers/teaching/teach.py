@@ -1,8 +1,10 @@
 """Training of Spa3R's teachers: what `spa3r teach` does."""
 
+import copy
 import sys
 from pathlib import Path
 
+import torch.nn.functional as F
 from transformers import AutoModel, PreTrainedModel, set_seed
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
@@ -20,7 +22,7 @@ from ..runs.recipes import parse_options
 from ..runs.resume import checkpoint_to_resume
 from ..runs.settings import check_resumable, check_same_run, flatten, training_settings
 from .arguments import TeachingArguments
-from .categories import PatchClassifier
+from .categories import PatchClassifier, standardize_tokens
 from .command import TeacherArguments
 from .trainer import CategoryTrainer, GeometryTrainer, TeachingTrainer
 
@@ -114,15 +116,25 @@ def run(trainer: TeachingTrainer, checkpoint: Path | None):
     """Train, save the teacher alone to `<output_dir>/model`, and evaluate it."""
 
     def save(folder: str):
-        model = trainer.accelerator.unwrap_model(trainer.model)
         if trainer.args.should_save:
-            getattr(model, "backbone", model).save_pretrained(folder)
+            finished_teacher(trainer).save_pretrained(folder)
 
     final = train_and_save(trainer, checkpoint, save)
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         print("\n".join(f"{name.removeprefix('eval_'):24}{value:10.4f}" for name, value in metrics.items()))
         print(f"The teacher is in {final}.")
+
+
+def finished_teacher(trainer: TeachingTrainer) -> PreTrainedModel:
+    """The taught model alone; the tokens of a vision tower are standardized over the held-out scenes."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not getattr(model, "is_qwen", False):
+        return getattr(model, "backbone", model)
+    tower = copy.deepcopy(model.backbone).eval()  # the head of the model still reads the old tokens
+    images = (batch["pixel_values"].flatten(0, 1) for batch in trainer.held_out_batches())
+    standardize_tokens(tower, (F.interpolate(each, model.image_size, mode="bilinear") for each in images))
+    return tower
 
 
 def main(arguments: list[str] | None = None):

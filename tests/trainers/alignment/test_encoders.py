@@ -20,7 +20,7 @@ SCENES = {
 def item_of(images, views=AlignmentViews):
     """An item of `AlignmentViews` of these images."""
     dataset = views.__new__(views)
-    dataset.image_processor, dataset.depth = tiny_processor().image_processor, False
+    dataset.image_processor, dataset.depth, dataset.objects = tiny_processor().image_processor, False, False
     scene = {"video": None, "directory": "room", "frames": [f"{frame}.jpg" for frame in range(len(images))]}
     item = dataset.arrange([dataset.make_view(scene, frame, image) for frame, image in enumerate(images)], None)
     return item | {"scene_id": "scene", "replaced_frames": [], "dropped_scenes": []}

@@ -7,8 +7,10 @@ from PIL import Image
 from refusals import refused
 from transformers import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from spa3r.trainers.teaching.categories import category_shares, qwen_patches
+from spa3r.configuration import Spa3VLMConfig, load_preset
+from spa3r.trainers.teaching.categories import category_shares, qwen_patches, standardize_tokens
 
 
 def test_shares_are_counted_pixel_by_pixel():
@@ -42,3 +44,39 @@ def test_patches_are_those_of_qwens_image_processor():
     patches, grids = qwen_patches(images, Qwen2_5_VLVisionConfig(patch_size=14, spatial_merge_size=2))
     assert torch.equal(grids, expected["image_grid_thw"])
     torch.testing.assert_close(patches, expected["pixel_values"], atol=1e-5, rtol=0)
+
+
+def tokens_of(tower, images):
+    """Tokens of some images, computed in one call."""
+    patches, grids = qwen_patches(images, tower.config)
+    with torch.no_grad():
+        return tower(patches, grid_thw=grids).pooler_output
+
+
+def nano_tower():
+    torch.manual_seed(0)
+    config = Spa3VLMConfig(**load_preset("spa3-vlm-nano")).vlm_config.vision_config
+    return Qwen2_5_VisionTransformerPretrainedModel(config).eval()
+
+
+def test_standardized_tokens_have_mean_0_and_deviation_1():
+    tower, images = nano_tower(), torch.rand(12, 3, 84, 112)
+    standardize_tokens(tower, images.split(5))
+    tokens = tokens_of(tower, images)
+    torch.testing.assert_close(tokens.mean(0), torch.zeros(tokens.shape[1]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(tokens.std(0), torch.ones(tokens.shape[1]), atol=1e-2, rtol=0)
+
+
+def test_standardized_tokens_tell_what_they_told_before():
+    tower, images = nano_tower(), torch.rand(4, 3, 84, 112)
+    before = tokens_of(tower, images)
+    standardize_tokens(tower, [torch.rand(8, 3, 84, 112)])
+    after = tokens_of(tower, images)
+    for channel in range(before.shape[1]):
+        line = np.polyfit(before[:, channel].double(), after[:, channel].double(), 1)
+        np.testing.assert_allclose(np.polyval(line, before[:, channel].double()), after[:, channel], atol=1e-3)
+
+
+def test_tokens_without_images_are_not_standardized():
+    with refused("batch"):
+        standardize_tokens(nano_tower(), [])
