@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -91,6 +92,21 @@ class RoomObject:
         return np.stack([cos * x - sin * y, sin * x + cos * y], axis=-1) + self.center[:2]
 
 
+class NamedObject(NamedTuple):
+    """
+    What a name tells of the objects that some views clearly show.
+
+    name (`str`): A category.
+    place (`list[float]`, *optional*):
+        Center of the object, in meters in the first view's frame; `None` if the name fits several objects.
+    first_view (`float`): When a view first shows one, from 0, the first view, to 1, the last.
+    """
+
+    name: str
+    place: list[float] | None
+    first_view: float
+
+
 @dataclass(frozen=True, eq=False)
 class RoomGroundTruth:
     """A room, and what some of its views show of it.
@@ -154,6 +170,17 @@ class RoomGroundTruth:
         """Visible objects whose name fits no other object in the room."""
         visible = [item for item in self.objects if self.is_visible(item) and self.is_unambiguous(item.category)]
         return [item for item in visible if len(self.of_category(item.category)) == 1]
+
+    @property
+    def named_objects(self) -> list[NamedObject]:
+        """The objects that the views clearly show, each name once, in alphabetical order."""
+        unique = {item.category: item for item in self.unique_objects}
+        last, found = max(len(self.views) - 1, 1), []
+        for name in sorted({item.category for item in self.objects if self.is_visible(item)}):
+            clear = np.stack([item.pixels >= self.min_visible_pixels for item in self.of_category(name)])
+            place = self.in_cameras(unique[name].center[None])[0, 0].tolist() if name in unique else None
+            found.append(NamedObject(name, place, int(clear.any(axis=0).argmax()) / last))
+        return found
 
     def distance(self, first: RoomObject, second: RoomObject) -> float:
         """`closest_distance` of two objects of this room, computed once."""

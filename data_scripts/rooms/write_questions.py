@@ -10,7 +10,8 @@ An instruction set is a folder with
 
     data/<shard>.parquet    a `datasets` data set in TRL's conversational vision format: `id`, `images` (paths of the
                             given views), `messages` (images, the official prompt, the answer), `scene_id`,
-                            `question_type` (one for each turn, separated by commas), `source`
+                            `question_type` (one for each turn, separated by commas), `source`, `objects`
+                            (name, place in the first view, first view of what the views show)
     rejected.jsonl          rooms without any question
     manifest.json           number of questions of each type; number left out because no answer was certain, or
                             because they repeated a question about the room; options of the rooms; scores of answers
@@ -87,6 +88,9 @@ def _schema() -> pa.Schema:
             "scene_id": Value("string"),
             "question_type": Value("string"),
             "source": Value("string"),
+            "objects": List(
+                {"name": Value("string"), "place": List(Value("float32")), "first_view": Value("float32")}
+            ),
         }
     ).arrow_schema
 
@@ -262,6 +266,7 @@ def _train_records(folder: Path, options: QuestionOptions) -> list[dict]:
         paths = [folder / "color" / f"{description['frames'][view]['frame']}.jpg" for view in views]
         room = read_ground_truth(folder, description, views, options.min_visible_share)
         asked = ask_room(room, numbers, options.seed, options.names, together=options.turns > 1)
+        shown = _describe_objects(room)
         for start in range(0, len(asked), options.turns):
             turns = asked[start : start + options.turns]
             records.append(
@@ -272,9 +277,15 @@ def _train_records(folder: Path, options: QuestionOptions) -> list[dict]:
                     "scene_id": scene_id,
                     "question_type": ",".join(question.question_type for _, question in turns),
                     "source": SOURCE,
+                    "objects": shown,
                 }
             )
     return records
+
+
+def _describe_objects(room: RoomGroundTruth) -> list[dict]:
+    """What views show of a room: each name once, where its object is, and when it is first seen."""
+    return [{"name": each.name, "place": each.place, "first_view": each.first_view} for each in room.named_objects]
 
 
 def _group(description: dict, options: QuestionOptions) -> list[tuple[list[int], range]]:

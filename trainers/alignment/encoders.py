@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...modeling_spa3r.spa3_vlm.input_checks import split_views
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMModel
 from ...modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry, VGGTModel
-from .objects import SceneObjects
+from ..runs.grounding import SceneObjects
 
 
 class EncodedScenes(NamedTuple):

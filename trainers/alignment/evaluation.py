@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..runs.points import point_errors
 from .encoders import FrozenEncoders
 from .grounding import TextWriter
-from .probe import AdapterWithHead, point_errors
+from .probe import AdapterWithHead
 from .views import AlignmentViews, collate_alignment
 
 OBJECTS_LINE = " For objects: of the places that their names tell, and of the mean place of all objects of the name."
@@ -106,8 +107,8 @@ def evaluate_alignment(
                 points = model(scenes.image_tokens, latents, *([] if text is None else [text]))
                 if text is not None:
                     points, names = points
-                    places = torch.cat([scene.places for scene in scenes.objects])
-                    found[f"objects_{source}"].append(point_errors(names.places.cpu(), places))
+                    true_places = torch.cat([scene.places for scene in scenes.objects])
+                    found[f"objects_{source}"].append(point_errors(names.places.cpu(), true_places))
                 found[source].append(point_errors(points, scenes.points).cpu())
     model.train(was_training)
     joined = {name: torch.cat(values) for name, values in found.items()}

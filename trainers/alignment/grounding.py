@@ -1,29 +1,20 @@
-"""Grounding: the language model reads the names of objects after the images, and each must tell where its object is.
+"""Grounding: the language model reads names of objects after the images, and each must tell where its object is."""
 
-Answers alone teach a small language model no places: it has to learn to search the image tokens for what a name means,
-and a few letters an answer hardly reward the search. A place for each name does.
-"""
-
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ...modeling_spa3r.layers import MLP
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMModel
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
-from .objects import OBJECT_NAMES, SceneObjects
-from .probe import AdapterWithHead, point_loss
+from ..runs.grounding import Found, NameHead, grounded_layer
+from .objects import OBJECT_NAMES
+from .probe import AdapterWithHead
 
-# Names are to have found their objects before the last layers, which are left to answers.
-DEPTH = 0.75
 # Stands for the names in a message.
 _NAMES = "names"
-PLACE_WEIGHT, FIRST_VIEW_WEIGHT, PRESENCE_WEIGHT = 3.0, 1.0, 0.3
 
 
 class NamedText(NamedTuple):
@@ -101,23 +92,6 @@ class TextWriter:
         return NamedText(input_ids, mask, is_image, torch.cat(list(grids)), positions)
 
 
-class Found(NamedTuple):
-    """
-    What names say of their objects.
-
-    places (`torch.Tensor` of shape `(num_names, 3)`):
-        As from `encode_points`.
-    first_views (`torch.Tensor` of shape `(num_names,)`):
-        See `SceneObjects`.
-    presence (`torch.Tensor` of shape `(num_names,)`):
-        Logits of whether a view shows the object.
-    """
-
-    places: Tensor
-    first_views: Tensor
-    presence: Tensor
-
-
 class GroundedAdapter(AdapterWithHead):
     """The adapter and its head, and a language model with a head of its own.
 
@@ -131,8 +105,8 @@ class GroundedAdapter(AdapterWithHead):
         size = text_config.hidden_size
         super().__init__(model.fusion, size, patches_per_token)
         self.language_model = model.language_model
-        self.layer = math.ceil(DEPTH * text_config.num_hidden_layers)
-        self.name_head = nn.Sequential(nn.LayerNorm(size), MLP(size, size, 5))
+        self.layer = grounded_layer(text_config.num_hidden_layers)
+        self.name_head = NameHead(size)
         self._run_vlm = model.vlm.forward  # not the module: its vision tower is not trained
 
     def forward(self, image_tokens: list[Tensor], latents: list[Tensor], text: NamedText) -> tuple[Tensor, Found]:
@@ -153,16 +127,4 @@ class GroundedAdapter(AdapterWithHead):
             return_dict=True,
         )
         states = output.hidden_states[self.layer].flatten(0, 1)[text.positions]
-        said = self.name_head(states).float()
-        return self.head(fused), Found(said[:, :3], said[:, 3], said[:, 4])
-
-
-def grounding_losses(found: Found, objects: SceneObjects) -> dict[str, Tensor]:
-    """The losses `place`, `first_view` and `presence`, weighted, over the objects for which each is known."""
-    is_shown = ~objects.first_views.isnan()
-    first_view = F.smooth_l1_loss(found.first_views, objects.first_views.nan_to_num(), reduction="none", beta=0.1)
-    return {
-        "place": PLACE_WEIGHT * point_loss(found.places, objects.places),
-        "first_view": FIRST_VIEW_WEIGHT * (first_view * is_shown).sum() / is_shown.sum().clamp(min=1),
-        "presence": PRESENCE_WEIGHT * F.binary_cross_entropy_with_logits(found.presence, is_shown.float()),
-    }
+        return self.head(fused), self.name_head(states)

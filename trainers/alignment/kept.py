@@ -14,8 +14,8 @@ from transformers.utils import logging
 from ...data_scripts.common.files import replace_when_complete
 from ...data_scripts.scenes.sampling import ViewBatchSampler, seeded_generator
 from ..runs.errors import first_line
+from ..runs.grounding import SceneObjects
 from .encoders import EncodedScenes, read_grids, split_objects
-from .objects import SceneObjects
 from .views import AlignmentViews, collate_alignment
 
 logger = logging.get_logger(__name__)

@@ -8,16 +8,18 @@ from torch import nn
 
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ...modeling_spa3r.vggt.modeling_vggt import VGGTForGeometry
+from ..runs.grounding import grounding_losses
 from ..runs.initialization import initialize_for_scratch
 from ..runs.optimizers import split_for_muon
+from ..runs.points import point_errors, point_loss
 from ..runs.scene_views_trainer import SceneViewsTrainer
 from .arguments import AlignmentTrainingArguments
 from .encoders import EncodedScenes, FrozenEncoders
 from .evaluation import AlignmentReport, evaluate_alignment
-from .grounding import GroundedAdapter, TextWriter, grounding_losses
+from .grounding import GroundedAdapter, TextWriter
 from .kept import KeptEncodings, RepeatedPasses, collate_kept, read_encodings, write_encodings
 from .objects import add_absent, join_objects
-from .probe import AdapterWithHead, point_errors, point_loss
+from .probe import AdapterWithHead
 from .views import AlignmentViews, collate_alignment
 
 # Names in a text whose objects the scene does not have.

@@ -50,11 +50,14 @@ class InstructionArguments:
 
 @dataclass
 class TuningOptions:
-    """No limit on the length of a record, Muon, and only the final model published."""
+    """No limit on the length of a record, Muon, grounding, and only the final model published."""
 
     max_length: int | None = field(default=None, metadata={"help": "refuse records of more tokens; none is cut"})
     muon_learning_rate: float | None = field(
         default=None, metadata={"help": "train matrices of the language model by Muon: small models from nothing"}
+    )
+    grounding_weight: float = field(
+        default=0.0, metadata={"help": "weight of what names must tell of their objects: small models, sets of rooms"}
     )
 
     # With `every_save`, TRL's default, each checkpoint pushes the whole output folder, logs included.

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -23,6 +24,7 @@ from ..runs.recipes import parse_options
 from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, checkpoint_to_resume
 from ..runs.settings import flatten, training_settings
 from .command import InstructionArguments, TuningOptions
+from .grounding import OBJECTS_COLUMN, GroundedCollator, GroundedSFTTrainer, attach_head
 from .instruction_data import (
     InstructionCollator,
     check_lengths,
@@ -70,7 +72,8 @@ def _load_data(
         if data_args.streaming:
             train = stream_instructions(data_args.instructions, args)
         else:
-            train = load_instructions(data_args.instructions, args.seed)
+            columns = (OBJECTS_COLUMN,) if args.grounding_weight else ()
+            train = load_instructions(data_args.instructions, args.seed, columns)
         evaluation = load_instructions(data_args.eval_instructions, args.seed) if data_args.eval_instructions else None
         if data_args.without_images:
             train, evaluation = (data and leave_images_out(data) for data in (train, evaluation))
@@ -111,10 +114,12 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
             f"`without_images` leaves nothing to take from `scene_latents`, got `{data_args.scene_latents}`; give one "
             "of the two."
         )
+    check_grounding(data_args, args, model_args)
     for name, value in (
         ("without_images", data_args.without_images),
         ("scene_latents", data_args.scene_latents),
         ("max_length", args.max_length),
+        ("grounding_weight", args.grounding_weight),
     ):
         if data_args.streaming and value:
             raise ValueError(
@@ -142,7 +147,13 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
             latents.check_complete(data["scene_key"])
         args.remove_unused_columns = False
         collator = CachedLatentsCollator(latents, processor=processor, assistant_only_loss=True)
-    trainer = SFTTrainer(
+    trainer_class = SFTTrainer
+    if args.grounding_weight:
+        args.remove_unused_columns = False
+        attach_head(model)
+        collator = GroundedCollator(collator, processor.tokenizer, train)
+        trainer_class = partial(GroundedSFTTrainer, grounding_weight=args.grounding_weight)
+    trainer = trainer_class(
         model,
         args,
         data_collator=collator,
@@ -167,6 +178,23 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
     return trainer
 
 
+def check_grounding(data_args: InstructionArguments, args: TuningArguments, model_args: ModelConfig):
+    """Refuse grounding where the hidden states of names, or the head that reads them, cannot be had."""
+    weight = args.grounding_weight
+    if weight < 0:
+        raise ValueError(f"`grounding_weight` must not be negative, got {weight:g}; 0 trains on answers alone.")
+    for name, value in (
+        ("without_images", data_args.without_images),
+        ("use_peft", model_args.use_peft),
+        ("activation_checkpointing", args.activation_checkpointing),
+    ):
+        if weight and value:
+            raise ValueError(
+                f"`grounding_weight` trains a head on the hidden states of whole, small models, got {weight:g} with "
+                f"`{name}`; set one of the two to its default, 0 or false."
+            )
+
+
 def _muon(model: PreTrainedModel, args: TuningArguments) -> MuonWithAdamW | None:
     """Muon for small models that learn from nothing; by default the optimizer that the Trainer builds."""
     if args.muon_learning_rate is None:
@@ -189,6 +217,7 @@ def settings_of_run(
     chosen = {
         "without_images": data_args.without_images or None,
         "muon_learning_rate": trainer.args.muon_learning_rate,
+        "grounding_weight": trainer.args.grounding_weight or None,
         # Workers have row groups of their own.
         "streaming_workers": trainer.args.dataloader_num_workers if data_args.streaming else None,
     }

@@ -13,9 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from spa3r import Spa3VLMForConditionalGeneration, VGGTForGeometry, VGGTModel
 from spa3r.trainers.alignment.arguments import parse_arguments
-from spa3r.trainers.alignment.probe import decode_points
 from spa3r.trainers.alignment.views import collate_alignment
 from spa3r.trainers.integrations.cli import main
+from spa3r.trainers.runs.points import decode_points
 from spa3r.trainers.runs.recipes import RECIPES
 
 

@@ -15,8 +15,9 @@ from spa3r import Spa3VLMForConditionalGeneration
 from spa3r.data_scripts.rooms.ground_truth import read_description, read_ground_truth
 from spa3r.data_scripts.scenes.index import load_scenes
 from spa3r.modeling_spa3r.checkpoints.loading import load_processor
-from spa3r.trainers.alignment.grounding import Found, TextWriter, grounding_losses
-from spa3r.trainers.alignment.objects import OBJECT_NAMES, SceneObjects, add_absent, read_objects
+from spa3r.trainers.alignment.grounding import TextWriter
+from spa3r.trainers.alignment.objects import OBJECT_NAMES, add_absent, read_objects
+from spa3r.trainers.runs.grounding import Found, SceneObjects, grounding_losses
 
 NUM_STEPS = 4
 
@@ -24,7 +25,8 @@ NUM_STEPS = 4
 @pytest.fixture(scope="module")
 def grounded(tmp_path_factory, vlm, rooms):
     output = tmp_path_factory.mktemp("grounded") / "run"
-    return align(vlm, rooms, output, grounding="true", max_steps=NUM_STEPS), output
+    options = {"grounding": "true", "held_out_scenes": 4, "max_steps": NUM_STEPS}  # two batches to evaluate
+    return align(vlm, rooms, output, **options), output
 
 
 @pytest.fixture
@@ -118,6 +120,12 @@ def test_unknown_places_count_in_no_loss():
     first = Found(*(values[:1] for values in found))
     for name in ("place", "first_view"):
         assert grounding_losses(found, both)[name] == grounding_losses(first, known)[name]
+
+
+def test_a_batch_without_names_has_no_loss():
+    nothing = SceneObjects(torch.empty(0, dtype=torch.long), torch.empty(0, 3), torch.empty(0))
+    found = Found(torch.empty(0, 3), torch.empty(0), torch.empty(0))
+    assert sum(grounding_losses(found, nothing).values()) == 0
 
 
 def test_scenes_without_known_objects_are_refused(vlm, rooms, tmp_path):

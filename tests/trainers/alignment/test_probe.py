@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from spa3r.trainers.alignment.probe import PointHead, decode_points, encode_points, point_errors, point_loss
+from spa3r.trainers.alignment.probe import PointHead
+from spa3r.trainers.runs.points import decode_points, encode_points, point_errors, point_loss
 
 
 def test_the_encoding_is_a_signed_logarithm_and_is_undone():

@@ -1,0 +1,83 @@
+"""What the name of an object is to tell a language model: where the object is, when it is first seen, and whether.
+
+Answers alone teach a small language model no places: it has to learn to search the image tokens for what a name means,
+and a few letters an answer hardly reward the search. A place for each name does.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...modeling_spa3r.layers import MLP
+from .points import point_loss
+
+# Names are to have found their objects before the last layers, which are left to answers.
+DEPTH = 0.75
+PLACE_WEIGHT, FIRST_VIEW_WEIGHT, PRESENCE_WEIGHT = 3.0, 1.0, 0.3
+
+
+def grounded_layer(num_layers: int) -> int:
+    """The number of layers after which names are read."""
+    return math.ceil(DEPTH * num_layers)
+
+
+class SceneObjects(NamedTuple):
+    """
+    Objects that some views show, or that the text names although no view shows them.
+
+    names (`torch.LongTensor` of shape `(num_objects,)`):
+        Places of their names in `OBJECT_NAMES`.
+    places (`torch.Tensor` of shape `(num_objects, 3)`):
+        Centers, in meters in the first view's frame; NaN where no view shows one, or the name fits several objects.
+    first_views (`torch.Tensor` of shape `(num_objects,)`):
+        When a view first shows one, from 0, the first view, to 1, the last; NaN where none does.
+    """
+
+    names: Tensor
+    places: Tensor
+    first_views: Tensor
+
+
+class Found(NamedTuple):
+    """
+    What names say of their objects.
+
+    places (`torch.Tensor` of shape `(num_names, 3)`):
+        As from `encode_points`.
+    first_views (`torch.Tensor` of shape `(num_names,)`):
+        See `SceneObjects`.
+    presence (`torch.Tensor` of shape `(num_names,)`):
+        Logits of whether a view shows the object.
+    """
+
+    places: Tensor
+    first_views: Tensor
+    presence: Tensor
+
+
+class NameHead(nn.Module):
+    """Reads from the hidden state at the end of a name what it says of its object."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.mlp = MLP(hidden_size, hidden_size, 5)
+
+    def forward(self, states: Tensor) -> Found:
+        """Read states of shape `(num_names, hidden_size)`."""
+        said = self.mlp(self.norm(states)).float()
+        return Found(said[:, :3], said[:, 3], said[:, 4])
+
+
+def grounding_losses(found: Found, objects: SceneObjects) -> dict[str, Tensor]:
+    """The losses `place`, `first_view` and `presence`, weighted, over the objects for which each is known."""
+    is_shown = ~objects.first_views.isnan()
+    presence = F.binary_cross_entropy_with_logits(found.presence, is_shown.float(), reduction="sum")
+    first_view = F.smooth_l1_loss(found.first_views, objects.first_views.nan_to_num(), reduction="none", beta=0.1)
+    return {
+        "place": PLACE_WEIGHT * point_loss(found.places, objects.places),
+        "first_view": FIRST_VIEW_WEIGHT * (first_view * is_shown).sum() / is_shown.sum().clamp(min=1),
+        "presence": PRESENCE_WEIGHT * presence / max(len(is_shown), 1),
+    }
