@@ -49,8 +49,8 @@ UNUSED_HEADS = ("camera_head.", "depth_head.")
 MAY_DIFFER = ("camera_", "dense_", "global_qk_norm", "image_size", "initializer_range")
 
 
-def check_config(args: AlignmentArguments) -> Spa3VLMConfig:
-    """Refuse a model that has no adapter to align, before its weights are loaded.
+def check_config(args: AlignmentArguments, grounding: bool) -> Spa3VLMConfig:
+    """Refuse a model that has nothing to align, before its weights are loaded.
 
     Raises:
         ValueError: Also if there is no model or there are no scenes, or if `targets` and `geometry` contradict.
@@ -67,6 +67,14 @@ def check_config(args: AlignmentArguments) -> Spa3VLMConfig:
         )
     require_checkpoint(args.model_name_or_path)
     config = load_config(Spa3VLMConfig, args.model_name_or_path)
+    if grounding and getattr(config.vlm_config.vision_config, "deepstack_visual_indexes", None):
+        raise ValueError(
+            "`grounding` runs the language model on merged features alone, but the vision-language model of "
+            f"`{args.model_name_or_path}`, a {config.vlm_config.model_type}, needs DeepStack features: leave "
+            "`grounding` out."
+        )
+    if grounding and config.fusion == "none" and args.targets == "depth":
+        return config  # the language model alone, as a control
     if config.fusion != "cross_attention":
         raise ValueError(
             f"`{args.model_name_or_path}` has the fusion `{config.fusion}`, which has no adapter that changes image "
@@ -150,13 +158,7 @@ def build_trainer(
 ) -> tuple[AlignmentTrainer, Path | None]:
     """Build the trainer and find the checkpoint to continue from; wrong input is refused here, before training."""
     check_resumable(args)
-    config = check_config(data_args)
-    if args.grounding and getattr(config.vlm_config.vision_config, "deepstack_visual_indexes", None):
-        raise ValueError(
-            "`grounding` runs the language model on merged features alone, but the vision-language model of "
-            f"`{data_args.model_name_or_path}`, a {config.vlm_config.model_type}, needs DeepStack features: leave "
-            "`grounding` out."
-        )
+    config = check_config(data_args, args.grounding)
     geometry = None
     if data_args.geometry is not None:
         geometry = load_geometry(data_args.geometry, config.spatial_config.vggt_config)
@@ -169,7 +171,7 @@ def build_trainer(
         )
     checkpoint = checkpoint_to_resume(args)
     model = load_spa3_vlm(data_args.model_name_or_path)
-    if args.from_scratch and model.model.fusion.adapter.fc2.weight.any():
+    if args.from_scratch and model.model.fusion is not None and model.model.fusion.adapter.fc2.weight.any():
         raise ValueError(
             f"`from_scratch` draws the adapter's weights anew, but the adapter of `{data_args.model_name_or_path}` is "
             "trained: leave the option out to train it further, or give a model with a fresh one."

@@ -36,7 +36,8 @@ class EncodedScenes(NamedTuple):
 class FrozenEncoders:
     """Encodes batches of scenes, each of its networks once, without gradients.
 
-    If the given VGGT is the one in the spatial encoder, it runs once for both.
+    If the given VGGT is the one in the spatial encoder, it runs once for both. Without a spatial encoder, latents are
+    empty.
 
     Args:
         model (`Spa3VLMModel`): The model. Its language model is not used.
@@ -51,7 +52,7 @@ class FrozenEncoders:
         self.model = model.eval()
         self.has_latents = model.config.spatial_representation == "spa3r"
         encoder = model.spatial_encoder
-        self.vggt: VGGTModel = encoder.vggt if self.has_latents else encoder
+        self.vggt: VGGTModel | None = encoder.vggt if self.has_latents and encoder is not None else encoder
         self.geometry, self.point_head, self.dense_layers = None, None, ()
         if geometry is not None:
             self.point_head, self.dense_layers = geometry.point_head.eval(), tuple(geometry.config.dense_layers)
@@ -74,6 +75,8 @@ class FrozenEncoders:
         scenes = split_views(inputs["pixel_values_geometry"], inputs["geometry_sizes"], inputs["num_views"])
         pixels = inputs["patch_pixels"].split(num_tokens)
         latents, points = [], []
+        if self.vggt is None:
+            scenes, latents = [], [tokens.new_empty(0, 0)] * len(num_tokens)
         for stacked in _stacks(scenes):
             stacked_latents, maps = self._encode_views(stacked)
             latents += stacked_latents.to(self.dtype).unbind()

@@ -2,14 +2,15 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..runs.points import point_errors
-from .encoders import FrozenEncoders
-from .grounding import TextWriter
+from .encoders import EncodedScenes, FrozenEncoders
+from .grounding import NamedText, TextWriter
 from .probe import AdapterWithHead
 from .views import AlignmentViews, collate_alignment
 
@@ -98,36 +99,43 @@ def evaluate_alignment(
         found["place"].append(_places(batch["image_grid_thw"], places).view(scenes.points.shape[:2]))
         text = None
         if writer is not None:
-            found["object_names"] += [scene.names for scene in scenes.objects]
-            found["object_places"] += [scene.places for scene in scenes.objects]
-            text = writer(scenes.grids, [scene.names for scene in scenes.objects]).to(device)
+            found["name"] += [objects.names for objects in scenes.objects]
+            found["object"] += [objects.places for objects in scenes.objects]
+            text = writer(scenes.grids, [objects.names for objects in scenes.objects]).to(device)
         # The latents of the next scene; a single scene has no other.
         for source, latents in (("own", scenes.latents), ("other", scenes.latents[1:] + scenes.latents[:1])):
             if source == "own" or len(dataset) > 1:
-                points = model(scenes.image_tokens, latents, *([] if text is None else [text]))
-                if text is not None:
-                    points, names = points
-                    true_places = torch.cat([scene.places for scene in scenes.objects])
-                    found[f"objects_{source}"].append(point_errors(names.places.cpu(), true_places))
-                found[source].append(point_errors(points, scenes.points).cpu())
+                for name, errors in _errors(model, scenes, latents, text).items():
+                    found[source, name].append(errors.cpu())
     model.train(was_training)
     joined = {name: torch.cat(values) for name, values in found.items()}
-    joined["mean"] = (_mean_points(joined["points"], joined["place"]) - joined["points"]).norm(dim=-1)
-    views = {"all": torch.ones_like(joined["is_first"]), "first": joined["is_first"], "rest": ~joined["is_first"]}
-    errors = {
-        source: {name: joined[source][shown].nanmean().item() for name, shown in views.items()}
-        if source in joined
-        else {}
-        for source in SOURCES
-    }
+    joined["mean", "points"] = (_mean_points(joined["points"], joined["place"]) - joined["points"]).norm(dim=-1)
     if writer is not None:
-        joined["objects_mean"] = (
-            _mean_points(joined["object_places"], joined["object_names"]) - joined["object_places"]
-        ).norm(dim=-1)
-        for source, found_errors in errors.items():
-            if found_errors:
-                found_errors["objects"] = joined[f"objects_{source}"].nanmean().item()
-    return AlignmentReport(len(dataset), unit, **errors)
+        joined["mean", "objects"] = (_mean_points(joined["object"], joined["name"]) - joined["object"]).norm(dim=-1)
+    return AlignmentReport(len(dataset), unit, **{source: _means(joined, source) for source in SOURCES})
+
+
+def _errors(
+    model: AdapterWithHead, scenes: EncodedScenes, latents: list[Tensor], text: NamedText | None
+) -> dict[str, Tensor]:
+    """Errors of the points and, with a text, of the places of objects, if the scenes had these latents."""
+    if text is None:
+        return {"points": point_errors(model(scenes.image_tokens, latents), scenes.points)}
+    points, said = model(scenes.image_tokens, latents, text)
+    places = torch.cat([objects.places for objects in scenes.objects])
+    return {"points": point_errors(points, scenes.points), "objects": point_errors(said.places.cpu(), places)}
+
+
+def _means(joined: dict[Any, Tensor], source: str) -> dict[str, float]:
+    """Mean errors of a source; empty if it has none."""
+    if (source, "points") not in joined:
+        return {}
+    errors, is_first = joined[source, "points"], joined["is_first"]
+    views = {"all": torch.ones_like(is_first), "first": is_first, "rest": ~is_first}
+    means = {name: errors[shown].nanmean().item() for name, shown in views.items()}
+    if (source, "objects") in joined:
+        means["objects"] = joined[source, "objects"].nanmean().item()
+    return means
 
 
 def _plan(num_scenes: int, num_views: int, images_per_batch: int) -> list[list[tuple[int, int, int]]]:

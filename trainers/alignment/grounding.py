@@ -111,8 +111,7 @@ class GroundedAdapter(AdapterWithHead):
 
     def forward(self, image_tokens: list[Tensor], latents: list[Tensor], text: NamedText) -> tuple[Tensor, Found]:
         """The points of all patches, as `AdapterWithHead` returns them, and what the names of the text say."""
-        image_tokens, latents = ([scene.float() for scene in scenes] for scenes in (image_tokens, latents))
-        fused = torch.cat(self.fusion(image_tokens, latents))
+        fused = self.fuse(image_tokens, latents)
         num_patches = text.image_grid_thw.prod(-1)
         num_tokens = num_patches * len(fused) // num_patches.sum()
         images = BaseModelOutputWithPooling(pooler_output=list(fused.split(num_tokens.tolist())))

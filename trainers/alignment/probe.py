@@ -26,12 +26,12 @@ class AdapterWithHead(nn.Module):
     """The adapter of a Spa3-VLM and the head, without the encoders, which stay frozen.
 
     Args:
-        fusion (`QueryFusion`): The adapter of the model itself.
+        fusion (`QueryFusion`, *optional*): The adapter of the model itself. Without one, image tokens stay as they are.
         hidden_size (`int`): Size of an image token.
         patches_per_token (`int`): Patches that an image token stands for.
     """
 
-    def __init__(self, fusion: nn.Module, hidden_size: int, patches_per_token: int):
+    def __init__(self, fusion: nn.Module | None, hidden_size: int, patches_per_token: int):
         super().__init__()
         self.fusion = fusion
         self.head = PointHead(hidden_size, patches_per_token)
@@ -45,6 +45,10 @@ class AdapterWithHead(nn.Module):
         Returns:
             `torch.Tensor` of shape `(sum(num_tokens), patches_per_token, 3)`: Encoded points, scene after scene.
         """
+        return self.head(self.fuse(image_tokens, latents))
+
+    def fuse(self, image_tokens: list[Tensor], latents: list[Tensor]) -> Tensor:
+        """The fused image tokens of all scenes, of shape `(sum(num_tokens), hidden_size)`."""
         # In float32, whatever they were kept in: the adapter rounds its output to the type of the image tokens.
         image_tokens, latents = ([scene.float() for scene in scenes] for scenes in (image_tokens, latents))
-        return self.head(torch.cat(self.fusion(image_tokens, latents)))
+        return torch.cat(image_tokens if self.fusion is None else self.fusion(image_tokens, latents))

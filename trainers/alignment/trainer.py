@@ -60,10 +60,11 @@ class AlignmentTrainer(SceneViewsTrainer):
         self.encoders = FrozenEncoders(vlm.model, geometry, dtype).to(args.device)
         self._saved_dtypes = {name: weight.dtype for name, weight in vlm.state_dict().items()}
         patches_per_token = vlm.config.vlm_config.vision_config.spatial_merge_size**2
-        # In bfloat16 most updates would be rounded away.
-        fusion = vlm.model.fusion.float().requires_grad_(True)
-        if args.from_scratch:
-            initialize_for_scratch(fusion)
+        fusion = vlm.model.fusion
+        if fusion is not None:
+            fusion.float().requires_grad_(True)  # in bfloat16 most updates would be rounded away
+            if args.from_scratch:
+                initialize_for_scratch(fusion)
         self.writer = writer
         if writer is None:
             model = AdapterWithHead(fusion, vlm.config.get_text_config().hidden_size, patches_per_token)
@@ -82,8 +83,8 @@ class AlignmentTrainer(SceneViewsTrainer):
 
     def split_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The matrices of the adapter, which has no blocks, and of the language model's blocks, and all else."""
-        matrices = [weight for weight in self.model.fusion.parameters() if weight.ndim == 2]
-        matrices += split_for_muon(self.model)[0]
+        adapter = self.model.fusion.parameters() if self.model.fusion is not None else ()
+        matrices = [weight for weight in adapter if weight.ndim == 2] + split_for_muon(self.model)[0]
         chosen = set(map(id, matrices))
         return matrices, [weight for weight in self.model.parameters() if id(weight) not in chosen]
 
@@ -150,7 +151,8 @@ class AlignmentTrainer(SceneViewsTrainer):
     @property
     def trained_parts(self) -> tuple[str, ...]:
         """The parts of the model that this run changes, as cards name them."""
-        return ("fusion",) if self.writer is None else ("vlm", "fusion")
+        parts = () if self.model.fusion is None else ("fusion",)
+        return parts if self.writer is None else ("vlm", *parts)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Write adapter and head, for a checkpoint; `save_aligned_model` writes the final model."""

@@ -71,6 +71,15 @@ def test_the_names_that_are_read_find_where_objects_are(vlm, rooms, tmp_path):
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
+def test_a_model_without_a_scene_is_grounded_by_its_image_tokens(rooms, tmp_path):
+    start = save(tiny_model(fusion="none"), tmp_path / "vlm")
+    trainer = align(start, rooms, tmp_path / "run", grounding="true", max_steps=2, distinct_passes=1)
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, tmp_path / "run" / "model"))
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed and all(name.startswith("model.vlm.language_model.") for name in changed)
+    assert trainer.report.own == trainer.report.other
+
+
 def test_the_report_tells_how_far_places_are_from_the_true_ones(grounded):
     report = grounded[0].report
     assert all(math.isfinite(source["objects"]) for source in (report.own, report.other, report.mean))
