@@ -26,7 +26,7 @@ class AdapterWithHead(nn.Module):
     """The adapter of a Spa3-VLM and the head, without the encoders, which stay frozen.
 
     Args:
-        fusion (`QueryFusion`, *optional*): The adapter of the model itself. Without one, image tokens stay as they are.
+        fusion (`QueryFusion`, *optional*): The adapter of the model itself; without one, image tokens stay the same.
         hidden_size (`int`): Size of an image token.
         patches_per_token (`int`): Patches that an image token stands for.
     """
