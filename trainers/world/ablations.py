@@ -32,7 +32,7 @@ class Variant:
 
     representation (`str`): `VGGT`, or one of `SPA3R`.
     fusion (`str`): As in `Spa3VLMConfig`; with `none` the model sees images alone.
-    is_aligned (`bool`): Whether it is aligned before tuning; `append` cannot be.
+    is_aligned (`bool`): Whether the adapter learns to find points before tuning; only `cross_attention` can.
     """
 
     representation: str = "default"
@@ -42,7 +42,7 @@ class Variant:
 
 VARIANTS = {
     "default": Variant(),
-    "none": Variant(fusion="none"),
+    "none": Variant(fusion="none", is_aligned=False),
     "vggt": Variant(VGGT),
     "append": Variant(fusion="append", is_aligned=False),
     "unaligned": Variant(is_aligned=False),
@@ -149,13 +149,13 @@ def _variant(run, train, sizes: Sizes, name: str, seed: int) -> list[Stage]:
     if variant.is_aligned:
         stages.append(
             Stage(
-                *(f"aligned-{made}", f"let the adapter find points, and names objects: {name}, seed {seed}", 18),
+                *(f"aligned-{made}", f"let the adapter find points: {name}, seed {seed}", 7),
                 train(
                     f"spa3r align --config spa3-vlm-align-rooms --model_name_or_path {{at}}/{model} "
                     f"--scenes rooms:{{at}}/rooms --output_dir {{at}}/aligned-{made} --seed {seed}",
                     *sizes.align,
                 ),
-                (model.partition("/")[0],),
+                (model,),
             )
         )
         model = f"aligned-{made}/model"

@@ -89,7 +89,7 @@ SMOKE = Sizes(
     teach=options(**_SHORT, **_DECAY, **_VIEWS, eval_strategy="no"),
     classify=options(**_SHORT, **_DECAY, **_VIEWS, eval_strategy="no"),
     pretrain=options(**_SHORT, **_DECAY, **_VIEWS),
-    align=options(**_SHORT, **_DECAY, **_VIEWS),
+    align=options(**_SHORT, **_VIEWS),
     base=options(**_SHORT, **_DECAY, per_device_train_batch_size=4),
     tune=options(**_SHORT, **_DECAY, per_device_train_batch_size=2),
 )
@@ -296,7 +296,7 @@ def _spa3_vlm_and_controls(run, train, sizes: Sizes) -> list[Stage]:
     base = "--model_name_or_path {at}/base/model"
     return [
         Stage(
-            *("aligned", "let the adapter find points in space, and names their objects", 18),
+            *("aligned", "let the adapter find points in space", 7),
             train(
                 "spa3r align --config spa3-vlm-align-rooms --model_name_or_path {at}/spa3-vlm "
                 "--scenes rooms:{at}/rooms --output_dir {at}/aligned",
@@ -304,16 +304,6 @@ def _spa3_vlm_and_controls(run, train, sizes: Sizes) -> list[Stage]:
             ),
             ("spa3-vlm",),
             "aligned/report.md",
-        ),
-        Stage(
-            *("aligned-2d", "ground names in images alone, for a control", 18),
-            train(
-                "spa3r align --config spa3-vlm-align-rooms --model_name_or_path {at}/base/model "
-                "--scenes rooms:{at}/rooms --output_dir {at}/aligned-2d",
-                *sizes.align,
-            ),
-            ("base",),
-            "aligned-2d/report.md",
         ),
         Stage(
             *("tuned", "tune Spa3-VLM on questions about places", 52),
@@ -330,12 +320,8 @@ def _spa3_vlm_and_controls(run, train, sizes: Sizes) -> list[Stage]:
         ),
         Stage(
             *("tuned-2d", "tune the base on questions and images, without a scene", 48),
-            train(
-                f"{tuned} spa3-vlm-nano {{kept}} --model_name_or_path {{at}}/aligned-2d/model "
-                "--output_dir {at}/tuned-2d",
-                *sizes.tune,
-            ),
-            ("aligned-2d", "scenes"),
+            train(f"{tuned} spa3-vlm-nano {{kept}} {base} --output_dir {{at}}/tuned-2d", *sizes.tune),
+            ("base", "scenes"),
         ),
     ]
 

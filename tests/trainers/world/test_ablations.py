@@ -51,8 +51,7 @@ SAME_BUT_FOR_THE_SEED = [
     ("scenes", "scenes-default-1", {"model", "output"}),
     ("aligned", "aligned-default-1", {"seed", "output_dir", "model_name_or_path"}),
     ("tuned", "tuned-default-1", {"seed", "output_dir", "model_name_or_path", "scene_latents"}),
-    ("aligned-2d", "aligned-none-1", {"seed", "output_dir"}),
-    ("tuned-2d", "tuned-none-1", {"seed", "output_dir", "model_name_or_path"}),
+    ("tuned-2d", "tuned-none-1", {"seed", "output_dir"}),
     ("score-tuned", "score-default-1", {"model", "output", "label", "beside"}),
     ("score-tuned-2d", "score-none-1", {"model", "output", "label"}),
 ]
