@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Features, Image, List, Value, load_dataset
 from terminal import verb
@@ -12,6 +13,7 @@ from terminal import verb
 from spa3r.data_scripts.benchmarks.vsi_bench import parse_prompt
 from spa3r.data_scripts.rooms import write_questions as room_questions
 from spa3r.data_scripts.rooms.generate import render_rooms
+from spa3r.data_scripts.rooms.ground_truth import read_description, read_ground_truth
 from spa3r.data_scripts.rooms.question_options import GROUPS, QuestionOptions
 from spa3r.data_scripts.rooms.question_types import QUESTION_TYPES
 from spa3r.data_scripts.rooms.write_questions import training_views, write_questions
@@ -68,8 +70,33 @@ def test_an_instruction_set_has_the_columns_of_vision_conversations(instruction_
             "scene_id": text,
             "question_type": text,
             "source": text,
+            "objects": List({"name": text, "place": List(Value("float32")), "first_view": Value("float32")}),
         }
     )
+
+
+def test_a_record_tells_where_the_objects_are_that_its_views_show(rooms, instruction_set):
+    for row in load(instruction_set).select_columns(["scene_id", "objects"]):
+        folder = rooms / row["scene_id"].removesuffix("_seed0")
+        room = read_ground_truth(folder, read_description(folder), [0, 2, 4, 7])
+        shown = {item.category for item in room.objects if room.is_visible(item)}
+        assert {each["name"] for each in row["objects"]} == shown
+        places = {each["name"]: each["place"] for each in row["objects"]}
+        unique = {item.category: item for item in room.unique_objects}
+        assert {name for name, place in places.items() if place is not None} == unique.keys()
+        for name, item in unique.items():
+            expected = np.linalg.inv(room.poses[0]) @ [*item.center, 1]
+            np.testing.assert_allclose(places[name], expected[:3], atol=1e-4)
+
+
+def test_a_record_tells_which_of_its_views_first_shows_an_object(rooms, instruction_set):
+    for row in load(instruction_set).select_columns(["scene_id", "objects"]):
+        folder = rooms / row["scene_id"].removesuffix("_seed0")
+        room = read_ground_truth(folder, read_description(folder), [0, 2, 4, 7])
+        for each in row["objects"]:
+            first = round(3 * each["first_view"])
+            clear = [(item.pixels >= room.min_visible_pixels) for item in room.of_category(each["name"])]
+            assert any(views[first] for views in clear) and not any(views[:first].any() for views in clear)
 
 
 def test_a_record_shows_the_views_and_asks_with_the_official_prompt(rooms, instruction_set):
