@@ -23,6 +23,9 @@ from .view_transforms import crop_to_common, fit_depth, fit_intrinsics, load_fra
 
 logger = logging.getLogger(__name__)
 
+# What a scene lacks, for messages.
+CAMERA_FILES = "pose/*.txt and intrinsic/intrinsic_color.txt, or ScanNet++'s nerfstudio/transforms_undistorted.json"
+DEPTH_FILES = "depth/*.png"
 # How many scenes are looked at to learn the shape of most images.
 SAMPLED_SCENES = 15
 
@@ -296,15 +299,12 @@ def _check_files(scenes: Dataset, cameras: bool, depth: bool, labels: bool) -> N
     """Refuse scenes without the cameras, the depth or the categories that will be read."""
     for scene in scenes.select_columns(["scene_id", "poses", "intrinsics", "transforms", "depths", "labels"]):
         if cameras and not (scene["transforms"] or (scene["poses"] and scene["intrinsics"])):
-            files = (
-                "pose/*.txt and intrinsic/intrinsic_color.txt, or ScanNet++'s nerfstudio/transforms_undistorted.json"
-            )
             raise ValueError(
-                f"Scene {scene['scene_id']} has no {files}: set `--cameras false`, so that VGGT estimates the "
+                f"Scene {scene['scene_id']} has no {CAMERA_FILES}: set `--cameras false`, so that VGGT estimates the "
                 "cameras, or exclude it."
             )
         if depth and not scene["depths"]:
-            raise ValueError(f"Scene {scene['scene_id']} has no depth/*.png: set `--depth false`, or exclude it.")
+            raise ValueError(f"Scene {scene['scene_id']} has no {DEPTH_FILES}: set `--depth false`, or exclude it.")
         if labels and not scene["labels"]:
             raise ValueError(
                 f"Scene {scene['scene_id']} has no label-filt/*.png with categories: set `--object_weight 1`, exclude "

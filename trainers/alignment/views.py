@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...data_scripts.common.images import UnreadableFrame, to_rgb, turn_upright
 from ...data_scripts.scenes.index import frame_path, read_camera, read_depth
-from ...data_scripts.scenes.views import SceneFrames
+from ...data_scripts.scenes.views import CAMERA_FILES, DEPTH_FILES, SceneFrames
 from ...modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
 from .objects import check_objects, read_objects
 from .patch_points import patch_positions, points_at
@@ -137,7 +137,8 @@ def check_labelled(scenes: Dataset):
     """Refuse scenes without the cameras or the depth that known points come from."""
     for scene in scenes.select_columns(["scene_id", "poses", "intrinsics", "transforms", "depths"]):
         has_camera = scene["transforms"] or (scene["poses"] and scene["intrinsics"])
-        if missing := [name for name, found in (("cameras", has_camera), ("depth", scene["depths"])) if not found]:
+        needed = {f"cameras ({CAMERA_FILES})": has_camera, f"depth ({DEPTH_FILES})": scene["depths"]}
+        if missing := [name for name, found in needed.items() if not found]:
             raise ValueError(
                 f"`targets` are `depth`, but scene {scene['scene_id']} has no {' and no '.join(missing)}: exclude it, "
                 "or give `--targets vggt --geometry FOLDER`."

@@ -174,7 +174,10 @@ def test_a_batch_holds_its_scenes_one_after_the_other(tmp_path):
             assert torch.equal(item[name], part), name
 
 
-@pytest.mark.parametrize(("removed", "named"), [("depth", "depth"), ("pose", "cameras")])
+@pytest.mark.parametrize(
+    ("removed", "named"),
+    [("depth", "depth/*.png"), ("pose", "pose/*.txt"), ("intrinsic/intrinsic_color.txt", "intrinsic_color.txt")],
+)
 def test_scenes_without_depth_or_cameras_are_refused(removed, named, tmp_path):
     write_scene(tmp_path, "bare", size=(56, 42))
     (tmp_path / "bare" / removed).rename(tmp_path / "bare" / "hidden")
