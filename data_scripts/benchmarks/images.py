@@ -4,6 +4,8 @@ Both kinds are read by a key: `is_missing(media)` does not decode, `load(media, 
 not kept.
 """
 
+from __future__ import annotations
+
 import bisect
 import functools
 import hashlib
@@ -11,16 +13,19 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
 from ..common.files import natural_key
 from ..common.images import IMAGE_SUFFIXES, UnreadableFrame, open_image, to_rgb, turn_upright
 from ..common.videos import VIDEO_SUFFIXES, read_frames, spread_evenly
+
+# Imported where there is Parquet, so that questions about files need no pyarrow.
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 # Rows in memory at once. A row of SPAR-Bench has about 200 KB, one of ViewSpatial-Bench up to a few MB.
 BATCH_ROWS = 16
@@ -160,6 +165,9 @@ class EmbeddedImages:
 
 def open_parquet(file: Path) -> pq.ParquetFile:
     """Open a Parquet file for streaming; raises `ValueError` if it is damaged or not Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         return pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
     except (pa.ArrowException, OSError) as error:
@@ -176,6 +184,8 @@ def check_columns(file: Path, opened: pq.ParquetFile, columns: Sequence[str]):
 
 
 def _check_images(file: Path, kind: pa.DataType, column: str):
+    import pyarrow as pa
+
     element = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
     if not pa.types.is_struct(element) or element.get_field_index("bytes") < 0:
         raise ValueError(
@@ -185,6 +195,8 @@ def _check_images(file: Path, kind: pa.DataType, column: str):
 
 def _images_of(value: pa.Scalar) -> list[tuple[pa.Buffer | None, str | None]]:
     """Return bytes and path of each image of a row, without copying the bytes."""
+    import pyarrow as pa
+
     if not value.is_valid:
         return []
     structs = [value] if isinstance(value, pa.StructScalar) else value.values

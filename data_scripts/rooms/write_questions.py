@@ -29,6 +29,8 @@ The questions of a room depend only on the options and the room. A killed run re
 number of workers.
 """
 
+from __future__ import annotations
+
 import functools
 import itertools
 import json
@@ -37,10 +39,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..benchmarks.rooms import OPTIONS_FILE
@@ -64,6 +65,10 @@ from .question_options import FAMILIES, FORMATS, GROUPS, QuestionOptions
 from .question_types import Question
 from .text_baselines import blind_bound, frequency_baseline
 from .training_questions import LIST_FAMILIES, TRAINING_FAMILIES, ShortQuestion
+
+# Imported where there is Parquet, so that a benchmark needs no pyarrow.
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SOURCE = "rooms"
 RENDER_AGAIN = "render the rooms again with spa3r rooms"
@@ -247,6 +252,9 @@ def _write_shards(folders: Sequence[Path], output: Path, options: QuestionOption
 
 def _write_shard(shard: Path, folders: Sequence[Path], options: QuestionOptions) -> int:
     """Write the records of some rooms, and return the number of rooms."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     records = []
     for folder in folders:
         with blame_file(folder, RENDER_AGAIN):
@@ -353,6 +361,8 @@ def _lines_about(folder: Path, options: QuestionOptions) -> str:
 
 def _read_shards(folder: Path) -> Iterator[tuple[str, Question]]:
     """Scene names and questions of an instruction set, shard by shard."""
+    import pyarrow.parquet as pq
+
     for shard in sorted((folder / "data").glob("*.parquet")):
         for row in pq.read_table(shard, columns=["messages", "scene_id", "question_type"]).to_pylist():
             texts = [message["content"][-1]["text"] for message in row["messages"]]

@@ -92,6 +92,7 @@ def _pretraining(figures: dict) -> str:
 
 def _answers(figures: dict) -> str:
     one, many, compiled = figures["generate"], figures["questions"], figures["compiled_generate"]
+    rates = figures["benchmark"].get("questions_per_second", {})
     lines: list[tuple[str, object, str]] = [
         ("time to the first token, s", one.get("seconds_to_first_token"), ".3f"),
         ("its part in encoding the scene, s", one.get("seconds_to_encode_scene"), ".3f"),
@@ -100,6 +101,8 @@ def _answers(figures: dict) -> str:
         ("18 questions, fresh calls, s", many.get("seconds_fresh"), ".2f"),
         ("18 questions, a session, one by one, s", many.get("seconds_one_by_one"), ".2f"),
         ("18 questions, a session, one batch, s", many.get("seconds_batch"), ".2f"),
+        ("questions of a benchmark a second, one by one", rates.get("one by one"), ".2f"),
+        ("questions of a benchmark a second, in batches", rates.get("in batches"), ".2f"),
     ]
     return _rows(["Spa3-VLM-4B, 8 images, bfloat16", "Measured"], [[name, _cell(*rest)] for name, *rest in lines])
 

@@ -14,7 +14,10 @@ from gpu.worker import run_part
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["batches", "vggt", "latents", "pretraining", "generate", "questions", "sft_full"])
+REHEARSED = ["batches", "vggt", "latents", "pretraining", "generate", "questions", "sft_full", "benchmark"]
+
+
+@pytest.mark.parametrize("name", REHEARSED)
 def test_part_passes_on_a_cpu(tmp_path, name):
     result = run_part(name, Job(CPU, True, tmp_path / "noted.json"))
 
