@@ -1,6 +1,7 @@
 """Small rendered rooms that tests of training, evaluation and data share."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +20,14 @@ def pytest_configure():
     import spa3r
 
     sys.modules.setdefault(Path(__file__).resolve().parents[1].name, spa3r)
+
+
+@pytest.fixture(autouse=True)
+def _heeds_interrupts():
+    """Heed Ctrl-C again after a test of a command that was interrupted, which heeds no second one."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,10 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -61,6 +63,8 @@ def errors_as_sentences(
     except EXPECTED as error:
         _end(f"{program}: {_describe(error, arguments)}", 1, debug)
     except KeyboardInterrupt as interrupt:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would end in a traceback while Python exits
         rest = _words_of(interrupt) or after_interrupt
         _end(f"{program}: interrupted{f'; {rest}' if rest else ''}.", INTERRUPTED, debug)
     except Exception as error:

@@ -2,6 +2,8 @@
 
 import errno
 import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -71,6 +73,19 @@ def test_a_second_interrupt_says_what_the_first_one_said(capsys):
             raise KeyboardInterrupt
     assert ended.value.code == 130
     assert capsys.readouterr().err == "spa3r verb: interrupted; it goes on from checkpoint-3.\n"
+
+
+def test_an_interrupt_while_python_exits_changes_nothing():
+    program = """
+import atexit, os, signal, time
+from spa3r.trainers.runs.errors import errors_as_sentences
+signal.signal(signal.SIGINT, signal.default_int_handler)
+atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.01)))
+with errors_as_sentences("spa3r verb"):
+    raise KeyboardInterrupt
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "spa3r verb: interrupted.\n")
 
 
 def test_processes_of_a_launch_say_a_sentence_once(capsys, monkeypatch, tmp_path):
