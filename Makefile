@@ -77,6 +77,7 @@ figures: install
 	$(BIN)/python tests/benchmarks/bench_spa3r.py --output runs/bench.json
 	$(BIN)/python tests/benchmarks/bench_spa3_vlm.py --output runs/bench_vlm.json
 	$(BIN)/python tests/benchmarks/bench_sft.py --output runs/bench_sft.json
+	$(BIN)/python tests/benchmarks/bench_image_bytes.py --output runs/bench_image_bytes.json
 	$(BIN)/python tests/benchmarks/bench_instruction_sets.py --output runs/bench_instruction_sets.json
 	$(BIN)/python tests/benchmarks/sft_memory.py
 	$(BIN)/python tests/benchmarks/bench_benchmarks.py --output runs/bench_benchmarks.json

@@ -145,10 +145,14 @@ class Spa3VLMImageProcessor(SceneImageReader, Qwen2VLImageProcessorPil):
             framed += _frame_on_white(views)
         features = self._preprocess(whole, **kwargs, return_tensors=None)
         pixels = np.concatenate([np.moveaxis(view, 0, -1).reshape(-1, 3) for view in framed])
-        features["pixel_values_geometry"] = pixels / np.float32(255)
+        features["pixel_values_geometry"] = self.geometry_pixels(pixels)
         features["geometry_sizes"] = np.array([view.shape[1:] for view in framed])
         features["num_views"] = np.array([len(scene) for scene in scenes])
         return BatchFeature(data=dict(features), tensor_type=return_tensors)
+
+    def geometry_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Bytes of images as the spatial encoder gets them, in [0, 1]."""
+        return pixels / np.float32(255)
 
     def _make_view(self, image: PIL.Image.Image, name: str, options: dict, sizes: list) -> np.ndarray:
         """Resize and crop an image, and note its size; returns RGB bytes of shape `(3, height, width)`."""

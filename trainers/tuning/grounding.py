@@ -7,9 +7,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import SFTTrainer
 
 from ..runs.grounding import NameHead, SceneObjects, grounded_layer, grounding_losses
+from .image_bytes import ImageBytesTrainer
 
 # Of an instruction set: names, places and first views of the objects that the images of a record show.
 OBJECTS_COLUMN = "objects"
@@ -77,8 +77,8 @@ def find_names(input_ids: Tensor, names: dict[str, list[int]]) -> Iterable[tuple
             yield name, row, start + length - 1
 
 
-class GroundedSFTTrainer(SFTTrainer):
-    """TRL's SFTTrainer, which adds the losses of named objects to that of the answers.
+class GroundedSFTTrainer(ImageBytesTrainer):
+    """The trainer of `spa3r sft`, which adds the losses of named objects to that of the answers.
 
     Args:
         model (`Spa3VLMForConditionalGeneration`): With a head; see `attach_head`.

@@ -25,6 +25,7 @@ from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, checkpoi
 from ..runs.settings import flatten, training_settings
 from .command import InstructionArguments, TuningOptions
 from .grounding import OBJECTS_COLUMN, GroundedCollator, GroundedSFTTrainer, attach_head
+from .image_bytes import ImageBytesTrainer, with_image_bytes
 from .instruction_data import (
     InstructionCollator,
     check_lengths,
@@ -140,14 +141,15 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
     args.max_length, args.logging_nan_inf_filter = None, False
     model = load_to_tune(model_args, args.bf16)
     prepare_for_sharding(model)
-    collator = InstructionCollator(processor, assistant_only_loss=True, pad_to_multiple_of=args.pad_to_multiple_of)
+    carrier = with_image_bytes(processor)
+    collator = InstructionCollator(carrier, assistant_only_loss=True, pad_to_multiple_of=args.pad_to_multiple_of)
     if data_args.scene_latents is not None:
         latents = SceneLatents(data_args.scene_latents, model, processor)
         for data in filter(None, (train, evaluation)):
             latents.check_complete(data["scene_key"])
         args.remove_unused_columns = False
-        collator = CachedLatentsCollator(latents, processor=processor, assistant_only_loss=True)
-    trainer_class = SFTTrainer
+        collator = CachedLatentsCollator(latents, processor=carrier, assistant_only_loss=True)
+    trainer_class = ImageBytesTrainer
     if args.grounding_weight:
         args.remove_unused_columns = False
         attach_head(model)

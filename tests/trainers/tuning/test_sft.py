@@ -81,7 +81,7 @@ def test_the_final_model_carries_its_code_and_a_card_of_its_training(trained, in
 
 def test_the_loss_is_the_models_own_on_the_answers_alone(vlm, instructions, tmp_path):
     trainer = trainer_of(vlm, instructions, tmp_path, per_device_train_batch_size=NUM_RECORDS, learning_rate=0)
-    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(NUM_RECORDS)])
+    batch = InstructionCollator(tiny_processor(), assistant_only_loss=True)([*trainer.train_dataset])
     tokenizer = tiny_processor().tokenizer
     answers = [tokenizer.decode(row[row != -100]) for row in batch["labels"]]
     assert answers == [f"{index}" * (1 + index) + "<|im_end|>\n" for index in range(NUM_RECORDS)]
@@ -247,7 +247,7 @@ def test_the_final_model_of_lora_is_merged_and_loads_alone(vlm, instructions, tm
     run(trainer, [str(instructions)])
     model, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    batch = trainer.data_collator([trainer.train_dataset[1]])
+    batch = InstructionCollator(tiny_processor())([trainer.train_dataset[1]])
     with torch.no_grad():
         expected = trainer.model(**batch).logits
         torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=1e-4)
