@@ -11,7 +11,7 @@ An instruction set is a folder with
     data/<shard>.parquet    a `datasets` data set in TRL's conversational vision format: `id`, `images` (paths of the
                             given views), `messages` (images, the official prompt, the answer), `scene_id`,
                             `question_type` (one for each turn, separated by commas), `source`, `objects`
-                            (name, place in the first view, first view of what the views show)
+                            (of what the views show: name, place in the first view's frame, first view)
     rejected.jsonl          rooms without any question
     manifest.json           number of questions of each type; number left out because no answer was certain, or
                             because they repeated a question about the room; options of the rooms; scores of answers

@@ -14,7 +14,9 @@ from .grounding import NamedText, TextWriter
 from .probe import AdapterWithHead
 from .views import AlignmentViews, collate_alignment
 
-OBJECTS_LINE = " For objects: of the places that their names tell, and of the mean place of all objects of the name."
+OBJECTS_LINE = (
+    " In the line of objects: of the places that names tell, and of the mean place of all objects of the name."
+)
 SOURCES = {"own": "own latents", "other": "other scene", "mean": "mean point"}
 
 
@@ -160,6 +162,7 @@ def _places(grids: Tensor, known: dict[tuple[int, int], int]) -> Tensor:
 def _mean_points(points: Tensor, place: Tensor) -> Tensor:
     """The mean of all known points at the place of each point."""
     is_known = ~points.isnan().any(-1)
-    sums = points.new_zeros(int(place.max()) + 1, 3).index_add(0, place[is_known], points[is_known])
+    num_places = int(place.max()) + 1 if len(place) else 0  # scenes without objects have no places
+    sums = points.new_zeros(num_places, 3).index_add(0, place[is_known], points[is_known])
     counts = place[is_known].bincount(minlength=len(sums))
     return (sums / counts[:, None])[place]

@@ -106,6 +106,10 @@ class GroundedAdapter(AdapterWithHead):
         super().__init__(model.fusion, size, patches_per_token)
         self.language_model = model.language_model
         self.layer = grounded_layer(text_config.num_hidden_layers)
+        if self.layer < text_config.num_hidden_layers:
+            # What follows learns nothing here, and data parallelism waits for all that is to learn.
+            for later in (*self.language_model.layers[self.layer :], self.language_model.norm):
+                later.requires_grad_(False)
         self.name_head = NameHead(size)
         self._run_vlm = model.vlm.forward  # not the module: its vision tower is not trained
 

@@ -103,7 +103,8 @@ class AlignmentTrainer(SceneViewsTrainer):
             text = self.writer(scenes.grids, [each.names for each in objects]).to(self.args.device)
             predicted, found = model(scenes.image_tokens, scenes.latents, text)
             losses = {"point": point_loss(predicted, scenes.points)}
-            losses |= grounding_losses(found, join_objects(objects, self.args.device))
+            truth = join_objects(objects, self.args.device)
+            losses |= grounding_losses(found, truth.places, truth.first_views)
             self.record_losses(losses)
             loss = sum(losses.values())
         self._errors.append(point_errors(predicted.detach(), scenes.points).nanmean())

@@ -1,7 +1,7 @@
-"""What the name of an object is to tell a language model: where the object is, when it is first seen, and whether.
+"""What a language model must tell at the name of an object: where it is, which view shows it first, whether any does.
 
-Answers alone teach a small language model no places: it has to learn to search the image tokens for what a name means,
-and a few letters an answer hardly reward the search. A place for each name does.
+Answers alone teach a small language model no places. It has to learn to search the image tokens for what a name means;
+the few letters of an answer hardly reward the search, a place for each name does.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...modeling_spa3r.layers import MLP
 from .points import point_loss
 
-# Names are to have found their objects before the last layers, which are left to answers.
+# Names must find their objects before the last layers, which are left to answers.
 DEPTH = 0.75
 PLACE_WEIGHT, FIRST_VIEW_WEIGHT, PRESENCE_WEIGHT = 3.0, 1.0, 0.3
 
@@ -67,17 +67,22 @@ class NameHead(nn.Module):
 
     def forward(self, states: Tensor) -> Found:
         """Read states of shape `(num_names, hidden_size)`."""
-        said = self.mlp(self.norm(states)).float()
+        said = self.mlp(self.norm(states.float())).float()  # the states of a model in bfloat16, too
         return Found(said[:, :3], said[:, 3], said[:, 4])
 
 
-def grounding_losses(found: Found, objects: SceneObjects) -> dict[str, Tensor]:
-    """The losses `place`, `first_view` and `presence`, weighted, over the objects for which each is known."""
-    is_shown = ~objects.first_views.isnan()
+def grounding_losses(found: Found, places: Tensor, first_views: Tensor) -> dict[str, Tensor]:
+    """The losses `place`, `first_view` and `presence`, weighted, over the objects for which each is known.
+
+    Args:
+        found (`Found`): What names say.
+        places, first_views (`torch.Tensor`): The truth; see `SceneObjects`.
+    """
+    is_shown = ~first_views.isnan()
     presence = F.binary_cross_entropy_with_logits(found.presence, is_shown.float(), reduction="sum")
-    first_view = F.smooth_l1_loss(found.first_views, objects.first_views.nan_to_num(), reduction="none", beta=0.1)
+    first_view = F.smooth_l1_loss(found.first_views, first_views.nan_to_num(), reduction="none", beta=0.1)
     return {
-        "place": PLACE_WEIGHT * point_loss(found.places, objects.places),
+        "place": PLACE_WEIGHT * point_loss(found.places, places),
         "first_view": FIRST_VIEW_WEIGHT * (first_view * is_shown).sum() / is_shown.sum().clamp(min=1),
         "presence": PRESENCE_WEIGHT * presence / max(len(is_shown), 1),
     }

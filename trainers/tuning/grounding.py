@@ -1,5 +1,6 @@
 """Grounding while tuning: the names in a record's text must tell where their objects are, besides the answers."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -8,12 +9,13 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..runs.grounding import NameHead, SceneObjects, grounded_layer, grounding_losses
+from ..runs.grounding import NameHead, grounded_layer, grounding_losses
 from .image_bytes import ImageBytesTrainer
 
 # Of an instruction set: names, places and first views of the objects that the images of a record show.
 OBJECTS_COLUMN = "objects"
-NOWHERE = [float("nan")] * 3
+UNSEEN = float("nan")
+NOWHERE = [UNSEEN] * 3
 
 
 def attach_head(model: PreTrainedModel):
@@ -22,7 +24,9 @@ def attach_head(model: PreTrainedModel):
 
 
 class GroundedCollator:
-    """Adds to the batches of a collator where names stand in the text, and what they are to tell.
+    """Adds to the batches of a collator where names stand in the text, and what they must tell.
+
+    Records to evaluate on may come without the column of objects.
 
     A batch has `objects`: `rows` and `columns` of the last token of each name in `input_ids`, and the fields of
     `SceneObjects`.
@@ -37,13 +41,13 @@ class GroundedCollator:
         self, collator: Callable[[list], dict[str, Any]], tokenizer: PreTrainedTokenizerBase, dataset: Dataset
     ):
         self.collator = collator
-        names = {each["name"] for objects in dataset[OBJECTS_COLUMN] for each in objects}
+        names = {each["name"] for objects in dataset[OBJECTS_COLUMN] for each in objects or ()}
         tokens = {name: tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in sorted(names)}
         self.names = dict(sorted(tokens.items(), key=lambda item: -len(item[1])))
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator([{k: v for k, v in each.items() if k != OBJECTS_COLUMN} for each in examples])
-        known = [{each["name"]: each for each in example[OBJECTS_COLUMN]} for example in examples]
+        known = [{each["name"]: each for each in example.get(OBJECTS_COLUMN) or ()} for example in examples]
         found = [
             (row, column, known[row][name])
             for name, row, column in find_names(batch["input_ids"], self.names)
@@ -53,9 +57,39 @@ class GroundedCollator:
             "rows": torch.tensor([row for row, _, _ in found], dtype=torch.long),
             "columns": torch.tensor([column for _, column, _ in found], dtype=torch.long),
             "places": torch.tensor([each["place"] or NOWHERE for _, _, each in found]).view(-1, 3),
-            "first_views": torch.tensor([float(each["first_view"]) for _, _, each in found]),
+            "first_views": torch.tensor(
+                [UNSEEN if each["first_view"] is None else each["first_view"] for _, _, each in found],
+                dtype=torch.float32,
+            ),
         }
         return batch
+
+
+def check_objects(dataset: Dataset):
+    """Refuse a training set with an object that is not described as `objects` of an instruction set are."""
+    for row, objects in enumerate(dataset[OBJECTS_COLUMN]):
+        for each in objects or ():
+            if not _is_described(each):
+                raise ValueError(
+                    f"Record {row} of `instructions` lists the object {each}: give it a `name`, a `place` of three "
+                    "numbers or null, and a `first_view` from 0 to 1 or null, or set `grounding_weight` to 0."
+                )
+
+
+def _is_described(each: Any) -> bool:
+    if not isinstance(each, dict) or not {"name", "place", "first_view"} <= each.keys():
+        return False
+    name, place, first_view = each["name"], each["place"], each["first_view"]
+    return (
+        isinstance(name, str)
+        and bool(name.strip())
+        and (place is None or (_are_numbers(place) and len(place) == 3))
+        and (first_view is None or (_are_numbers([first_view]) and 0 <= first_view <= 1))
+    )
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(each, int | float) and math.isfinite(each) for each in values)
 
 
 def find_names(input_ids: Tensor, names: dict[str, list[int]]) -> Iterable[tuple[str, int, int]]:
@@ -112,8 +146,7 @@ class GroundedSFTTrainer(ImageBytesTrainer):
         if self.model.training:
             head = self.accelerator.unwrap_model(model).name_head
             found = head(states[objects["rows"], objects["columns"]])
-            truth = SceneObjects(objects["rows"], objects["places"], objects["first_views"])
-            losses = grounding_losses(found, truth)
+            losses = grounding_losses(found, objects["places"], objects["first_views"])
             for name, value in losses.items():
                 self._sums[name] = self._sums.get(name, 0) + value.detach()
             self._num_batches += 1

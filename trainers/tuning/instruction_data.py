@@ -85,7 +85,11 @@ def load_instructions(sources: list[str], seed: int, columns: Sequence[str] = ()
         part = _load_files(folder, files)
         kept = [*COLUMNS, *columns]
         if missing := [name for name in kept if name not in part.column_names]:
-            raise ValueError(f"The instruction set `{folder}` has no column {missing}, but {part.column_names}.")
+            way_out = ", or set `grounding_weight` to 0" if set(missing) <= set(columns) else ""
+            raise ValueError(
+                f"The instruction set `{folder}` has no column {missing}, but {part.column_names}: write it again "
+                f"with `spa3r room-questions`{way_out}."
+            )
         part = _with_image_column(folder, part.select_columns(kept))
         with blame_file(folder, "write it again, with messages of a role and a content"):
             _check_records(folder, part)

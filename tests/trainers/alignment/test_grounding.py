@@ -12,9 +12,11 @@ from tiny_spa3_vlm import tiny_model
 from transformers import TrainerCallback
 
 from spa3r import Spa3VLMForConditionalGeneration
+from spa3r.configuration import load_preset
 from spa3r.data_scripts.rooms.ground_truth import read_description, read_ground_truth
 from spa3r.data_scripts.scenes.index import load_scenes
 from spa3r.modeling_spa3r.checkpoints.loading import load_processor
+from spa3r.trainers.alignment.evaluation import _mean_points
 from spa3r.trainers.alignment.grounding import TextWriter
 from spa3r.trainers.alignment.objects import OBJECT_NAMES, add_absent, read_objects
 from spa3r.trainers.runs.grounding import Found, SceneObjects, grounding_losses
@@ -62,6 +64,22 @@ def test_a_stopped_run_ends_with_the_weights_of_an_uninterrupted_one(vlm, rooms,
     align(vlm, rooms, tmp_path / "whole", **options)
     whole, resumed = (load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "run"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_all_that_is_trained_learns_in_each_step(rooms, tmp_path):
+    # Else data parallelism waits for the rest.
+    vlm_config = load_preset("spa3-vlm-tiny")["vlm_config"]
+    text_config = vlm_config["text_config"] | {"num_hidden_layers": 4, "layer_types": None}
+    start = save(tiny_model(vlm_config=vlm_config | {"text_config": text_config}), tmp_path / "vlm")
+    trainer, _, _ = build(start, rooms, tmp_path / "run", grounding="true")
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).backward()
+    weights = dict(trainer.model.named_parameters())
+    assert not [name for name, each in weights.items() if each.requires_grad != (each.grad is not None)]
+
+
+def test_scenes_without_objects_have_no_mean_place():
+    assert _mean_points(torch.empty(0, 3), torch.empty(0, dtype=torch.long)).shape == (0, 3)
 
 
 def test_the_names_that_are_read_find_where_objects_are(vlm, rooms, tmp_path):
@@ -128,13 +146,12 @@ def test_unknown_places_count_in_no_loss():
     found = Found(torch.zeros(2, 3), torch.zeros(2), torch.zeros(2))
     first = Found(*(values[:1] for values in found))
     for name in ("place", "first_view"):
-        assert grounding_losses(found, both)[name] == grounding_losses(first, known)[name]
+        assert grounding_losses(found, *both[1:])[name] == grounding_losses(first, *known[1:])[name]
 
 
 def test_a_batch_without_names_has_no_loss():
-    nothing = SceneObjects(torch.empty(0, dtype=torch.long), torch.empty(0, 3), torch.empty(0))
     found = Found(torch.empty(0, 3), torch.empty(0), torch.empty(0))
-    assert sum(grounding_losses(found, nothing).values()) == 0
+    assert sum(grounding_losses(found, torch.empty(0, 3), torch.empty(0)).values()) == 0
 
 
 def test_scenes_without_known_objects_are_refused(vlm, rooms, tmp_path):

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from spa3r.data_scripts.rooms.question_options import QuestionOptions
 from spa3r.data_scripts.rooms.write_questions import write_questions
-from spa3r.trainers.tuning.grounding import GroundedCollator, find_names
+from spa3r.trainers.tuning.grounding import GroundedCollator, check_objects, find_names
 from spa3r.trainers.tuning.sft import build_trainer, check_run, parse_arguments, run
 
 NAMES = {"coffee table": [5, 6], "table": [6], "bed": [7]}
@@ -90,6 +90,54 @@ def test_a_batch_tells_where_the_named_objects_of_its_own_record_are():
     assert named[" bed"] == (0, [1.0, 2.0, 3.0])
     assert named["sofa"][0] == 0 and torch.tensor(named["sofa"][1]).isnan().all()
     assert len(batch["objects"]["rows"]) == 2
+
+
+def collate(records, training_records):
+    """A batch of texts of the same length."""
+    tokenizer = tiny_processor().tokenizer
+
+    def collator(examples):
+        return {"input_ids": tokenizer([each["text"] for each in examples], return_tensors="pt")["input_ids"]}
+
+    return GroundedCollator(collator, tokenizer, Dataset.from_list(training_records))(records)["objects"]
+
+
+def test_a_name_that_no_view_shows_has_no_first_view():
+    unseen = [{"text": " a bed", "objects": [{"name": "bed", "place": None, "first_view": None}]}]
+    assert collate(unseen, unseen)["first_views"].isnan().tolist() == [True]
+
+
+@pytest.mark.parametrize("unknown", [{"objects": None}, {"objects": []}, {}], ids=["null", "empty", "no column"])
+def test_a_record_whose_objects_nobody_knows_teaches_none(unknown):
+    known = {"text": " a bed", "objects": [{"name": "bed", "place": None, "first_view": 0.0}]}
+    assert collate([{"text": " a bed"} | unknown, known], [known, known | {"objects": None}])["rows"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"name": None}, {"name": " "}, {"place": [1.0, 2.0]}, {"place": [1.0, None, 2.0]}, {"first_view": 2.0}],
+    ids=repr,
+)
+def test_an_object_that_is_described_wrongly_is_refused_before_training(wrong):
+    right = {"name": "bed", "place": [1.0, 2.0, 3.0], "first_view": 0.5}
+    with refused("Record 1", "grounding_weight"):
+        check_objects(Dataset.from_list([{"objects": [right]}, {"objects": [right, right | wrong]}]))
+
+
+def test_a_set_without_objects_is_refused(inputs, instructions, tmp_path):
+    with refused("objects", str(instructions), "grounding_weight"):
+        build(inputs, tmp_path / "run", instructions=instructions)
+
+
+def test_sets_without_objects_give_the_evaluation_loss(inputs, instructions, tmp_path):
+    options = {"eval_instructions": instructions, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = tune(inputs, tmp_path / "run", max_steps=1, **options)
+    assert any("eval_loss" in entry for entry in trainer.state.log_history)
+
+
+def test_a_model_in_bfloat16_is_grounded(inputs, tmp_path):
+    trainer = tune(inputs, tmp_path / "run", max_steps=1, dtype="bfloat16")
+    assert any("loss_place" in entry for entry in trainer.state.log_history)
 
 
 def test_the_losses_of_named_objects_fall_and_no_head_is_saved(inputs, tmp_path):

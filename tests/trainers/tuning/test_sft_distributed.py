@@ -46,13 +46,13 @@ def place(tmp_path_factory):
 def run(place):
     """Runs two processes, once for each topology and model, and returns the folder of the run."""
 
-    def start(topology, vlm="vlm", name=None, **options):
+    def start(topology, vlm="vlm", name=None, instructions="set", **options):
         output = place / (name or f"{topology}_{vlm}")
         if not output.with_suffix(".log").exists():
             options = {"eval_instructions": place / "set", "eval_strategy": "steps", "eval_steps": 2} | options
             options |= {"per_device_train_batch_size": 1, "max_steps": STEPS, "use_cpu": None}
             log = output.with_suffix(".log")
-            arguments = command_line(place / vlm, place / "set", output, **options)
+            arguments = command_line(place / vlm, place / instructions, output, **options)
             is_slurm = topology == "nodes"
             process = (
                 launch_on_two_nodes("sft", arguments, log) if is_slurm else launch(topology, "sft", arguments, log)
@@ -73,6 +73,16 @@ def test_steps_are_those_of_data_parallelism(topology, logged, run):
     expected = losses(run("ddp"), logged)
     assert len(expected) == (2 if logged == "eval_loss" else STEPS)
     assert losses(run(topology), logged) == pytest.approx(expected, rel=1e-3)
+
+
+def test_names_are_grounded_in_two_processes(place, run):
+    # Half of the records name an object, so that at times one process has no name to read.
+    records = load_dataset("parquet", data_dir=str(place / "set" / "data"), split="train")
+    objects = [[{"name": "many", "place": [1.0, 2.0, 3.0], "first_view": 0.0}], None] * (len(records) // 2)
+    (place / "grounded" / "data").mkdir(parents=True)
+    records.add_column("objects", objects).to_parquet(place / "grounded" / "data" / "0.parquet")
+    options = {"instructions": "grounded", "grounding_weight": 1, "activation_checkpointing": "false"}
+    assert len(losses(run("ddp", name="ddp_grounded", **options), "loss_place")) == STEPS
 
 
 def test_two_nodes_take_the_steps_of_two_processes_of_one_node(run):
