@@ -18,9 +18,20 @@ def is_url(source: str) -> bool:
 
 
 def local_path(source: str | os.PathLike) -> str:
-    """The path of a file that is given as a path or as a `file://` address."""
+    """The path of a file that is given as a path or as a `file://` address.
+
+    Raises:
+        ValueError: If the address names a host, as `file://photos/1.jpg` does.
+    """
     source = os.fspath(source)
-    return unquote(urlsplit(source).path) if source.startswith("file://") else source
+    if not source.startswith("file://"):
+        return source
+    address = urlsplit(source)
+    if address.netloc not in ("", "localhost"):
+        raise ValueError(
+            f"`{source}` names the host `{address.netloc}`: write `file:///` and the whole path of the file."
+        )
+    return unquote(address.path)
 
 
 def download(url: str, file: BinaryIO, max_bytes: int, max_seconds: float) -> None:

@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None):
     options = parser.parse_args(arguments)
     if options.frames is not None and options.images:
         parser.error("--frames is for --video; all --images are used")
+    if any(not question.strip() for question in options.questions or ()):
+        parser.error("--question is empty: ask something, or leave it out to be asked for questions")
     for name, number in (("--frames", options.frames), ("--max-new-tokens", options.max_new_tokens)):
         if number is not None and number < 1:
             parser.error(f"{name} must be at least 1, got {number}")

@@ -148,3 +148,9 @@ def test_a_question_that_is_refused_ends_nothing_at_the_terminal(checkpoint, pho
     output = capfd.readouterr()
     assert output.out == expected_lines(photos, "Why?")
     assert "`<|image_pad|>`" in output.err
+
+
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_an_empty_question_is_refused(question, checkpoint, photos, capsys):
+    message = refusal(capsys, "ask", "--model", checkpoint, "--images", *photos, "--question", question)
+    assert "--question" in message and "empty" in message
