@@ -135,7 +135,7 @@ def _means(joined: dict[Any, Tensor], source: str) -> dict[str, float]:
     errors, is_first = joined[source, "points"], joined["is_first"]
     views = {"all": torch.ones_like(is_first), "first": is_first, "rest": ~is_first}
     means = {name: errors[shown].nanmean().item() for name, shown in views.items()}
-    if (source, "objects") in joined:
+    if not joined.get((source, "objects"), torch.tensor([])).isnan().all():
         means["objects"] = joined[source, "objects"].nanmean().item()
     return means
 

@@ -16,7 +16,7 @@ from spa3r.configuration import load_preset
 from spa3r.data_scripts.rooms.ground_truth import read_description, read_ground_truth
 from spa3r.data_scripts.scenes.index import load_scenes
 from spa3r.modeling_spa3r.checkpoints.loading import load_processor
-from spa3r.trainers.alignment.evaluation import _mean_points
+from spa3r.trainers.alignment.evaluation import _mean_points, _means
 from spa3r.trainers.alignment.grounding import TextWriter
 from spa3r.trainers.alignment.objects import OBJECT_NAMES, add_absent, read_objects
 from spa3r.trainers.runs.grounding import Found, SceneObjects, grounding_losses
@@ -80,6 +80,12 @@ def test_all_that_is_trained_learns_in_each_step(rooms, tmp_path):
 
 def test_scenes_without_objects_have_no_mean_place():
     assert _mean_points(torch.empty(0, 3), torch.empty(0, dtype=torch.long)).shape == (0, 3)
+
+
+@pytest.mark.parametrize(("places", "is_told"), [([], False), ([math.nan], False), ([math.nan, 2.0], True)])
+def test_the_report_has_a_line_of_objects_where_a_place_is_known(places, is_told):
+    joined = {("own", "points"): torch.ones(2), "is_first": torch.tensor([True, False])}
+    assert ("objects" in _means(joined | {("own", "objects"): torch.tensor(places)}, "own")) == is_told
 
 
 def test_the_names_that_are_read_find_where_objects_are(vlm, rooms, tmp_path):
