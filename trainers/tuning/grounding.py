@@ -66,7 +66,7 @@ class GroundedCollator:
 
 
 def check_objects(dataset: Dataset):
-    """Refuse a training set with an object that is not described as `objects` of an instruction set are."""
+    """Refuse a training set without names to ground, or with an object that is described wrongly."""
     for row, objects in enumerate(dataset[OBJECTS_COLUMN]):
         for each in objects or ():
             if not _is_described(each):
@@ -74,6 +74,16 @@ def check_objects(dataset: Dataset):
                     f"Record {row} of `instructions` lists the object {each}: give it a `name`, a `place` of three "
                     "numbers or null, and a `first_view` from 0 to 1 or null, or set `grounding_weight` to 0."
                 )
+    if not any(map(_names_an_object, dataset.select_columns(["messages", OBJECTS_COLUMN]))):
+        raise ValueError(
+            f"No record of `instructions` names an object that its column `{OBJECTS_COLUMN}` lists: give sets of "
+            "`spa3r room-questions`, or set `grounding_weight` to 0."
+        )
+
+
+def _names_an_object(record: dict[str, Any]) -> bool:
+    text = str(record["messages"])  # whatever the form of their contents
+    return any(f" {each['name']}" in text for each in record[OBJECTS_COLUMN] or ())
 
 
 def _is_described(each: Any) -> bool:

@@ -124,6 +124,14 @@ def test_an_object_that_is_described_wrongly_is_refused_before_training(wrong):
         check_objects(Dataset.from_list([{"objects": [right]}, {"objects": [right, right | wrong]}]))
 
 
+@pytest.mark.parametrize("name", [None, "sofa"])
+def test_a_set_that_names_no_object_is_refused(name):
+    objects = name and [{"name": name, "place": None, "first_view": 0.5}]
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Where is the bed?"}]}]
+    with refused("names an object", "grounding_weight"):
+        check_objects(Dataset.from_list([{"messages": messages, "objects": objects}]))
+
+
 def test_a_set_without_objects_is_refused(inputs, instructions, tmp_path):
     with refused("objects", str(instructions), "grounding_weight"):
         build(inputs, tmp_path / "run", instructions=instructions)
