@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -33,8 +34,8 @@ def call_in_processes(function: Callable[..., Any], calls: Iterable[tuple], work
         return
     # Forking this process can deadlock, as PyTorch runs threads in it. The fork server only imports what the function
     # needs, once for all workers.
+    start_fork_server("__main__", getattr(function, "func", function).__module__)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", getattr(function, "func", function).__module__])
     leash, end_of_leash = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_main_process, initargs=(leash,))
     calls, pending = iter(calls), set()
@@ -52,6 +53,23 @@ def call_in_processes(function: Callable[..., Any], calls: Iterable[tuple], work
         pool.shutdown(cancel_futures=True)
         end_of_leash.close()
         leash.close()
+
+
+def start_fork_server(*modules: str):
+    """Start the server that forks workers, unless it runs, and have it import some modules first.
+
+    Ctrl-C reaches every process of a terminal, but the main one decides what happens: the server and what it forks
+    ignore it, also while they import.
+    """
+    multiprocessing.set_forkserver_preload(list(modules))
+    if threading.current_thread() is not threading.main_thread():
+        forkserver.ensure_running()  # handlers can be set in the main thread alone
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def load_ahead(load: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Future]]:
@@ -80,6 +98,5 @@ def _end_with_main_process(leash: Connection) -> None:
         leash.poll(None)
         os._exit(1)
 
-    # Ctrl-C reaches every process of a terminal; the main one decides what happens.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in `start_fork_server`, which cannot do it in a thread
     threading.Thread(target=watch, daemon=True).start()

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import gc
-import multiprocessing
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 import torch.distributed.nn  # before there is a process group: its functions' defaults would keep the group alive
 from accelerate import PartialState
 from transformers import Trainer, TrainingArguments
+
+from ...data_scripts.common.processes import start_fork_server
 
 # How long a finished process waits for the slowest one. Scenes may take hours longer elsewhere; the default is 10 min.
 PATIENCE = datetime.timedelta(days=7)
@@ -33,7 +34,7 @@ def start_workers_from_clean_server(args: TrainingArguments, module: str):
     starts the first worker.
     """
     if args.dataloader_num_workers:
-        multiprocessing.set_forkserver_preload([module])
+        start_fork_server(module)
         args.dataloader_multiprocessing_context = args.dataloader_multiprocessing_context or "forkserver"
 
 

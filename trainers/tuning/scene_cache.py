@@ -23,6 +23,7 @@ from tqdm import tqdm
 from transformers import BatchFeature
 
 from ...data_scripts.common.files import remove_unfinished, replace_when_complete, write_json
+from ...data_scripts.common.processes import start_fork_server
 from ...modeling_spa3r.scene_images import list_scenes
 from ...modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3VLMImageProcessor
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
@@ -279,6 +280,8 @@ class SceneReader:
         """Read all scenes, batch after batch."""
         # A process with threads can deadlock in a fork.
         context = "forkserver" if num_workers else None
+        if num_workers:
+            start_fork_server(__name__)
         yield from DataLoader(
             scenes, batch_size, collate_fn=self, num_workers=num_workers, multiprocessing_context=context
         )

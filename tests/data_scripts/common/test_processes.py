@@ -29,6 +29,25 @@ if __name__ == "__main__":
         sys.exit("interrupted")
 """
 
+# Workers are asked before they run any code of ours.
+HANDLERS = """
+import multiprocessing, signal
+from spa3r.data_scripts.common.processes import start_fork_server
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    start_fork_server()
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        print(pool.apply(signal.getsignal, (signal.SIGINT,)) == signal.SIG_IGN)
+    print(signal.getsignal(signal.SIGINT) == signal.default_int_handler)
+"""
+
+
+def test_ctrl_c_is_left_to_the_main_process_from_the_start(tmp_path):
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    said = subprocess.run([sys.executable, "handlers.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["True", "True"]
+
 
 def double(number):
     return 2 * number
