@@ -6,8 +6,8 @@
 Spa3R learns from frozen teachers, and published ones know nothing of small pictures of rendered rooms. These commands
 make teachers that do. `geometry` trains VGGT by its own objectives; the released one may be tuned with --start_from.
 `semantic` trains the DINOv3 of --preset, and `vision` the vision tower of its Qwen2.5-VL, to tell which categories
-each patch shows. The same command, run again, continues from the last complete checkpoint. The final model is in
-<output_dir>/model.
+each patch shows. The tokens of a vision tower then get mean 0 and deviation 1 over the held-out scenes. The same
+command, run again, continues from the last complete checkpoint. The final model is in <output_dir>/model.
 """
 
 import sys

@@ -79,6 +79,11 @@ def build_trainer(args: TeacherArguments, training_args: TeachingArguments) -> t
     check_resumable(training_args)
     set_seed(training_args.seed)
     train_views, held_out_views = build_views(args, training_args)
+    if args.teacher == "vision" and not len(held_out_views):
+        raise ValueError(
+            f"`held_out_scenes` must be at least 1 for the teacher vision, got {args.held_out_scenes}: raise it. "
+            "Tokens are standardized over these scenes."
+        )
     checkpoint = checkpoint_to_resume(training_args)
     teacher = build_teacher(args)
     if training_args.from_scratch:

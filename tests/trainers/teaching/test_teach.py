@@ -86,6 +86,11 @@ def test_scenes_without_depth_are_refused(tmp_path, rooms):
         build(tmp_path, bare)
 
 
+def test_a_vision_tower_without_held_out_scenes_is_refused_before_training(rooms, tmp_path):
+    with refused("`held_out_scenes`", "0"):
+        build(tmp_path, rooms, "vision", held_out_scenes=0)
+
+
 def test_scenes_without_categories_are_refused(tmp_path, rooms):
     bare = tmp_path / "rooms"
     shutil.copytree(rooms, bare, ignore=shutil.ignore_patterns("label-filt"))
