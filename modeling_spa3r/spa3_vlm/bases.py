@@ -117,7 +117,8 @@ def unpack_features(packed: Tensor, num_tokens: list[int], hidden_size: int) -> 
     """The inverse of `pack_features`, for images with these numbers of tokens."""
     merged, *deepstack = (layer.split(num_tokens) for layer in packed.split(hidden_size, dim=-1))
     output = BaseModelOutputWithPooling(pooler_output=merged)
-    output.deepstack_features = deepstack
+    if deepstack:
+        output.deepstack_features = deepstack  # beam search takes an empty list for a layer
     return output
 
 

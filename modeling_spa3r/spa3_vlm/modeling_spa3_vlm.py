@@ -342,7 +342,8 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
         Args:
             pixel_values (`torch.FloatTensor` of shape `(num_patches, patch_size)`, *optional*):
                 Normalised patches of all images for the vision tower, image after image. Latents of the scenes may
-                stand beside the patches instead of being an input of their own; see `attach_latents`.
+                stand beside the patches instead of being an input of their own, and features of the vision tower
+                instead of the patches; see `attach_latents` and `carry_features`.
             image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`, *optional*):
                 Frames, rows and columns of patches of each image. Needed with images.
             mm_token_type_ids (`torch.IntTensor` of shape `(batch_size, sequence_length)`, *optional*):
@@ -376,11 +377,10 @@ class Spa3VLMModel(Spa3VLMPreTrainedModel):
             # Checks, scenes and positions read these. The vision tower needs the grid where its patches are.
             grid, geometry_sizes, num_views = copy_to_host(image_grid_thw, geometry_sizes, num_views)
             scene = {"pixel_values": pixel_values, "spatial_latents": spatial_latents, "num_views": num_views}
+            scene |= {"vision_features": vision_features}
             text = {"image_grid_thw": grid, "mm_token_type_ids": mm_token_type_ids}
-            scene = detach_latents(self.config, scene | text)
-            pixel_values, spatial_latents, num_views = (
-                scene[name] for name in ("pixel_values", "spatial_latents", "num_views")
-            )
+            detached = detach_latents(self.config, scene | text)
+            pixel_values, spatial_latents, num_views, vision_features = (detached[name] for name in scene)
         image_inputs = {
             "pixel_values": pixel_values,
             "image_grid_thw": grid if pixel_values is None else image_grid_thw,
@@ -472,6 +472,7 @@ class Spa3VLMForConditionalGeneration(Spa3VLMPreTrainedModel, GenerationMixin):
         geometry_sizes: Tensor | None = None,
         num_views: Tensor | None = None,
         spatial_latents: Tensor | Sequence[Tensor] | None = None,
+        vision_features: Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs,
@@ -520,6 +521,7 @@ class Spa3VLMForConditionalGeneration(Spa3VLMPreTrainedModel, GenerationMixin):
             geometry_sizes=geometry_sizes,
             num_views=num_views,
             spatial_latents=spatial_latents,
+            vision_features=vision_features,
             mm_encoder_outputs=mm_encoder_outputs,
             return_dict=True,
             **kwargs,

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 from accelerate.utils import parse_flag_from_env
@@ -111,7 +112,7 @@ def build_trainer(data_args: QuestionArguments, args: GRPOArguments, model_args:
         model,
         reward_funcs=rewards,
         args=args,
-        train_dataset=_order(questions, args).with_transform(open_prompts),
+        train_dataset=_order(questions, args).with_transform(partial(open_prompts, stored=stored)),
         processing_class=SceneCarrier.of(processor, model, stored),
         peft_config=lora_config(model_args, model),
         callbacks=[StopOnNonFiniteLoss()],

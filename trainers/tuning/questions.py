@@ -14,8 +14,8 @@ from datasets import Dataset
 from ...data_scripts.benchmarks.protocol import to_number
 from ...data_scripts.benchmarks.vsi_bench import parse_prompt
 from .instruction_data import load_instructions, open_images
-from .scene_cache import with_scene_keys
-from .scene_carrier import SCENE_KEY
+from .scene_cache import SceneLatents, with_scene_keys
+from .scene_carrier import SCENE_KEY, stand_ins
 
 # Question types of VSI-Bench that stand for all whose answer is a letter or a number: only that decides its scorers.
 CHOICE, NUMBER = "object_rel_distance", "object_counting"
@@ -129,16 +129,21 @@ def repeat_in_random_order(questions: Dataset, num_passes: int, seed: int) -> Da
     return questions.select(np.concatenate(orders))
 
 
-def open_prompts(rows: dict[str, list]) -> dict[str, list]:
-    """What TRL's trainers take: conversations without images, and the images; others columns go to the rewards."""
+def open_prompts(rows: dict[str, list], stored: SceneLatents | None = None) -> dict[str, list]:
+    """What TRL's trainers take: conversations without images, and the images; others columns go to the rewards.
+
+    Where features of the images are stored, stand-ins replace the images.
+    """
+    has_features = stored is not None and stored.has_vision
     opened: dict[int, list] = {}
     images = []
-    for index, stored in enumerate(rows["images"]):
-        first = next((other for other in range(index) if rows["images"][other] == stored), index)
+    for index, of_scene in enumerate(rows["images"]):
+        first = next((other for other in range(index) if rows["images"][other] == of_scene), index)
         if first == index:
-            opened[index] = open_images(stored)
+            key = rows["scene_key"][index] if "scene_key" in rows else None
+            opened[index] = stand_ins(stored, key) if has_features else open_images(of_scene)
             for image in opened[index]:
-                image.info[SCENE_KEY] = rows["scene_key"][index] if "scene_key" in rows else None
+                image.info[SCENE_KEY] = key
         images.append(opened[first])
     prompts = [[{"role": "user", "content": question}] for question in rows["question"]]
     return rows | {"images": images, "prompt": prompts}

@@ -4,11 +4,14 @@
     trainer = GRPOTrainer(model, processing_class=processor, ...)
 
 Each scene is encoded once, and its latents stand beside the patches of its images; see `attach_latents`. So every
-forward of such a trainer sees the scene: of rollouts, of the loss and of the reference.
+forward of such a trainer sees the scene: of rollouts, of the loss and of the reference. Where `spa3r encode-scenes`
+has kept features of the vision tower, too, they replace the patches (`carry_features`), and no image is opened.
 """
 
+import copy
 import hashlib
 
+import PIL.Image
 import torch
 from torch import Tensor
 from transformers import BatchFeature
@@ -16,8 +19,8 @@ from transformers import BatchFeature
 from ...modeling_spa3r.spa3_vlm.input_checks import split_views
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
-from ...modeling_spa3r.spa3_vlm.scene_in_pixels import attach_latents
-from .scene_cache import GEOMETRY, SceneLatents
+from ...modeling_spa3r.spa3_vlm.scene_in_pixels import attach_latents, carry_features
+from .scene_cache import GEOMETRY, KeptImages, SceneLatents
 
 # Key of the scene in `PIL.Image.Image.info`, by which its stored latents are found.
 SCENE_KEY = "scene_key"
@@ -66,6 +69,8 @@ class SceneCarrier(Spa3VLMProcessor):
         """See `Spa3VLMProcessor.__call__`; the scene is in `pixel_values` instead of inputs of its own."""
         if isinstance(images, (list, tuple)):
             images = [[] if row is None else row for row in images]  # as TRL gives rows without images
+        if self.stored is not None and self.stored.has_vision:
+            return self._from_stored(images, text, **kwargs)
         outputs = super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
         if "pixel_values" not in outputs:
             return outputs
@@ -75,6 +80,20 @@ class SceneCarrier(Spa3VLMProcessor):
             latents = [self._latents(*scene) for scene in zip(scenes, _keys(images, len(scenes)), strict=True)]
             patches, grids = (torch.as_tensor(outputs[name]) for name in ("pixel_values", "image_grid_thw"))
             outputs["pixel_values"] = attach_latents(patches, grids, num_views, latents)
+        return outputs
+
+    def _from_stored(self, images, text, **kwargs) -> BatchFeature:
+        """What `__call__` returns, for images that `stand_ins` made."""
+        processor = copy.copy(self.plain)
+        processor.image_processor = KeptImages(**self.plain.image_processor.to_dict())
+        outputs = processor(images=images, text=text, **kwargs)
+        if "num_views" not in outputs:
+            return outputs
+        num_views, grids = torch.as_tensor(outputs.pop("num_views")), torch.as_tensor(outputs["image_grid_thw"])
+        keys = _keys(images, int((num_views > 0).sum()))
+        latents = [self.stored[key] for key in keys] if self.stored.has_latents else []
+        features = [self.stored.vision_features(key) for key in keys]
+        outputs["pixel_values"] = carry_features(features, grids, num_views, latents)
         return outputs
 
     def _latents(self, views: Tensor, key: str | None) -> Tensor:
@@ -90,6 +109,11 @@ class SceneCarrier(Spa3VLMProcessor):
             (latents,) = self.model.encode_scene(pixels.to(self.model.device), sizes)
             self.known[digest] = latents.cpu()
         return self.known[digest]
+
+
+def stand_ins(stored: SceneLatents, key: str) -> list[PIL.Image.Image]:
+    """Images in place of those of a scene whose features are stored, with one pixel for each patch."""
+    return [PIL.Image.new("L", (columns, rows)) for _, rows, columns in stored.image_grids(key)]
 
 
 def _keys(images, number: int) -> list[str | None]:

@@ -2,6 +2,7 @@
 
 import json
 
+import PIL.Image
 import pytest
 import torch
 from datasets import Dataset, Image, List
@@ -139,6 +140,21 @@ def test_lora_layers_train_from_stored_latents_alone(vlm, questions, tmp_path, m
     trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
     assert all("lora_" in name for name in trained)
     assert any(weight.any() for name, weight in trained.items() if "lora_B" in name)  # zero before
+
+
+def test_training_from_kept_features_has_the_losses_of_live_training_and_runs_no_encoder(
+    trained, vlm, questions, tmp_path, monkeypatch
+):
+    model, processor = tiny_model(), tiny_processor()
+    encode_scenes(model, processor, load_instructions([str(questions)], seed=0), tmp_path / "kept", True)
+    cached = grpo_trainer(vlm, questions, tmp_path / "run", scene_latents=tmp_path / "kept")
+    calls = []
+    for encoder in (cached.model.model.spatial_encoder, cached.model.model.vlm.visual):
+        encoder.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(PIL.Image, "open", None)
+    cached.train()
+    losses, live = ([entry["loss"] for entry in each.state.log_history[:-1]] for each in (cached, trained[0]))
+    assert losses == pytest.approx(live, rel=1e-4) and not calls
 
 
 def test_each_question_is_asked_alone_with_its_answer_and_options(questions):

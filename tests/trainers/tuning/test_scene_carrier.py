@@ -13,6 +13,8 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOO
 
 from spa3r import Spa3VLMForConditionalGeneration
 from spa3r.modeling_spa3r.checkpoints.self_contained import add_code
+from spa3r.modeling_spa3r.spa3_vlm.scene_in_pixels import carry_features
+from spa3r.trainers.tuning.scene_cache import GEOMETRY
 from spa3r.trainers.tuning.scene_carrier import SceneCarrier
 
 TRAINERS = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}
@@ -233,6 +235,25 @@ def test_a_carried_scene_gives_the_logits_and_answers_of_the_scene(variant):
     model = tiny_model(**variant)
     carried, plain = prepare(carrier_of(model), CONVERSATIONS), batch_of(model, CONVERSATIONS)
     assert set(carried) == {"input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw"}
+    torch.testing.assert_close(model(**carried).logits, model(**plain).logits, rtol=0, atol=1e-4)
+    options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2}
+    assert torch.equal(model.generate(**carried, **options), model.generate(**plain, **options))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", [{}, {"fusion": "append"}, {"fusion": "none"}], ids=str)
+def test_carried_features_of_the_vision_tower_give_the_logits_and_answers_of_the_images(variant):
+    model = tiny_model(**variant)
+    plain = batch_of(model, CONVERSATIONS)
+    grids, num_views = plain["image_grid_thw"], plain["num_views"]
+    num_tokens = [
+        int(images.sum()) // 4 for images in grids.prod(-1).split([count for count in num_views.tolist() if count])
+    ]
+    features = model.model.encode_images(plain["pixel_values"], grids).split(num_tokens)
+    has_scene = model.model.fusion is not None
+    latents = model.encode_scene(*(plain[name] for name in (*GEOMETRY, "num_views"))) if has_scene else []
+    carried = {name: plain[name] for name in ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw")}
+    carried["pixel_values"] = carry_features(features, grids, num_views, list(latents))
     torch.testing.assert_close(model(**carried).logits, model(**plain).logits, rtol=0, atol=1e-4)
     options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2}
     assert torch.equal(model.generate(**carried, **options), model.generate(**plain, **options))
