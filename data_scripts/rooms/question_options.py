@@ -32,6 +32,8 @@ class QuestionOptions:
             Number of evenly spaced views that a training question shows. With 1, the records of a room show one view
             after another, in random order. Default: 1 for the families of "2d", `training_views` for all others.
         turns (`int`): Number of questions about the same views in a training record, at most.
+        lettered_share (`float`):
+            Share of the short questions that are asked with lettered options, where a few answers are possible.
         min_visible_share (`float`): A view clearly shows an object that covers at least this share of its pixels.
 
     Raises:
@@ -44,6 +46,7 @@ class QuestionOptions:
     families: tuple[str, ...] = ("benchmark",)
     views_per_question: int | None = None
     turns: int = 1
+    lettered_share: float = 0.0
     min_visible_share: float = MIN_VISIBLE_SHARE
 
     def __post_init__(self):
@@ -61,6 +64,8 @@ class QuestionOptions:
             raise ValueError(
                 f"`min_visible_share` must be between 0 and 1, got {self.min_visible_share}; give a share."
             )
+        if not 0 <= self.lettered_share <= 1:
+            raise ValueError(f"`lettered_share` must be from 0 to 1, got {self.lettered_share}; give a share.")
         self._check_families()
         self._check_format()
 
@@ -90,7 +95,7 @@ class QuestionOptions:
                     f"`{name}` is only for training, got `format` benchmark; leave it out of `families`, or set "
                     "`format` to train."
                 )
-        for name, default in (("views_per_question", None), ("turns", 1)):
+        for name, default in (("views_per_question", None), ("turns", 1), ("lettered_share", 0.0)):
             if (value := getattr(self, name)) != default:
                 raise ValueError(
                     f"`{name}` is only for training, got {value} with `format` benchmark, whose questions are about "

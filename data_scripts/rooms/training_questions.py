@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
+from ..benchmarks.vsi_bench import CHOICE_SUFFIX
 from .ground_truth import CONFUSABLE, RoomGroundTruth, RoomObject
 from .materials import COLORS
 from .question_types import (
@@ -23,6 +24,7 @@ from .question_types import (
     DISTANCE_MARGIN,
     DISTANCES,
     LENGTHS,
+    LETTERS,
     MIN_DISTANCE,
     MIN_SEPARATION,
     Question,
@@ -85,17 +87,45 @@ ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 MIN_LARGEST_SHARE, LARGEST_RATIO = 0.04, 1.5
 
 
+# What else may be the answer, for families whose answers are among a few.
+ALTERNATIVES = {
+    "color": tuple(COLORS),
+    "image_side": COLUMNS[::2],
+    "image_position": tuple(f"{row} {column}" for row in ROWS for column in COLUMNS),
+    "presence": ("yes", "no"),
+}
+
+
 @dataclass(frozen=True)
 class ShortQuestion(Question):
-    """A question without a prompt around it, and without options."""
+    """A question without a prompt around it, and without options.
+
+    Args:
+        alternatives (`tuple[str, ...]`): What the answer is among, if that is known.
+    """
+
+    alternatives: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> str:
         return self.question
 
 
-def _ask(family: str, names: Sequence[str], answer: str) -> ShortQuestion:
-    return ShortQuestion(family, WORDS[family].format(*names), answer)
+def with_options(question: Question, rng: Generator) -> Question:
+    """The same question with lettered options, in the form of VSI-Bench, where the alternatives are known."""
+    if not getattr(question, "alternatives", ()):
+        return question
+    others = [each for each in question.alternatives if each != question.answer]
+    options = [question.answer, *rng.permutation(others)[: len(LETTERS) - 1]]
+    options = rng.permutation(options).tolist()
+    lines = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
+    text = f"{question.question}\nOptions:\n{lines}\n{CHOICE_SUFFIX}"
+    return ShortQuestion(question.question_type, text, LETTERS[options.index(question.answer)])
+
+
+def _ask(family: str, names: Sequence[str], answer: str, alternatives: Sequence[str] = ()) -> ShortQuestion:
+    alternatives = tuple(alternatives) or ALTERNATIVES.get(family, ())
+    return ShortQuestion(family, WORDS[family].format(*names), answer, alternatives=alternatives)
 
 
 def write_position(coordinates: Sequence[float]) -> str:
@@ -177,7 +207,7 @@ def _ask_direction(family: str, room: RoomGroundTruth, number: int, rng: Generat
     if not cases:
         return None
     names = [item.category for item in pick(cases, rng)]
-    return _ask(family, [*names, _either(answers)], answer)
+    return _ask(family, [*names, _either(answers)], answer, answers)
 
 
 def _ask_nearest_object(family: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
@@ -202,7 +232,8 @@ def _ask_nearest_of(family: str, room: RoomGroundTruth, number: int, rng: Genera
         return None
     reference, answer, others = found
     place = number % (len(others) + 1)
-    return _ask(family, [reference, _either([*others[:place], answer, *others[place:]], " the")], answer)
+    names = [*others[:place], answer, *others[place:]]
+    return _ask(family, [reference, _either(names, " the")], answer, names)
 
 
 def _ask_object_length(family: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
@@ -259,7 +290,7 @@ def _ask_seen_first(family: str, room: RoomGroundTruth, number: int, rng: Genera
     if not cases:
         return None
     names = pick(cases, rng)
-    return _ask(family, [_either(names if number % 2 == 0 else names[::-1], " the")], names[0])
+    return _ask(family, [_either(names if number % 2 == 0 else names[::-1], " the")], names[0], names)
 
 
 def _ask_room_objects(family: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:
@@ -369,7 +400,7 @@ def _ask_closer(family: str, room: RoomGroundTruth, number: int, rng: Generator)
     if not cases:
         return None
     names = pick(cases, rng)
-    return _ask(family, [_either(names if number % 2 == 0 else names[::-1], " the")], names[0])
+    return _ask(family, [_either(names if number % 2 == 0 else names[::-1], " the")], names[0], names)
 
 
 def _ask_image_objects(family: str, room: RoomGroundTruth, number: int, rng: Generator) -> Question | None:

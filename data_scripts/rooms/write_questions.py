@@ -23,7 +23,8 @@ instruction set are about evenly spaced views: 4 to 8, as many as official train
 or as many as you say. With `--turns` a record holds several questions about the same views, one after another.
 
 Training may also use short questions with plain answers, which teach where things are: the families "3d", about all
-given views, and "2d", about a single image, another one for each record.
+given views, and "2d", about a single image, another one for each record. With `--lettered-share` some of them have
+lettered options, by which a model learns to answer with letters.
 
 The questions of a room depend only on the options and the room. A killed run resumes and gives the same bytes, for any
 number of workers.
@@ -64,7 +65,7 @@ from .ground_truth import MIN_VISIBLE_SHARE, RoomGroundTruth, read_description, 
 from .question_options import FAMILIES, FORMATS, GROUPS, QuestionOptions
 from .question_types import Question
 from .text_baselines import blind_bound, frequency_baseline
-from .training_questions import LIST_FAMILIES, TRAINING_FAMILIES, ShortQuestion
+from .training_questions import LIST_FAMILIES, TRAINING_FAMILIES, ShortQuestion, with_options
 
 # Imported where there is Parquet, so that a benchmark needs no pyarrow.
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ SETTINGS_FILE = "room_questions.json"
 ROOMS_PER_SHARD = 100
 # Number of questions, at most, from which answers without images are learned and on which they are scored.
 MAX_SCORED = 20_000
+LETTERING = 1  # seeds the choice of the questions with letters, apart from the questions themselves
 
 
 @functools.cache
@@ -275,6 +277,7 @@ def _train_records(folder: Path, options: QuestionOptions) -> list[dict]:
         room = read_ground_truth(folder, description, views, options.min_visible_share)
         asked = ask_room(room, numbers, options.seed, options.names, together=options.turns > 1)
         shown = _describe_objects(room)
+        asked = [(number, _letter(question, number, description["seed"], options)) for number, question in asked]
         for start in range(0, len(asked), options.turns):
             turns = asked[start : start + options.turns]
             records.append(
@@ -289,6 +292,12 @@ def _train_records(folder: Path, options: QuestionOptions) -> list[dict]:
                 }
             )
     return records
+
+
+def _letter(question: Question, number: int, room_seed: int, options: QuestionOptions) -> Question:
+    """The question, or for a share of them the same with lettered options."""
+    rng = np.random.default_rng([options.seed, room_seed, number, LETTERING])
+    return with_options(question, rng) if rng.random() < options.lettered_share else question
 
 
 def _describe_objects(room: RoomGroundTruth) -> list[dict]:
@@ -431,6 +440,12 @@ def main(arguments: list[str] | None = None) -> None:
         "--views-per-question", type=int, help="views that a training question shows (default: 4 to 8)"
     )
     parser.add_argument("--turns", type=int, default=1, help="questions in a record, at most (default: %(default)s)")
+    parser.add_argument(
+        "--lettered-share",
+        type=float,
+        default=0.0,
+        help="share of short questions with lettered options (default: %(default)s)",
+    )
     parser.add_argument(
         "--min-visible-share",
         type=float,

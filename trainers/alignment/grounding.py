@@ -9,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMModel
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
-from ..runs.grounding import Found, NameHead, grounded_layer
+from ..runs.grounding import NAME_DEPTH, Found, NameHead, layers_up_to
 from .objects import OBJECT_NAMES
 from .probe import AdapterWithHead
 
@@ -105,7 +105,7 @@ class GroundedAdapter(AdapterWithHead):
         size = text_config.hidden_size
         super().__init__(model.fusion, size, patches_per_token)
         self.language_model = model.language_model
-        self.layer = grounded_layer(text_config.num_hidden_layers)
+        self.layer = layers_up_to(NAME_DEPTH, text_config.num_hidden_layers)
         if self.layer < text_config.num_hidden_layers:
             # What follows learns nothing here, and data parallelism waits for all that is to learn.
             for later in (*self.language_model.layers[self.layer :], self.language_model.norm):

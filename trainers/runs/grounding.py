@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from ...modeling_spa3r.layers import MLP
 from .points import point_loss
 
-# Names must find their objects before the last layers, which are left to answers.
-DEPTH = 0.75
+# Shares of the layers after which names are read, then how objects lie to each other, then options; the rest
+# is left to the answer.
+NAME_DEPTH, RELATION_DEPTH, OPTION_DEPTH = 0.4, 0.7, 0.85
 PLACE_WEIGHT, FIRST_VIEW_WEIGHT, PRESENCE_WEIGHT = 3.0, 1.0, 0.3
 
 
-def grounded_layer(num_layers: int) -> int:
-    """The number of layers after which names are read."""
-    return math.ceil(DEPTH * num_layers)
+def layers_up_to(depth: float, num_layers: int) -> int:
+    """The number of layers that a share of them stands for, at least one."""
+    return math.ceil(depth * num_layers)
 
 
 class SceneObjects(NamedTuple):

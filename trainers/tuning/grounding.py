@@ -1,26 +1,75 @@
-"""Grounding while tuning: the names in a record's text must tell where their objects are, besides the answers."""
+"""Grounding while tuning: the text of a record must tell what its answers follow from.
+
+Names tell where their objects are, and how these lie to the objects named before them; options tell whether they are
+right; and the token before an answer tells all of it once more.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..runs.grounding import NameHead, grounded_layer, grounding_losses
+from ..runs.grounding import NAME_DEPTH, OPTION_DEPTH, RELATION_DEPTH, NameHead, grounding_losses, layers_up_to
+from ..runs.points import point_loss
 from .image_bytes import ImageBytesTrainer
+from .relations import NUM_GATHERED, NUM_VALUES, Mention, OptionFinder, answer_spans, gathered, questions_of, relations
 
 # Of an instruction set: names, places and first views of the objects that the images of a record show.
 OBJECTS_COLUMN = "objects"
+IGNORED = -100  # labels of tokens that no answer is made of
 UNSEEN = float("nan")
 NOWHERE = [UNSEEN] * 3
 
 
-def attach_head(model: PreTrainedModel):
-    """Give a model the head that reads names, to be trained and resumed with it; training takes it away in the end."""
-    model.name_head = NameHead(model.config.get_text_config().hidden_size)
+RELATION_WEIGHT = 3.0
+
+
+class GroundingHeads(nn.Module):
+    """Read from hidden states, of size `hidden_size`, what names, relations and options tell."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.name = NameHead(hidden_size)
+        self.relation = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, NUM_VALUES))
+        self.answer = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, NUM_GATHERED))
+        self.option = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, 1))
+
+    def losses(self, states: dict[str, Tensor], truth: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The weighted losses of a batch.
+
+        Args:
+            states (`dict[str, torch.Tensor]`): Hidden states, `(batch_size, sequence_length, hidden_size)`, after the
+                layers that `READ_AFTER` names.
+            truth (`dict[str, dict[str, torch.Tensor]]`): `objects` of `GroundedCollator`.
+        """
+
+        def at(kind: str) -> Tensor:  # the states of a model in bfloat16, too
+            return states[kind][truth[kind]["rows"], truth[kind]["columns"]].float()
+
+        names = truth["name"]
+        is_right = truth["option"]["is_right"]
+        options = F.binary_cross_entropy_with_logits(self.option(at("option"))[:, 0], is_right, reduction="sum")
+        return grounding_losses(self.name(at("name")), names["places"], names["first_views"]) | {
+            "relation": RELATION_WEIGHT * point_loss(self.relation(at("relation")), truth["relation"]["values"]),
+            "answer": RELATION_WEIGHT * point_loss(self.answer(at("answer")), truth["answer"]["values"]),
+            "option": options / max(len(is_right), 1),
+        }
+
+
+READ_AFTER = {"name": NAME_DEPTH, "relation": RELATION_DEPTH, "answer": OPTION_DEPTH, "option": OPTION_DEPTH}
+
+
+def attach_heads(model: PreTrainedModel):
+    """Give a model the heads that read its text, to be trained and resumed with it; training takes them away."""
+    model.grounding_heads = GroundingHeads(model.config.get_text_config().hidden_size)
 
 
 class GroundedCollator:
@@ -28,8 +77,10 @@ class GroundedCollator:
 
     Records to evaluate on may come without the column of objects.
 
-    A batch has `objects`: `rows` and `columns` of the last token of each name in `input_ids`, and the fields of
-    `SceneObjects`.
+    A batch has `objects`, each with the `rows` and `columns` of tokens in `input_ids`: `name`, the ends of names, with
+    the other fields of `SceneObjects`; `relation`, names after the first of a question, with `values` of `relations`;
+    `answer`, the tokens before answers, with `values` of `gathered`; `option`, the ends of options, with
+    `is_right`, 1 or 0.
 
     Args:
         collator (`Callable`): Makes batches of records.
@@ -44,6 +95,7 @@ class GroundedCollator:
         names = {each["name"] for objects in dataset[OBJECTS_COLUMN] for each in objects or ()}
         tokens = {name: tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in sorted(names)}
         self.names = dict(sorted(tokens.items(), key=lambda item: -len(item[1])))
+        self.find_options = OptionFinder(tokenizer)
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator([{k: v for k, v in each.items() if k != OBJECTS_COLUMN} for each in examples])
@@ -53,16 +105,60 @@ class GroundedCollator:
             for name, row, column in find_names(batch["input_ids"], self.names)
             if name in known[row]
         ]
+        found.sort(key=itemgetter(0, 1))
+        is_answer = (batch["labels"] != IGNORED).tolist()
         batch["objects"] = {
-            "rows": torch.tensor([row for row, _, _ in found], dtype=torch.long),
-            "columns": torch.tensor([column for _, column, _ in found], dtype=torch.long),
-            "places": torch.tensor([each["place"] or NOWHERE for _, _, each in found]).view(-1, 3),
-            "first_views": torch.tensor(
-                [UNSEEN if each["first_view"] is None else each["first_view"] for _, _, each in found],
-                dtype=torch.float32,
-            ),
+            "name": _marks(found)
+            | {
+                "places": torch.tensor([each["place"] or NOWHERE for *_, each in found]).view(-1, 3),
+                "first_views": torch.tensor(
+                    [UNSEEN if each["first_view"] is None else each["first_view"] for *_, each in found],
+                    dtype=torch.float32,
+                ),
+            },
+            "option": self._options(batch["input_ids"], is_answer),
+        }
+        relation_values, answer_values = _values(found, is_answer)
+        batch["objects"] |= {
+            "relation": _marks(relation_values) | {"values": _stack(relation_values, NUM_VALUES)},
+            "answer": _marks(answer_values) | {"values": _stack(answer_values, NUM_GATHERED)},
         }
         return batch
+
+    def _options(self, input_ids: Tensor, is_answer: list[list[bool]]) -> dict[str, Tensor]:
+        found = [
+            (row, *option)
+            for row, answers in enumerate(is_answer)
+            for option in self.find_options(input_ids[row], answers)
+        ]
+        return _marks(found) | {"is_right": torch.tensor([right for *_, right in found], dtype=torch.float32)}
+
+
+Marked = list[tuple[int, int, list[float]]]  # rows, columns and numbers
+
+
+def _marks(found: Sequence[tuple[int, int, Any]]) -> dict[str, Tensor]:
+    marks = torch.tensor([(row, column) for row, column, _ in found], dtype=torch.long).view(-1, 2)
+    return {"rows": marks[:, 0], "columns": marks[:, 1]}
+
+
+def _stack(values: Marked, size: int) -> Tensor:
+    return torch.tensor([numbers for *_, numbers in values], dtype=torch.float32).view(-1, size)
+
+
+def _values(found: Sequence[tuple[int, int, dict[str, Any]]], is_answer: list[list[bool]]) -> tuple[Marked, Marked]:
+    """What names tell of relations, and what the tokens before answers do."""
+    told, before_answers = [], []
+    for row, names in groupby(found, key=itemgetter(0)):
+        questions = questions_of(is_answer[row])
+        mentions = [Mention(column, questions[column], each["name"], each["place"]) for _, column, each in names]
+        mentions = [mention for mention in mentions if mention.question >= 0]
+        told += [(row, column, numbers) for column, numbers in relations(mentions)]
+        starts = [begin for begin, _ in answer_spans(is_answer[row])]
+        before_answers += [
+            (row, starts[question] - 1, numbers) for question, numbers in gathered(mentions) if question < len(starts)
+        ]
+    return told, before_answers
 
 
 def check_objects(dataset: Dataset):
@@ -125,7 +221,7 @@ class GroundedSFTTrainer(ImageBytesTrainer):
     """The trainer of `spa3r sft`, which adds the losses of named objects to that of the answers.
 
     Args:
-        model (`Spa3VLMForConditionalGeneration`): With a head; see `attach_head`.
+        model (`Spa3VLMForConditionalGeneration`): With heads; see `attach_heads`.
         grounding_weight (`float`): Weight of these losses.
         kwargs: As for `SFTTrainer`; batches are those of `GroundedCollator`.
     """
@@ -138,25 +234,25 @@ class GroundedSFTTrainer(ImageBytesTrainer):
                 "FSDP: set it to 0, or launch without them."
             )
         self.grounding_weight = grounding_weight
-        self._states: Tensor | None = None
+        self._states: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._num_batches = 0
         layers: nn.ModuleList = model.model.language_model.layers
-        layers[grounded_layer(len(layers)) - 1].register_forward_hook(self._keep_states)
+        for kind, depth in READ_AFTER.items():
+            layer = layers[layers_up_to(depth, len(layers)) - 1]
+            layer.register_forward_hook(partial(self._keep_states, kind))
 
-    def _keep_states(self, layer: nn.Module, inputs: Any, output: Tensor | tuple):
-        self._states = output if torch.is_tensor(output) else output[0]
+    def _keep_states(self, kind: str, layer: nn.Module, inputs: Any, output: Tensor | tuple):
+        self._states[kind] = output if torch.is_tensor(output) else output[0]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """See `SFTTrainer.compute_loss`; in evaluation the loss is that of the answers alone."""
         objects = inputs.pop("objects")
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, *outputs = result if return_outputs else (result,)
-        states, self._states = self._states, None
+        states, self._states = self._states, {}
         if self.model.training:
-            head = self.accelerator.unwrap_model(model).name_head
-            found = head(states[objects["rows"], objects["columns"]])
-            losses = grounding_losses(found, objects["places"], objects["first_views"])
+            losses = self.accelerator.unwrap_model(model).grounding_heads.losses(states, objects)
             for name, value in losses.items():
                 self._sums[name] = self._sums.get(name, 0) + value.detach()
             self._num_batches += 1
@@ -166,9 +262,9 @@ class GroundedSFTTrainer(ImageBytesTrainer):
         return (loss, *outputs) if return_outputs else loss
 
     def train(self, *args, **kwargs):
-        """See `Trainer.train`; the head is not part of the model that comes out."""
+        """See `Trainer.train`; the heads are not part of the model that comes out."""
         output = super().train(*args, **kwargs)
-        del self.accelerator.unwrap_model(self.model).name_head
+        del self.accelerator.unwrap_model(self.model).grounding_heads
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None):

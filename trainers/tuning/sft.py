@@ -24,7 +24,7 @@ from ..runs.recipes import parse_options
 from ..runs.resume import MarkCompleteCheckpoints, StopOnNonFiniteLoss, checkpoint_to_resume
 from ..runs.settings import flatten, training_settings
 from .command import InstructionArguments, TuningOptions
-from .grounding import OBJECTS_COLUMN, GroundedCollator, GroundedSFTTrainer, attach_head, check_objects
+from .grounding import OBJECTS_COLUMN, GroundedCollator, GroundedSFTTrainer, attach_heads, check_objects
 from .image_bytes import ImageBytesTrainer, with_image_bytes
 from .instruction_data import (
     InstructionCollator,
@@ -152,9 +152,9 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
     trainer_class = ImageBytesTrainer
     if args.grounding_weight:
         args.remove_unused_columns = False
-        args.ddp_find_unused_parameters = False  # the loss calls the head, which DDP would take for unused
+        args.ddp_find_unused_parameters = False  # the loss calls the heads, which DDP would take for unused
         check_objects(train)
-        attach_head(model)
+        attach_heads(model)
         collator = GroundedCollator(collator, processor.tokenizer, train)
         trainer_class = partial(GroundedSFTTrainer, grounding_weight=args.grounding_weight)
     trainer = trainer_class(

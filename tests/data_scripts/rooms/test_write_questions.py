@@ -163,6 +163,24 @@ def test_questions_about_images_show_each_view_before_any_is_shown_again(rooms, 
     assert sum(map(len, shown.values())) > 36
 
 
+def test_lettered_questions_are_the_plain_ones_with_options_whose_letter_gives_the_plain_answer(rooms, tmp_path):
+    asked = {}
+    for share in (0.0, 1.0):
+        options = QuestionOptions(families=("closer", "color", "view_count"), turns=4, lettered_share=share)
+        write_questions(rooms, tmp_path / str(share), options)
+        turns = [message["content"][-1]["text"] for row in load(tmp_path / str(share)) for message in row["messages"]]
+        asked[share] = list(zip(turns[::2], turns[1::2], strict=True))
+    lettered = 0
+    for (plain, answer), (question, letter) in zip(asked[0.0], asked[1.0], strict=True):
+        text, _, choice = question.partition("\nOptions:\n")
+        assert text == plain
+        if choice:
+            options = dict(line.split(". ", 1) for line in choice.splitlines()[:-1])
+            assert options[letter] == answer and len(set(options.values())) == len(options) > 1
+            lettered += 1
+    assert 0 < lettered < len(asked[0.0])  # a count is among no known few
+
+
 def test_the_manifest_counts_and_scores_each_family(rooms, tmp_path):
     write_questions(rooms, tmp_path, QuestionOptions(questions_per_room=75, families=("3d",), turns=6))
     manifest = read_manifest(tmp_path)

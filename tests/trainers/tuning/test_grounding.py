@@ -79,17 +79,19 @@ def test_a_batch_tells_where_the_named_objects_of_its_own_record_are():
     records = [{"text": " the bed and a sofa", "objects": objects}, {"text": " a bed", "objects": objects[1:]}]
 
     def collator(examples):
-        ids = tokenizer([each["text"] for each in examples], return_tensors="pt", padding=True, padding_side="right")
-        return {"input_ids": ids["input_ids"]}
+        texts = [each["text"] for each in examples]
+        ids = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")["input_ids"]
+        return {"input_ids": ids, "labels": torch.full_like(ids, -100)}
 
     batch = GroundedCollator(collator, tokenizer, Dataset.from_list(records))(records)
+    found = batch["objects"]["name"]
     named = {
         tokenizer.decode(batch["input_ids"][row, : column + 1])[-4:]: (row, place.tolist())
-        for row, column, place in zip(*(batch["objects"][name] for name in ("rows", "columns", "places")), strict=True)
+        for row, column, place in zip(*(found[name] for name in ("rows", "columns", "places")), strict=True)
     }
     assert named[" bed"] == (0, [1.0, 2.0, 3.0])
     assert named["sofa"][0] == 0 and torch.tensor(named["sofa"][1]).isnan().all()
-    assert len(batch["objects"]["rows"]) == 2
+    assert len(found["rows"]) == 2
 
 
 def collate(records, training_records):
@@ -97,9 +99,10 @@ def collate(records, training_records):
     tokenizer = tiny_processor().tokenizer
 
     def collator(examples):
-        return {"input_ids": tokenizer([each["text"] for each in examples], return_tensors="pt")["input_ids"]}
+        ids = tokenizer([each["text"] for each in examples], return_tensors="pt")["input_ids"]
+        return {"input_ids": ids, "labels": torch.full_like(ids, -100)}
 
-    return GroundedCollator(collator, tokenizer, Dataset.from_list(training_records))(records)["objects"]
+    return GroundedCollator(collator, tokenizer, Dataset.from_list(training_records))(records)["objects"]["name"]
 
 
 def test_a_name_that_no_view_shows_has_no_first_view():
