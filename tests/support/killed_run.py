@@ -1,29 +1,11 @@
-"""Runs `spa3r VERB`, and has the run kill itself while it writes, so that no test has to hit the moment.
-
-    python killed_run.py CHECKPOINT NUMBER VERB [OPTIONS]
-
-All processes of the run die at once, before a write into its folder: the NUMBER-th after CHECKPOINT is complete, or
-the NUMBER-th after that which finds a later checkpoint with weights and without its mark, if NUMBER is negative.
-"""
+"""Has a run kill itself while it writes, so that no test has to hit the moment."""
 
 import os
-import signal
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
-
-
-def run_until_killed(launcher: Sequence, checkpoint: Path, number: int, arguments: Sequence):
-    """Run a verb until it kills itself; `launcher` is Python, or a launcher of several processes."""
-    command = [*launcher, __file__, checkpoint, number, *arguments]
-    # The pipe ends when the last process has.
-    ended = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stdout
 
 
 def half_written(folder: Path) -> Path | None:
@@ -34,8 +16,11 @@ def half_written(folder: Path) -> Path | None:
     return next((checkpoint for checkpoint in checkpoints if not is_complete(checkpoint)), None)
 
 
-def kill_at_write(checkpoint: Path, number: int):
-    """Have this process kill its run before a write."""
+def kill_at_write(checkpoint: Path, number: int, kill: Callable[[], object]):
+    """Have this process kill its run before a write into its folder: the `number`-th after `checkpoint` is complete.
+
+    A negative `number` counts the writes after that which find a later checkpoint with weights and without its mark.
+    """
     from spa3r.trainers.runs.resume import is_complete
 
     own, folder, num_writes, has_begun = os.getpid(), str(checkpoint.parent), 0, False
@@ -48,21 +33,6 @@ def kill_at_write(checkpoint: Path, number: int):
         has_begun = has_begun or is_complete(checkpoint)
         num_writes += has_begun and (number > 0 or half_written(checkpoint.parent) is not None)
         if num_writes == abs(number):
-            _kill_run()
+            kill()
 
     sys.addaudithook(count)
-
-
-def _kill_run():
-    own = psutil.Process()
-    first = own.parent() if "TORCHELASTIC_RUN_ID" in os.environ else own
-    family = [first, *first.children(recursive=True)]
-    for member in sorted(family, key=lambda member: member.pid == own.pid):
-        member.kill()
-
-
-if __name__ == "__main__":
-    from spa3r.trainers.integrations.cli import main
-
-    kill_at_write(Path(sys.argv[1]), int(sys.argv[2]))
-    main(sys.argv[3:])

@@ -128,9 +128,7 @@ def test_killed_and_started_again_it_ends_with_the_report_of_an_uninterrupted_ru
 
 def test_two_processes_end_with_the_report_of_one(vlm, data, reported, tmp_path):
     output = tmp_path / "two"
-    process = launch(
-        "ddp", "benchmark", list(map(str, command(vlm, data, output, "--batch-size", 2))), tmp_path / "log"
-    )
+    process = launch("benchmark", command(vlm, data, output, "--batch-size", 2), tmp_path / "log")
     assert process.wait() == 0, (tmp_path / "log").read_text()
     assert contents(output) == contents(reported)
 

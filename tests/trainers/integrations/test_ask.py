@@ -4,6 +4,7 @@ import io
 import shutil
 import sys
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -89,7 +90,8 @@ def test_the_model_computes_in_the_type_asked_for(checkpoint, photos, dtype, mon
         pytest.param(["--images", "door.jpg", "--frames", 4], "--frames", id="frames of photos"),
     ],
 )
-def test_wrong_options_are_refused_by_name(options, named, checkpoint, capsys):
+def test_wrong_options_are_refused_by_name(options, named, checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert named in refusal(capsys, "ask", "--model", checkpoint, *options)
 
 

@@ -3,17 +3,16 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from killed_run import run_until_killed
 from safetensors.torch import load_file, save_file
 from tiny_pretraining import TINY_RECIPE
 from transformers import AutoImageProcessor, AutoModel, TrainerCallback
+from two_processes import ready_on_cpu
 
 from spa3r import Spa3RForPreTraining, VGGTForGeometry
 from spa3r.configuration import Spa3RConfig, load_preset
@@ -395,26 +394,6 @@ def test_a_wrong_recipe_ends_the_command_with_one_sentence(changes, named, tmp_p
     assert str(refusal.value).startswith("spa3r pretrain: ") and "\n" not in str(refusal.value)
 
 
-def launcher_of(num_processes):
-    launcher = [sys.executable]
-    if num_processes > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}"]
-        launcher += ["--rdzv_endpoint=localhost:0", "--rdzv_backend=c10d"]
-    return launcher
-
-
-def arguments_of(recipe, output):
-    return ["pretrain", "--config", recipe, "--output_dir", str(output)]
-
-
-def command(recipe, output, num_processes):
-    return [*launcher_of(num_processes), "-m", "spa3r", *arguments_of(recipe, output)]
-
-
-def launch(arguments, log):
-    return subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT)
-
-
 def losses(checkpoint):
     history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
     return {entry["step"]: (entry["loss"], entry["grad_norm"]) for entry in history if "loss" in entry}
@@ -424,16 +403,24 @@ def losses(checkpoint):
 def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(num_processes, tmp_path, rooms):
     steps = 40 if num_processes == 1 else 20
     settings = {"max_steps": steps, "save_steps": 3, "save_total_limit": 20, "held_out_scenes": 0}
-    recipe = write_recipe(tmp_path, rooms, dataloader_num_workers=1, **settings)
+    recipe = write_recipe(tmp_path, rooms, **settings)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
-    with (tmp_path / "log.txt").open("w") as log, (tmp_path / "log_of_whole.txt").open("w") as log_of_whole:
-        uninterrupted = launch(command(recipe, whole, num_processes), log_of_whole)
-        run_until_killed(launcher_of(num_processes), killed / "checkpoint-6", 8, arguments_of(recipe, killed))
+    with ready_on_cpu(num_processes, tmp_path / "processes") as processes:
+
+        def start(output, log, num_workers=1, kill=None):
+            arguments = ["pretrain", "--config", recipe, "--output_dir", output]
+            arguments += ["--dataloader_num_workers", num_workers]
+            return processes.start(arguments, tmp_path / log, kill=kill)
+
+        # What workers read ahead changes no step.
+        uninterrupted = start(whole, "log_of_whole.txt", num_workers=0)
+        first = start(killed, "log_of_killed.txt", kill=(killed / "checkpoint-6", 8))
+        assert first.wait() == -signal.SIGKILL, first.log.read_text()
         resumed_from = int(last_complete_checkpoint(killed).name.split("-")[1])
-        second = launch(command(recipe, killed, num_processes), log)
-        assert second.wait() == 0, (tmp_path / "log.txt").read_text()
-        assert uninterrupted.wait() == 0, (tmp_path / "log_of_whole.txt").read_text()
+        second = start(killed, "log.txt")
+        assert second.wait() == 0, second.log.read_text()
+        assert uninterrupted.wait() == 0, uninterrupted.log.read_text()
 
     assert 0 < resumed_from < steps
     log_text = (tmp_path / "log.txt").read_text()

@@ -7,15 +7,17 @@ memory of a GPU need other tests.
 import json
 import re
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from ready_processes import ReadyProcesses
 from safetensors.torch import load_file
 from transformers import AutoModel
-from two_processes import launch, needs_deepspeed
+from two_processes import needs_deepspeed, ready_processes
 
 from spa3r import Spa3RForPreTraining
 from spa3r.configuration import Spa3RConfig, load_preset
@@ -53,13 +55,13 @@ class Run:
     """A run of two processes in a folder of its own."""
 
     topology: str
-    precision: str
+    processes: ReadyProcesses
     recipe: Path
     folder: Path
 
     def start(self):
-        options = ["--config", self.recipe, "--output_dir", self.folder]
-        self.process = launch(self.topology, "pretrain", options, self.log, self.precision)
+        options = ["--config", self.recipe, "--output_dir", self.folder, "--use_cpu", self.topology == "ddp"]
+        self.process = self.processes.start(["pretrain", *options], self.log)
 
     def finish(self):
         assert self.process.wait() == 0, self.log.read_text()
@@ -94,11 +96,14 @@ def recipe(tmp_path_factory, rooms):
 def runs(request, recipe):
     """A sharded run and one of plain data parallelism, which run at once."""
     topology, precision = request.param
-    sharded = Run(topology, precision, recipe, recipe.parent / topology)
-    data_parallel = Run("ddp", precision, recipe, recipe.parent / f"ddp_for_{topology}")
-    sharded.start()
-    data_parallel.start()
-    return sharded.finish(), data_parallel.finish()
+    names, folder = (topology, "ddp"), recipe.parent / topology
+    folder.mkdir()
+    with ExitStack() as stack:
+        ready = (stack.enter_context(ready_processes(name, folder / f"{name}_processes", precision)) for name in names)
+        sharded, data_parallel = (Run(n, each, recipe, folder / n) for n, each in zip(names, ready, strict=True))
+        sharded.start()
+        data_parallel.start()
+        yield sharded.finish(), data_parallel.finish()
 
 
 @pytest.fixture
@@ -150,7 +155,7 @@ def test_sharded_model_is_evaluated_and_drawn_as_a_whole_one(sharded, data_paral
 
 
 def test_resumed_sharded_run_goes_on_within_an_epoch(sharded, tmp_path):
-    resumed = Run(sharded.topology, sharded.precision, sharded.recipe, tmp_path / "resumed")
+    resumed = Run(sharded.topology, sharded.processes, sharded.recipe, tmp_path / "resumed")
     shutil.copytree(sharded.folder, resumed.folder)
     for step in range(4, STEPS + 1):
         shutil.rmtree(resumed.folder / f"checkpoint-{step}")

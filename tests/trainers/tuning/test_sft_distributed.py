@@ -6,6 +6,8 @@ need other tests.
 
 import json
 import shutil
+from contextlib import ExitStack
+from functools import cache
 
 import pytest
 import torch
@@ -15,11 +17,12 @@ from terminal import verb
 from tiny_instructions import command_line, losses, write_instructions
 from tiny_spa3_vlm import tiny_model, tiny_processor
 from transformers import AutoModelForImageTextToText
-from two_processes import launch, launch_on_two_nodes, needs_deepspeed
+from two_processes import launch_on_two_nodes, needs_deepspeed, ready_processes
 
 from spa3r.configuration import load_preset
 
 STEPS = 4
+SHARDED_NAMES = {"fsdp2", "zero2", "zero3"}
 SHARDED = ["fsdp2", pytest.param("zero2", marks=needs_deepspeed), pytest.param("zero3", marks=needs_deepspeed)]
 
 
@@ -43,20 +46,26 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(place):
+def processes(place):
+    """Two processes that wait for runs, started once for each topology."""
+    with ExitStack() as ready:
+        yield cache(lambda topology: ready.enter_context(ready_processes(topology, place / f"{topology}_processes")))
+
+
+@pytest.fixture(scope="module")
+def run(place, processes):
     """Runs two processes, once for each topology and model, and returns the folder of the run."""
 
     def start(topology, vlm="vlm", name=None, instructions="set", **options):
         output = place / (name or f"{topology}_{vlm}")
         if not output.with_suffix(".log").exists():
             options = {"eval_instructions": place / "set", "eval_strategy": "steps", "eval_steps": 2} | options
-            options |= {"per_device_train_batch_size": 1, "max_steps": STEPS, "use_cpu": None}
+            options |= {"per_device_train_batch_size": 1, "max_steps": STEPS}
+            options |= {"use_cpu": None} if topology in SHARDED_NAMES else {}
             log = output.with_suffix(".log")
-            arguments = command_line(place / vlm, place / instructions, output, **options)
+            arguments = ["sft", *command_line(place / vlm, place / instructions, output, **options)]
             is_slurm = topology == "nodes"
-            process = (
-                launch_on_two_nodes("sft", arguments, log) if is_slurm else launch(topology, "sft", arguments, log)
-            )
+            process = launch_on_two_nodes(arguments, log) if is_slurm else processes(topology).start(arguments, log)
             assert process.wait() == 0, log.read_text()
         return output
 
@@ -140,20 +149,28 @@ def test_a_resumed_run_ends_with_the_same_bits(topology, run, place):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed).items())
 
 
-def test_more_processes_than_records_are_refused(place):
+def test_more_processes_than_records_are_refused(place, processes):
     write_instructions(place / "few", num_records=2)
     data = load_dataset("parquet", data_files=str(place / "few" / "data" / "*.parquet"), split="train")
     data.select([1]).to_parquet(place / "few" / "data" / "00000.parquet")
     log = place / "few.log"
-    options = command_line(place / "vlm", place / "few", place / "few_run", use_cpu=None)
-    assert launch("ddp", "sft", options, log).wait() != 0
+    options = command_line(place / "vlm", place / "few", place / "few_run")
+    assert processes("ddp").start(["sft", *options], log).wait() != 0
     assert "spa3r sft: `instructions` hold 1 records for 2 processes" in log.read_text()
 
 
-def test_two_processes_share_the_encoding_of_scenes(place):
-    command = ["--model", place / "vlm", "--instructions", place / "set", "--output", place / "shared_out"]
+def test_two_processes_share_the_encoding_of_scenes(place, processes):
+    command = [
+        "encode-scenes",
+        "--model",
+        place / "vlm",
+        "--instructions",
+        place / "set",
+        "--output",
+        place / "shared_out",
+    ]
     log = place / "encode.log"
-    assert launch("ddp", "encode-scenes", command, log).wait() == 0, log.read_text()
+    assert processes("ddp").start(command, log).wait() == 0, log.read_text()
     (expected,) = map(load_file, (place / "latents").glob("*.safetensors"))
     shards = [load_file(file) for file in (place / "shared_out").glob("*.safetensors")]
     assert [len(shard) for shard in shards] in ([2, 3], [3, 2])

@@ -4,19 +4,20 @@ import json
 import re
 import resource
 import shutil
-import subprocess
-import sys
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from killed_run import half_written, run_until_killed
+from killed_run import half_written
 from pyarrow import parquet
+from ready_processes import ReadyProcesses
 from safetensors.torch import load_file
 from tiny_instructions import command_line, trainer_of, write_instructions
 from tiny_spa3_vlm import tiny_config, tiny_model, tiny_processor
 from transformers import TrainerCallback
+from two_processes import ready_on_cpu
 
 from spa3r import Spa3VLMForConditionalGeneration
 from spa3r.trainers.integrations.cli import main
@@ -57,43 +58,29 @@ def vlm(tmp_path_factory):
 class Run:
     """A run in its own folder, which can be started and ended repeatedly."""
 
+    processes: ReadyProcesses
     vlm: Path
     instructions: Path
     folder: Path
-    num_processes: int = 1
+    options: dict
 
-    @property
-    def options(self):
-        return OPTIONS if self.num_processes == 1 else OPTIONS_OF_TWO
-
-    @property
-    def launcher(self):
-        if self.num_processes == 1:
-            return [sys.executable]
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={self.num_processes}"]
-        return [*launcher, "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-
-    def arguments(self, **options):
-        return ["sft", *command_line(self.vlm, self.instructions, self.folder, **(self.options | options))]
-
-    def start(self, max_file_size=resource.RLIM_INFINITY, **options):
-        self.log = self.folder.with_name(f"{self.folder.name}_{len(list(self.folder.parent.glob('*.log')))}.log")
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*self.launcher, "-m", "spa3r", *self.arguments(**options)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, max_file_size)),
-            )
+    def start(self, max_file_size=None, kill=None, **options):
+        log = self.folder.with_name(f"{self.folder.name}_{len(list(self.folder.parent.glob('*.log')))}.log")
+        arguments = ["sft", *command_line(self.vlm, self.instructions, self.folder, **(self.options | options))]
+        self.process = self.processes.start(arguments, log, max_file_size, kill)
         return self
 
-    def finish(self):
-        assert self.process.wait() == 0, self.log.read_text()
+    def finish(self, status=0):
+        assert self.process.wait() == status, self.log.read_text()
         return self
 
     def run_until_killed(self, step, number, **options):
         """Run until it is killed at a write after a checkpoint; see `killed_run`."""
-        run_until_killed(self.launcher, self.checkpoint(step), number, self.arguments(**options))
+        self.start(kill=(self.checkpoint(step), number), **options).finish(-signal.SIGKILL)
+
+    @property
+    def log(self):
+        return self.process.log
 
     def checkpoint(self, step=None):
         return self.folder / f"checkpoint-{self.options['max_steps'] if step is None else step}"
@@ -130,26 +117,28 @@ def whole_and_interrupted(vlm, instructions, tmp_path_factory):
     """An uninterrupted run without workers, and one that is killed with workers, killed while it saves, stopped by a
     full disk, and then resumed with workers until it ends."""
     folder = tmp_path_factory.mktemp("one_process")
-    whole, run = (Run(vlm, instructions, folder / name) for name in ("whole", "interrupted"))
-    whole.start()
-    run.run_until_killed(step=4, number=5, dataloader_num_workers=2)
-    run.run_until_killed(step=6, number=-2)
-    interrupted, last = half_written(run.folder).name, last_complete_checkpoint(run.folder).name
-    # Smaller than the weights.
-    status = run.start(max_file_size=400_000).process.wait()
-    log = run.log.read_text()
-    run.start(dataloader_num_workers=2).finish()
-    return whole.finish(), Interruptions(run, interrupted, last, log, status)
+    with ready_on_cpu(1, folder / "process") as process:
+        whole, run = (Run(process, vlm, instructions, folder / name, OPTIONS) for name in ("whole", "interrupted"))
+        whole.start()
+        run.run_until_killed(step=4, number=5, dataloader_num_workers=2)
+        run.run_until_killed(step=6, number=-2)
+        interrupted, last = half_written(run.folder).name, last_complete_checkpoint(run.folder).name
+        # Smaller than the weights.
+        status = run.start(max_file_size=400_000).process.wait()
+        log = run.log.read_text()
+        run.start(dataloader_num_workers=2).finish()
+        return whole.finish(), Interruptions(run, interrupted, last, log, status)
 
 
 @pytest.fixture(scope="module")
 def two_processes(vlm, instructions, tmp_path_factory):
     """An uninterrupted run of two processes, and one that is killed and resumed."""
     folder = tmp_path_factory.mktemp("two_processes")
-    whole, run = (Run(vlm, instructions, folder / name, num_processes=2) for name in ("whole", "killed"))
-    whole.start()
-    run.run_until_killed(step=6, number=5)
-    return run.start().finish(), whole.finish()
+    with ready_on_cpu(2, folder / "processes") as processes:
+        whole, run = (Run(processes, vlm, instructions, folder / name, OPTIONS_OF_TWO) for name in ("whole", "killed"))
+        whole.start()
+        run.run_until_killed(step=6, number=5)
+        return run.start().finish(), whole.finish()
 
 
 @pytest.fixture
