@@ -6,6 +6,7 @@ tower gets each of them twice.
 """
 
 import copy
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -85,6 +86,27 @@ def pixels_from_bytes(pixels: Tensor, table: Tensor, repeats: int = 1) -> Tensor
     return found[:, :, None].expand(-1, -1, repeats, -1).flatten(1)
 
 
+class LevelTables:
+    """Makes numbers of the images of a batch on its device; see `with_image_bytes`.
+
+    Args:
+        processor (`Spa3VLMImageProcessor`): The one whose pixels the model gets.
+        device (`torch.device`): That of the batches.
+    """
+
+    def __init__(self, processor: Spa3VLMImageProcessor, device: torch.device):
+        self.tables = {name: table.to(device) for name, table in level_tables(processor).items()}
+        self.repeats = {"pixel_values": processor.temporal_patch_size, "pixel_values_geometry": 1}
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The inputs that are bytes, as numbers; no others."""
+        return {
+            name: pixels_from_bytes(inputs[name], table, self.repeats[name])
+            for name, table in self.tables.items()
+            if name in inputs and inputs[name].dtype is torch.uint8
+        }
+
+
 class ImageBytesTrainer(SFTTrainer):
     """TRL's SFTTrainer for batches whose images are bytes; see `with_image_bytes`.
 
@@ -92,18 +114,11 @@ class ImageBytesTrainer(SFTTrainer):
     """
 
     @cached_property
-    def _tables(self) -> dict[str, Tensor]:
-        tables = level_tables(self.processing_class.image_processor)
-        return {name: table.to(self.args.device) for name, table in tables.items()}
+    def _tables(self) -> LevelTables:
+        return LevelTables(self.processing_class.image_processor, self.args.device)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """See `Trainer`; this is where it moves a batch to the device."""
         inputs = super()._prepare_inputs(inputs)
-        repeats = {"pixel_values": self.processing_class.image_processor.temporal_patch_size}
-        pixels = {
-            name: pixels_from_bytes(inputs[name], table, repeats.get(name, 1))
-            for name, table in self._tables.items()
-            if name in inputs and inputs[name].dtype is torch.uint8
-        }
         # Once more, because DeepSpeed has its own type for numbers.
-        return inputs | self._prepare_input(pixels)
+        return inputs | self._prepare_input(self._tables(inputs))

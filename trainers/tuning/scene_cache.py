@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from ...modeling_spa3r.spa3_vlm.image_processing_spa3_vlm import Spa3VLMImagePro
 from ...modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ...modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
 from ..runs.fingerprint import hash_weights
+from .image_bytes import LevelTables, with_image_bytes
 from .instruction_data import InstructionCollator, open_images, without_decoding
 
 FINGERPRINT = "fingerprint.json"
@@ -249,8 +250,13 @@ def encode_scenes(
     state.wait_for_everyone()  # all processes list the same shards before there are new ones
     progress = tqdm(total=len(own), desc="Encoding scenes", unit="scene", disable=not state.is_local_main_process)
     shard, keys_of_shard = {}, []
-    for keys, inputs in SceneReader(dataset, processor).read(own, scenes_per_batch, num_workers):
-        shard |= _encode(model, keys, inputs, vision_features)
+    names = GEOMETRY if model.model.spatial_encoder is not None else ()
+    names += ("pixel_values", "image_grid_thw") if vision_features else ()
+    reader = SceneReader(dataset, with_image_bytes(processor), ("num_views", *names))
+    to_numbers = LevelTables(processor.image_processor, model.device)
+    for keys, inputs in reader.read(own, scenes_per_batch, num_workers):
+        inputs = inputs.to(model.device)
+        shard |= _encode(model, keys, inputs | to_numbers(inputs), vision_features)
         keys_of_shard += keys
         progress.update(len(keys))
         if len(keys_of_shard) >= SCENES_PER_SHARD:
@@ -263,16 +269,24 @@ def encode_scenes(
 
 @dataclass
 class SceneReader:
-    """Reads the images of scenes; a class, so that it can be sent to workers."""
+    """
+    Reads the images of scenes; a class, so that it can be sent to workers.
+
+    dataset (`Dataset`): With a column `images`.
+    processor (`Spa3VLMProcessor`): What prepares the images.
+    names (`tuple[str, ...]`): What is needed of that.
+    """
 
     dataset: Dataset
     processor: Spa3VLMProcessor
+    names: tuple[str, ...]
 
     def __call__(self, scenes: Sequence[tuple[str, int]]) -> tuple[list[str], BatchFeature]:
-        """The keys of some scenes, given with their rows, and what the processor makes of their images."""
+        """The keys of some scenes, given with their rows, and what is needed of their images."""
         keys, rows = zip(*scenes, strict=True)
         images = [open_images(self.dataset[row]["images"]) for row in rows]
-        return list(keys), self.processor.image_processor(images, return_tensors="pt")
+        features = self.processor.image_processor(images, return_tensors="pt")
+        return list(keys), BatchFeature({name: features[name] for name in self.names})
 
     def read(
         self, scenes: Sequence[tuple[str, int]], batch_size: int, num_workers: int
@@ -288,10 +302,10 @@ class SceneReader:
 
 
 def _encode(
-    model: Spa3VLMForConditionalGeneration, keys: Sequence[str], inputs: BatchFeature, vision_features: bool
+    model: Spa3VLMForConditionalGeneration, keys: Sequence[str], inputs: Mapping[str, Tensor], vision_features: bool
 ) -> dict[str, Tensor]:
     """What is stored of the scenes of a batch, by their keys."""
-    inputs, stored = inputs.to(model.device), {}
+    stored = {}
     if model.model.spatial_encoder is not None:
         latents = model.encode_scene(*(inputs[name] for name in (*GEOMETRY, "num_views")))
         stored |= dict(zip(keys, latents.cpu(), strict=True))

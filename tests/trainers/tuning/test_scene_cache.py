@@ -14,7 +14,7 @@ from spa3r import Spa3VLMForConditionalGeneration
 from spa3r.modeling_spa3r import compilation
 from spa3r.trainers.tuning import scene_cache as scene_latents
 from spa3r.trainers.tuning.instruction_data import load_instructions, open_images
-from spa3r.trainers.tuning.scene_cache import SceneLatents, encode_scenes, with_scene_keys
+from spa3r.trainers.tuning.scene_cache import SceneLatents, SceneReader, encode_scenes, with_scene_keys
 
 main = verb("encode-scenes")
 
@@ -34,6 +34,19 @@ def test_each_scene_has_the_latents_of_its_images(latents, instructions):
     for record in records:
         inputs = processor.image_processor(open_images(record["images"]), return_tensors="pt")
         assert torch.equal(store[record["scene_key"]], model.encode_scene(*(inputs[name] for name in GEOMETRY))[0])
+
+
+@pytest.mark.parametrize("options", [[], ["--vision-features"]], ids=["latents", "features"])
+def test_images_travel_from_workers_as_bytes_and_no_more_than_is_needed(
+    options, vlm, instructions, tmp_path, monkeypatch
+):
+    sent = []
+    call = SceneReader.__call__
+    monkeypatch.setattr(SceneReader, "__call__", lambda self, scenes: sent.append(call(self, scenes)) or sent[-1])
+    main(["--model", vlm, "--instructions", instructions, "--output", tmp_path / "out", *options])
+    needed = {"num_views", *GEOMETRY} | ({"pixel_values", "image_grid_thw"} if options else set())
+    assert all(set(inputs) == needed for _, inputs in sent)
+    assert not any(tensor.is_floating_point() for _, inputs in sent for tensor in inputs.values())
 
 
 def test_records_with_the_same_views_are_one_scene(instructions):
