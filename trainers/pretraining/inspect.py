@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from ...data_scripts.common.files import write_text
 from ...data_scripts.common.image_shapes import require_similar_shapes
+from ...data_scripts.common.locks import only_run_in
 from ...data_scripts.common.videos import index_video, read_frames_at, spread_evenly
 from ...data_scripts.scenes.index import load_scene_sources, split_scenes
 from ...data_scripts.scenes.view_transforms import crop_to_common, load_frame
@@ -123,7 +124,6 @@ def load_model(args: argparse.Namespace) -> Spa3RForPreTraining:
 
 def write_inspection(args: argparse.Namespace, views: Dataset, model: Spa3RForPreTraining, report: PSFMReport):
     """Write and print the report, and draw the figures."""
-    args.output.mkdir(parents=True, exist_ok=True)
     write_text(args.output / "report.json", report.to_json())
     write_text(args.output / "report.md", report.to_table() + "\n")
     for scene in tqdm(range(min(args.num_figures, args.num_scenes, len(views))), desc="Drawing", unit="scene"):
@@ -152,8 +152,9 @@ def require_scene_specific(args: argparse.Namespace, report: PSFMReport):
 
 def inspect(args: argparse.Namespace):
     """Inspect a checkpoint with the options of `spa3r inspect`."""
-    views, model = read_views(args), load_model(args)
-    report = evaluate_psfm(model, views, args.num_views, args.num_scenes)
-    write_inspection(args, views, model, report)
+    with only_run_in(args.output):
+        views, model = read_views(args), load_model(args)
+        report = evaluate_psfm(model, views, args.num_views, args.num_scenes)
+        write_inspection(args, views, model, report)
     if args.require_scene_specific:
         require_scene_specific(args, report)

@@ -45,7 +45,7 @@ def photos(tmp_path_factory):
 
 
 def names(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("[!.]*.*"))
 
 
 def test_scenes_give_a_table_a_report_and_figures(checkpoint, rooms, tmp_path, capsys):
@@ -72,6 +72,13 @@ def test_photos_are_one_scene_with_a_figure(checkpoint, photos, tmp_path, capsys
     main(["--model", checkpoint, "--images", *photos, *options])
     assert names(tmp_path) == ["figures/photos.png", "report.json", "report.md"]
     assert (tmp_path / "report.md").read_text() in capsys.readouterr().out + "\n"
+
+
+@pytest.mark.parametrize("output", ["photo.jpg", "photo.jpg/report"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_read(output, photos, tmp_path, capsys):
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    options = ["--model", "./nowhere", "--images", *photos, "--output", tmp_path / output]
+    assert f"`{tmp_path / output}" in refusal(capsys, "inspect", *options)
 
 
 def test_photos_keep_their_order_and_are_cropped_to_the_lowest(photos):
