@@ -75,6 +75,7 @@ bench: install
 # The tables of docs/performance.
 figures: install
 	$(BIN)/python tests/benchmarks/bench_spa3r.py --output runs/bench.json
+	$(BIN)/python tests/benchmarks/bench_bounds.py --output runs/bench_bounds.json
 	$(BIN)/python tests/benchmarks/bench_spa3_vlm.py --output runs/bench_vlm.json
 	$(BIN)/python tests/benchmarks/bench_sft.py --output runs/bench_sft.json
 	$(BIN)/python tests/benchmarks/bench_image_bytes.py --output runs/bench_image_bytes.json
