@@ -70,7 +70,9 @@ class SceneCarrier(Spa3VLMProcessor):
         if isinstance(images, (list, tuple)):
             images = [[] if row is None else row for row in images]  # as TRL gives rows without images
         if self.stored is not None and self.stored.has_vision:
-            return self._from_stored(images, text, **kwargs)
+            keys = _keys(images, len([row for row in images or () if row]))
+            if None not in keys:
+                return self._from_stored(keys, images, text, **kwargs)
         outputs = super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
         if "pixel_values" not in outputs:
             return outputs
@@ -82,7 +84,7 @@ class SceneCarrier(Spa3VLMProcessor):
             outputs["pixel_values"] = attach_latents(patches, grids, num_views, latents)
         return outputs
 
-    def _from_stored(self, images, text, **kwargs) -> BatchFeature:
+    def _from_stored(self, keys: list[str], images, text, **kwargs) -> BatchFeature:
         """What `__call__` returns, for images that `stand_ins` made."""
         processor = copy.copy(self.plain)
         processor.image_processor = KeptImages(**self.plain.image_processor.to_dict())
@@ -90,7 +92,6 @@ class SceneCarrier(Spa3VLMProcessor):
         if "num_views" not in outputs:
             return outputs
         num_views, grids = torch.as_tensor(outputs.pop("num_views")), torch.as_tensor(outputs["image_grid_thw"])
-        keys = _keys(images, int((num_views > 0).sum()))
         latents = [self.stored[key] for key in keys] if self.stored.has_latents else []
         features = [self.stored.vision_features(key) for key in keys]
         outputs["pixel_values"] = carry_features(features, grids, num_views, latents)
