@@ -22,7 +22,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
-from distributed_launcher import declare_cpu_an_accelerator, require_no_busy_threads_of_gloo
+from cpu_as_accelerator import declare_cpu_an_accelerator, require_no_busy_threads_of_gloo
 from killing import run
 from tiny_instructions import command_line, write_instructions
 from tiny_spa3_vlm import tiny_model, tiny_processor

@@ -1,6 +1,6 @@
 """Train like `spa3r sft`, and print the bytes of live tensors between two records of the second step.
 
-For tests on the CPU, which is declared to be an accelerator as in `distributed_launcher.py`. The garbage collector
+For tests on the CPU, which is declared to be an accelerator as in `cpu_as_accelerator.py`. The garbage collector
 finds the tensors; each storage is counted once.
 """
 
@@ -9,7 +9,7 @@ import sys
 import warnings
 
 import torch
-from distributed_launcher import declare_cpu_an_accelerator, require_no_busy_threads_of_gloo
+from cpu_as_accelerator import declare_cpu_an_accelerator, require_no_busy_threads_of_gloo
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 

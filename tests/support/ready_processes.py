@@ -30,7 +30,7 @@ PROGRAM = Path(__file__).resolve()
 
 
 class ReadyProcesses:
-    """Processes of a launcher; with `--accelerator` the CPU is declared to be one, as in `distributed_launcher`."""
+    """Processes of a launcher; with `--accelerator` the CPU is declared to be one, as in `cpu_as_accelerator`."""
 
     def __init__(self, launcher: Sequence, folder: Path, *options: str):
         self.folder, self.num_orders = folder, 0
@@ -150,7 +150,7 @@ def obey(file: Path, order: dict, is_accelerator: bool):
 
 
 if __name__ == "__main__":
-    from distributed_launcher import declare_cpu_an_accelerator, require_no_busy_threads_of_gloo
+    from cpu_as_accelerator import declare_cpu_an_accelerator, require_no_busy_threads_of_gloo
     from killed_run import kill_at_write
 
     import spa3r.trainers.alignment.align

@@ -1,4 +1,4 @@
-"""Starts a trainer, `pretrain` or `sft`, under DeepSpeed or FSDP on the CPU, for tests.
+"""Runs DeepSpeed and FSDP on the CPU, for tests.
 
 Accelerate runs these two on accelerators alone, so the CPU is declared to be one, with gloo instead of NCCL. A run
 that leaves threads of gloo with work to do behind fails: they could abort the process while Python exits.
@@ -10,7 +10,6 @@ import sys
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from spa3r.trainers.integrations.cli import main
 from spa3r.trainers.runs.distributed import GLOO_THREAD, states_of_threads
 
 
@@ -24,9 +23,3 @@ def declare_cpu_an_accelerator():
     """Have Accelerate take the CPU for an accelerator, with gloo instead of NCCL."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
-
-
-if __name__ == "__main__":
-    declare_cpu_an_accelerator()
-    main(sys.argv[1:])
-    require_no_busy_threads_of_gloo()
