@@ -57,6 +57,8 @@ def carry_features(
     scenes = zip(vision_features, latents, strict=True) if latents else ((each,) for each in vision_features)
     values = [torch.cat([tensor.flatten() for tensor in scene]) for scene in scenes]
     columns = _share_out(values, image_grid_thw, num_views)
+    # An odd number in all: patches, of two frames, have an even one, and could be taken for these otherwise.
+    columns = pad(columns, (0, columns.shape[1] % 2))
     return torch.cat([columns.new_full((len(columns), 1), FEATURES), columns], dim=1)
 
 

@@ -259,6 +259,12 @@ def test_carried_features_of_the_vision_tower_give_the_logits_and_answers_of_the
     assert torch.equal(model.generate(**carried, **options), model.generate(**plain, **options))
 
 
+@pytest.mark.parametrize("size", range(8))
+def test_carried_features_never_have_the_width_of_patches_of_two_frames(size):
+    carried = carry_features([torch.ones(4, size)], torch.tensor([[1, 2, 2]]), torch.tensor([1]), [torch.ones(1, 1)])
+    assert carried.shape[1] % 2 == 1
+
+
 def test_a_scene_is_encoded_once_for_all_questions_and_calls(monkeypatch):
     model = tiny_model()
     calls, encode = [], model.encode_scene
