@@ -87,7 +87,7 @@ ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 MIN_LARGEST_SHARE, LARGEST_RATIO = 0.04, 1.5
 
 
-# What else may be the answer, for families whose answers are among a few.
+# All possible answers, of families that have few whatever the question names.
 ALTERNATIVES = {
     "color": tuple(COLORS),
     "image_side": COLUMNS[::2],

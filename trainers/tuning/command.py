@@ -57,7 +57,8 @@ class TuningOptions:
         default=None, metadata={"help": "train matrices of the language model by Muon: small models from nothing"}
     )
     grounding_weight: float = field(
-        default=0.0, metadata={"help": "weight of what names must tell of their objects: small models, sets of rooms"}
+        default=0.0,
+        metadata={"help": "weight of what names and options must tell, besides answers: small models, sets of rooms"},
     )
 
     # With `every_save`, TRL's default, each checkpoint pushes the whole output folder, logs included.

@@ -39,7 +39,7 @@ class GroundingHeads(nn.Module):
         super().__init__()
         self.name = NameHead(hidden_size)
         self.relation = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, NUM_VALUES))
-        self.answer = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, NUM_GATHERED))
+        self.before_answer = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, NUM_GATHERED))
         self.option = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, 1))
 
     def losses(self, states: dict[str, Tensor], truth: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -59,12 +59,13 @@ class GroundingHeads(nn.Module):
         options = F.binary_cross_entropy_with_logits(self.option(at("option"))[:, 0], is_right, reduction="sum")
         return grounding_losses(self.name(at("name")), names["places"], names["first_views"]) | {
             "relation": RELATION_WEIGHT * point_loss(self.relation(at("relation")), truth["relation"]["values"]),
-            "answer": RELATION_WEIGHT * point_loss(self.answer(at("answer")), truth["answer"]["values"]),
+            "before_answer": RELATION_WEIGHT
+            * point_loss(self.before_answer(at("before_answer")), truth["before_answer"]["values"]),
             "option": options / max(len(is_right), 1),
         }
 
 
-READ_AFTER = {"name": NAME_DEPTH, "relation": RELATION_DEPTH, "answer": OPTION_DEPTH, "option": OPTION_DEPTH}
+READ_AFTER = {"name": NAME_DEPTH, "relation": RELATION_DEPTH, "before_answer": OPTION_DEPTH, "option": OPTION_DEPTH}
 
 
 def attach_heads(model: PreTrainedModel):
@@ -79,7 +80,7 @@ class GroundedCollator:
 
     A batch has `objects`, each with the `rows` and `columns` of tokens in `input_ids`: `name`, the ends of names, with
     the other fields of `SceneObjects`; `relation`, names after the first of a question, with `values` of `relations`;
-    `answer`, the tokens before answers, with `values` of `gathered`; `option`, the ends of options, with
+    `before_answer`, the tokens before answers, with `values` of `gathered`; `option`, the ends of options, with
     `is_right`, 1 or 0.
 
     Args:
@@ -121,7 +122,7 @@ class GroundedCollator:
         relation_values, answer_values = _values(found, is_answer)
         batch["objects"] |= {
             "relation": _marks(relation_values) | {"values": _stack(relation_values, NUM_VALUES)},
-            "answer": _marks(answer_values) | {"values": _stack(answer_values, NUM_GATHERED)},
+            "before_answer": _marks(answer_values) | {"values": _stack(answer_values, NUM_GATHERED)},
         }
         return batch
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-# A question names this many objects, of which more are left out: the longest of the benchmark has five.
+# Further objects of a question are left out; those of the benchmark name five at most.
 MAX_NAMES = 6
 # From each earlier object, and to the right of and along the line from the first to the second.
 NUM_VALUES = 3 * MAX_NAMES + 2
