@@ -30,6 +30,18 @@ def _heeds_interrupts():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True)
+def _keeps_the_number_of_threads():
+    """Fail a test that leaves another number of threads to those after it, whose bits would differ."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == before
+
+
 @pytest.fixture(scope="session")
 def rooms(tmp_path_factory) -> Path:
     """Six rooms of eight views, 56 x 42 pixels."""
