@@ -22,7 +22,7 @@ from .formatting import first_few
 from .models import fingerprint_checkpoint, load_benchmark_model
 from .provenance import describe_model, describe_software
 from .report import reference_rows, write_report
-from .runner import ask_all
+from .runner import MAX_SHARED_TOKENS, ask_all
 from .side_by_side import format_side_by_side
 
 SETTINGS = "run.json"
@@ -37,6 +37,7 @@ def run(options: argparse.Namespace):
     model, processor = load_benchmark_model(options.model, state.device, options.dtype, options.attn_implementation)
     settings = _describe(options, benchmark, questions) | {"model": options.model, **describe_model(model, processor)}
     settings |= {"num_frames": options.frames, "batch_size": options.batch_size}
+    settings["max_shared_tokens"] = MAX_SHARED_TOKENS  # with `batch_size`, it decides which questions share a batch
     if options.without_images:
         settings["without_images"] = True
     with only_run_in(options.output, state.is_main_process):

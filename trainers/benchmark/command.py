@@ -84,7 +84,10 @@ def _parser() -> argparse.ArgumentParser:
         "--skip-missing", action="store_true", help="leave out questions without readable images, or without an answer"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=16, help="most questions about a scene answered at once (default: 16)"
+        "--batch-size",
+        type=int,
+        default=16,
+        help="most questions answered at once, also about several scenes (default: 16)",
     )
     parser.add_argument(
         "--without-images", action="store_true", help="show the model only the text: what do the words give away?"

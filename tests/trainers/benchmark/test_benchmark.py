@@ -20,6 +20,7 @@ from two_processes import REPOSITORY, launch
 from spa3r import Spa3RModel
 from spa3r.trainers.benchmark.answers import Answers
 from spa3r.trainers.benchmark.models import fingerprint_checkpoint
+from spa3r.trainers.benchmark.runner import MAX_SHARED_TOKENS
 
 main = verb("benchmark")
 
@@ -84,6 +85,7 @@ def provenance(folder):
 def test_the_report_holds_what_was_run(reported):
     run = provenance(reported)
     assert (run["protocol"], run["num_frames"], run["batch_size"], run["dtype"]) == ("official", 2, 2, "float32")
+    assert run["max_shared_tokens"] == MAX_SHARED_TOKENS
     assert {"torch", "transformers", "spa3r"} <= set(run["versions"])
     assert len(run["model_fingerprint"]) == len(run["data_fingerprint"]) == 64
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()

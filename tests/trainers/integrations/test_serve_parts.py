@@ -14,10 +14,10 @@ from transformers import GenerationConfig
 
 from spa3r import SceneSession
 from spa3r.modeling_spa3r.checkpoints.byte_tokenizer import byte_tokenizer
+from spa3r.modeling_spa3r.spa3_vlm.scene_batches import advance, begin, join, keep
 from spa3r.modeling_spa3r.spa3_vlm.scene_session import prepare_scene, scene_conversation, tokenize_after_prefix
 from spa3r.trainers.integrations.server import public_web
 from spa3r.trainers.integrations.server.answer_text import AnswerText
-from spa3r.trainers.integrations.server.batches import advance, begin, join, keep
 
 SCENES = [[photo(0), photo(1)], [photo(2, 40, 40)], [photo(3), photo(4, 48, 64), photo(5)]]
 QUESTIONS = ["How many?", "Is it left of the door, or of the window?", "Why?"]

@@ -11,8 +11,8 @@ from transformers.utils import logging
 
 from ....modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
 from ....modeling_spa3r.spa3_vlm.processing_spa3_vlm import Spa3VLMProcessor
+from ....modeling_spa3r.spa3_vlm.scene_batches import Batch, advance, begin, join, keep
 from ....modeling_spa3r.spa3_vlm.scene_session import SceneInputs, SceneSession
-from .batches import Batch, advance, begin, join, keep
 from .metrics import Metrics
 
 logger = logging.get_logger(__name__)

@@ -1,7 +1,7 @@
-"""Conversations about different scenes, continued together a few tokens at a time.
+"""Conversations about different scenes, continued together.
 
 The library's `generate` does the work: it continues a batch from the keys and values that it left. Between two calls
-rows join and leave, so a short answer never waits for a long one.
+rows can join and leave, so that in a server a short answer never waits for a long one.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from ....modeling_spa3r.spa3_vlm.modeling_spa3_vlm import Spa3VLMForConditionalGeneration
-from ....modeling_spa3r.spa3_vlm.scene_session import SceneSession
+from .modeling_spa3_vlm import Spa3VLMForConditionalGeneration
+from .scene_session import SceneSession
+
+__all__ = ["Batch", "advance", "begin", "join", "keep"]
 
 
 @dataclass(frozen=True)
