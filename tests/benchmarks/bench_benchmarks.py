@@ -53,13 +53,19 @@ NUM_ANSWERS = 5130
 MIN_SPEEDUP, MAX_SECONDS, MAX_KILOBYTES = 8, 2, 10
 
 
-def write_benchmark(folder: Path, num_questions: int, video_size: tuple[int, int], num_frames: int):
+def write_benchmark(
+    folder: Path,
+    num_questions: int,
+    video_size: tuple[int, int],
+    num_frames: int,
+    questions_per_scene: int = QUESTIONS_PER_SCENE,
+):
     """Questions in VSI-Bench's layout, of all its types, and their videos of noise."""
     (folder / "scannet").mkdir(parents=True)
     generator = np.random.default_rng(0)
     rows = []
     for number in range(num_questions):
-        scene, kind = f"scene{number // QUESTIONS_PER_SCENE:04d}_00", (*TYPES, *CHOICES)[number % 10]
+        scene, kind = f"scene{number // questions_per_scene:04d}_00", (*TYPES, *CHOICES)[number % 10]
         is_choice = kind in CHOICES
         rows.append(
             {

@@ -38,7 +38,7 @@ PARTS = {
         Part("figures_spa3_vlm", "questions", 25, 75),
         Part("figures_spa3_vlm", "sft_lora", 30, 120),
         Part("figures_spa3_vlm", "sft_full", 30, 120),
-        Part("figures_benchmark", "benchmark", 50, 150),
+        Part("figures_benchmark", "benchmark", 65, 180),
         Part("figures_vggt", "vggt_compiled", 30, 90),
         Part("correctness", "full_size", 15, 60),
         Part("figures_vggt", "vggt_kernels", 8, 30),

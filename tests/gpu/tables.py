@@ -103,6 +103,8 @@ def _answers(figures: dict) -> str:
         ("18 questions, a session, one batch, s", many.get("seconds_batch"), ".2f"),
         ("questions of a benchmark a second, one by one", rates.get("one by one"), ".2f"),
         ("questions of a benchmark a second, in batches", rates.get("in batches"), ".2f"),
+        ("the same, one question about each image, one by one", rates.get("one a scene, one by one"), ".2f"),
+        ("the same, one question about each image, in batches", rates.get("one a scene, in batches"), ".2f"),
     ]
     return _rows(["Spa3-VLM-4B, 8 images, bfloat16", "Measured"], [[name, _cell(*rest)] for name, *rest in lines])
 
