@@ -64,9 +64,9 @@ def command(model, data, output, *more):
 
 @pytest.fixture(scope="module")
 def reported(vlm, data, tmp_path_factory):
-    """An uninterrupted run."""
+    """An uninterrupted run. The first two scenes share a batch."""
     output = tmp_path_factory.mktemp("runs") / "whole"
-    main(command(vlm, data, output, "--batch-size", 2))
+    main(command(vlm, data, output, "--batch-size", 6))
     return output
 
 
@@ -84,7 +84,7 @@ def provenance(folder):
 
 def test_the_report_holds_what_was_run(reported):
     run = provenance(reported)
-    assert (run["protocol"], run["num_frames"], run["batch_size"], run["dtype"]) == ("official", 2, 2, "float32")
+    assert (run["protocol"], run["num_frames"], run["batch_size"], run["dtype"]) == ("official", 2, 6, "float32")
     assert run["max_shared_tokens"] == MAX_SHARED_TOKENS
     assert {"torch", "transformers", "spa3r"} <= set(run["versions"])
     assert len(run["model_fingerprint"]) == len(run["data_fingerprint"]) == 64
@@ -119,7 +119,7 @@ main(["benchmark", *sys.argv[1:]])
 
 def test_killed_and_started_again_it_ends_with_the_report_of_an_uninterrupted_run(vlm, data, reported, tmp_path):
     output = tmp_path / "killed"
-    arguments = command(vlm, data, output, "--batch-size", 2)
+    arguments = command(vlm, data, output, "--batch-size", 6)
     call = [sys.executable, "-c", KILLED_AFTER_A_BATCH, *map(str, arguments)]
     killed = subprocess.run(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=REPOSITORY, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -130,7 +130,7 @@ def test_killed_and_started_again_it_ends_with_the_report_of_an_uninterrupted_ru
 
 def test_two_processes_end_with_the_report_of_one(vlm, data, reported, tmp_path):
     output = tmp_path / "two"
-    process = launch("benchmark", command(vlm, data, output, "--batch-size", 2), tmp_path / "log")
+    process = launch("benchmark", command(vlm, data, output, "--batch-size", 6), tmp_path / "log")
     assert process.wait() == 0, (tmp_path / "log").read_text()
     assert contents(output) == contents(reported)
 
@@ -153,7 +153,7 @@ def without_b(data, tmp_path):
 def test_other_settings_in_the_same_folder_are_refused(vlm, data, reported, tmp_path, capsys):
     assert "`batch_size`" in refused(capsys, *command(vlm, data, reported, "--batch-size", 1))
     changed = copied(data, tmp_path, '"ground_truth": "9"', '"ground_truth": "8"')
-    assert "`data_fingerprint`" in refused(capsys, *command(vlm, changed, reported, "--batch-size", 2))
+    assert "`data_fingerprint`" in refused(capsys, *command(vlm, changed, reported, "--batch-size", 6))
 
 
 def break_a(videos):
@@ -317,9 +317,9 @@ def test_runs_are_compared(reported, tmp_path, capsys):
 def test_videos_that_came_later_are_asked_in_the_same_folder(vlm, data, reported, tmp_path):
     partial, output = copied(data, tmp_path), tmp_path / "run"
     (partial / "scannet" / "b.mp4").rename(tmp_path / "b.mp4")
-    main(command(vlm, partial, output, "--batch-size", 2, "--skip-missing"))
+    main(command(vlm, partial, output, "--batch-size", 6, "--skip-missing"))
     (tmp_path / "b.mp4").rename(partial / "scannet" / "b.mp4")
-    main(command(vlm, partial, output, "--batch-size", 2))
+    main(command(vlm, partial, output, "--batch-size", 6))
     assert contents(output) == contents(reported)
 
 
