@@ -82,6 +82,7 @@ figures: install
 	$(BIN)/python tests/benchmarks/bench_instruction_sets.py --output runs/bench_instruction_sets.json
 	$(BIN)/python tests/benchmarks/sft_memory.py
 	$(BIN)/python tests/benchmarks/bench_benchmarks.py --output runs/bench_benchmarks.json
+	$(BIN)/python tests/benchmarks/bench_shared_scenes.py --output runs/bench_shared_scenes.json
 	$(BIN)/python tests/benchmarks/bench_serve.py --output runs/bench_serve.json
 
 # What only a GPU can tell, within 9 minutes; started again, what has not finished. See tests/gpu/README.md.
