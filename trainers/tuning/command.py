@@ -60,6 +60,9 @@ class TuningOptions:
         default=0.0,
         metadata={"help": "weight of what names and options must tell, besides answers: small models, sets of rooms"},
     )
+    grounding_only_names: bool = field(
+        default=False, metadata={"help": "names alone must tell where their objects are, and nothing tells the rest"}
+    )
 
     # With `every_save`, TRL's default, each checkpoint pushes the whole output folder, logs included.
     hub_strategy: str = field(default="end", metadata={"help": "when to upload; end: the final model alone"})

@@ -33,11 +33,19 @@ RELATION_WEIGHT = 3.0
 
 
 class GroundingHeads(nn.Module):
-    """Read from hidden states, of size `hidden_size`, what names, relations and options tell."""
+    """Read from hidden states what names, relations and options tell.
 
-    def __init__(self, hidden_size: int):
+    Args:
+        hidden_size (`int`): Size of the hidden states.
+        only_names (`bool`): Whether names alone tell anything.
+    """
+
+    def __init__(self, hidden_size: int, only_names: bool):
         super().__init__()
+        self.only_names = only_names
         self.name = NameHead(hidden_size)
+        if only_names:
+            return
         self.relation = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, NUM_VALUES))
         self.before_answer = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, NUM_GATHERED))
         self.option = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, 1))
@@ -55,9 +63,12 @@ class GroundingHeads(nn.Module):
             return states[kind][truth[kind]["rows"], truth[kind]["columns"]].float()
 
         names = truth["name"]
+        losses = grounding_losses(self.name(at("name")), names["places"], names["first_views"])
+        if self.only_names:
+            return losses
         is_right = truth["option"]["is_right"]
         options = F.binary_cross_entropy_with_logits(self.option(at("option"))[:, 0], is_right, reduction="sum")
-        return grounding_losses(self.name(at("name")), names["places"], names["first_views"]) | {
+        return losses | {
             "relation": RELATION_WEIGHT * point_loss(self.relation(at("relation")), truth["relation"]["values"]),
             "before_answer": RELATION_WEIGHT
             * point_loss(self.before_answer(at("before_answer")), truth["before_answer"]["values"]),
@@ -68,9 +79,14 @@ class GroundingHeads(nn.Module):
 READ_AFTER = {"name": NAME_DEPTH, "relation": RELATION_DEPTH, "before_answer": OPTION_DEPTH, "option": OPTION_DEPTH}
 
 
-def attach_heads(model: PreTrainedModel):
-    """Give a model the heads that read its text, to be trained and resumed with it; training takes them away."""
-    model.grounding_heads = GroundingHeads(model.config.get_text_config().hidden_size)
+def attach_heads(model: PreTrainedModel, only_names: bool = False):
+    """Give a model the heads that read its text, to be trained and resumed with it; training takes them away.
+
+    Args:
+        model (`PreTrainedModel`): Changed in place.
+        only_names (`bool`, *optional*, defaults to `False`): As for `GroundingHeads`.
+    """
+    model.grounding_heads = GroundingHeads(model.config.get_text_config().hidden_size, only_names)
 
 
 class GroundedCollator:

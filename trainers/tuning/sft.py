@@ -154,7 +154,7 @@ def build_trainer(data_args: InstructionArguments, args: TuningArguments, model_
         args.remove_unused_columns = False
         args.ddp_find_unused_parameters = False  # the loss calls the heads, which DDP would take for unused
         check_objects(train)
-        attach_heads(model)
+        attach_heads(model, args.grounding_only_names)
         collator = GroundedCollator(collator, processor.tokenizer, train)
         trainer_class = partial(GroundedSFTTrainer, grounding_weight=args.grounding_weight)
     trainer = trainer_class(
@@ -187,6 +187,11 @@ def check_grounding(data_args: InstructionArguments, args: TuningArguments, mode
     weight = args.grounding_weight
     if weight < 0:
         raise ValueError(f"`grounding_weight` must not be negative, got {weight:g}; 0 trains on answers alone.")
+    if args.grounding_only_names and not weight:
+        raise ValueError(
+            "`grounding_only_names` chooses what `grounding_weight` teaches, got true with a weight of 0: give a "
+            "weight, or leave the option out."
+        )
     for name, value in (
         ("without_images", data_args.without_images),
         ("use_peft", model_args.use_peft),
@@ -222,6 +227,7 @@ def settings_of_run(
         "without_images": data_args.without_images or None,
         "muon_learning_rate": trainer.args.muon_learning_rate,
         "grounding_weight": trainer.args.grounding_weight or None,
+        "grounding_only_names": trainer.args.grounding_only_names or None,
         # Workers have row groups of their own.
         "streaming_workers": trainer.args.dataloader_num_workers if data_args.streaming else None,
     }

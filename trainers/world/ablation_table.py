@@ -47,7 +47,8 @@ TABLES = (
             "vggt": ("VGGT features", 60.5, 49.5, 55.1),
             "default": ("Spa3R latents", *FULL),
         },
-        "The adapters of VGGT and Spa3R were aligned before tuning, unlike the paper's. The first model has none.",
+        "All were aligned before tuning, unlike the paper's: of the first model, which has no adapter, the language "
+        "model alone.",
     ),
     PaperTable(
         "Table 4: targets of pre-training",
@@ -65,7 +66,7 @@ TABLES = (
             "append": ("sequence append", 58.5, 43.7, 51.1),
             "unaligned": ("cross-attention", *FULL),
         },
-        "No model of this table was aligned before tuning, because sequence append has no adapter that could be.",
+        "No model of this table was aligned before tuning, because one with sequence append cannot be.",
     ),
     PaperTable(
         "Table 6: share of views masked",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .stages import Sizes, Stage, command_writers, sizes_of, with_known_minutes
+from .stages import Sizes, Stage, command_writers, deeper, sizes_of, with_known_minutes
 
 # Spa3R by its name, with what changes in its pre-training. The line follows the options of the architecture.
 SPA3R = {
@@ -32,7 +32,7 @@ class Variant:
 
     representation (`str`): `VGGT`, or one of `SPA3R`.
     fusion (`str`): As in `Spa3VLMConfig`; with `none` the model sees images alone.
-    is_aligned (`bool`): Whether the adapter learns to find points before tuning; only `cross_attention` can.
+    is_aligned (`bool`): Whether it is aligned before tuning; `append` cannot be.
     """
 
     representation: str = "default"
@@ -42,7 +42,7 @@ class Variant:
 
 VARIANTS = {
     "default": Variant(),
-    "none": Variant(fusion="none", is_aligned=False),
+    "none": Variant(fusion="none"),
     "vggt": Variant(VGGT),
     "append": Variant(fusion="append", is_aligned=False),
     "unaligned": Variant(is_aligned=False),
@@ -149,26 +149,27 @@ def _variant(run, train, sizes: Sizes, name: str, seed: int) -> list[Stage]:
     if variant.is_aligned:
         stages.append(
             Stage(
-                *(f"aligned-{made}", f"let the adapter find points: {name}, seed {seed}", 7),
+                *(f"aligned-{made}", f"let the adapter find points, and names objects: {name}, seed {seed}", 18),
                 train(
                     f"spa3r align --config spa3-vlm-align-rooms --model_name_or_path {{at}}/{model} "
                     f"--scenes rooms:{{at}}/rooms --output_dir {{at}}/aligned-{made} --seed {seed}",
                     *sizes.align,
                 ),
-                (model,),
+                (model.partition("/")[0],),
             )
         )
         model = f"aligned-{made}/model"
+    stages.append(deeper(run, f"deeper-{made}", model, seed))
     return [
         *stages,
         Stage(
-            *(f"tuned-{made}", f"tune on questions about places: {name}, seed {seed}", 52),
+            *(f"tuned-{made}", f"tune on questions about places: {name}, seed {seed}", 140),
             train(
                 f"spa3r sft --config spa3-vlm-nano --instructions {{at}}/questions --scene_latents {{at}}/{scenes} "
-                f"--model_name_or_path {{at}}/{model} --output_dir {{at}}/tuned-{made} --seed {seed}",
+                f"--model_name_or_path {{at}}/deeper-{made} --output_dir {{at}}/tuned-{made} --seed {seed}",
                 *sizes.tune,
             ),
-            (model.partition("/")[0], scenes),
+            (f"deeper-{made}", scenes),
         ),
         Stage(
             *(f"score-{made}", f"ask: {name}, seed {seed}", 7),

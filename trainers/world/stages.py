@@ -14,6 +14,8 @@ PARTS = {
     "clear": "--min-visible-share 0.015",
     "asked": "--benchmark rooms --data {at}/questions-held-out --media {at}/held-out-rooms",
     "kept": "--scene_latents {at}/scenes",
+    # Those of the benchmark, and such as ask for a step of their answers.
+    "families": "benchmark direction nearest_of seen_first pair_distance first_view nearest_object camera_distance",
 }
 
 
@@ -89,7 +91,7 @@ SMOKE = Sizes(
     teach=options(**_SHORT, **_DECAY, **_VIEWS, eval_strategy="no"),
     classify=options(**_SHORT, **_DECAY, **_VIEWS, eval_strategy="no"),
     pretrain=options(**_SHORT, **_DECAY, **_VIEWS),
-    align=options(**_SHORT, **_VIEWS),
+    align=options(**_SHORT, **_DECAY, **_VIEWS),
     base=options(**_SHORT, **_DECAY, per_device_train_batch_size=4),
     tune=options(**_SHORT, **_DECAY, per_device_train_batch_size=2),
 )
@@ -107,10 +109,10 @@ CUDA = Sizes(
     teach=options(images_per_device=384, dataloader_num_workers=7),
     classify=options(images_per_device=128, dataloader_num_workers=3),
     pretrain=options(images_per_device=384, dataloader_num_workers=7, **decaying(1500, 700)),
-    base=options(per_device_train_batch_size=64, dataloader_num_workers=6, **decaying(1000, 450)),
+    base=options(dataloader_num_workers=6),
     encode=("--scenes-per-batch", "32", "--workers", "8"),
-    align=options(images_per_device=384, dataloader_num_workers=6, max_steps=1500),
-    tune=options(per_device_train_batch_size=64, dataloader_num_workers=4, **decaying(2000, 1000)),
+    align=options(dataloader_num_workers=6),
+    tune=options(per_device_train_batch_size=64, dataloader_num_workers=4, **decaying(1000, 450, 0.03)),
     jobs=4,
 )
 
@@ -189,7 +191,7 @@ def _rooms_and_questions(run, sizes: Sizes) -> list[Stage]:
         Stage(
             *("questions", "ask about places", 15),
             run(
-                f"{asked} {{places}} --rooms {{at}}/rooms --output {{at}}/questions --families benchmark 3d --turns 6 "
+                f"{asked} {{places}} --rooms {{at}}/rooms --output {{at}}/questions --families {{families}} --turns 4 "
                 "--views-per-question 12"
             ),
             ("rooms",),
@@ -290,13 +292,22 @@ def _language_model(run, train, sizes: Sizes) -> list[Stage]:
     ]
 
 
+def deeper(run, name: str, model: str, seed: int = 0) -> Stage:
+    """A stage that gives more layers to the language model of `model`, a path in the folder of the world."""
+    return Stage(
+        *(name, f"give the language model of {model} more layers", 0.2),
+        run(f"spa3r.trainers.world.deeper {{at}}/{model} {{at}}/{name} --layers 7 --seed {seed}"),
+        (model.partition("/")[0],),
+        result=name,
+    )
+
+
 def _spa3_vlm_and_controls(run, train, sizes: Sizes) -> list[Stage]:
-    # On the same questions and for as many steps, whatever the model sees.
+    # On the same questions, whatever the model sees; its recipe trains the text-only twin for fewer steps.
     tuned = "spa3r sft --instructions {at}/questions --config"
-    base = "--model_name_or_path {at}/base/model"
     return [
         Stage(
-            *("aligned", "let the adapter find points in space", 7),
+            *("aligned", "let the adapter find points in space, and names their objects", 18),
             train(
                 "spa3r align --config spa3-vlm-align-rooms --model_name_or_path {at}/spa3-vlm "
                 "--scenes rooms:{at}/rooms --output_dir {at}/aligned",
@@ -306,22 +317,41 @@ def _spa3_vlm_and_controls(run, train, sizes: Sizes) -> list[Stage]:
             "aligned/report.md",
         ),
         Stage(
-            *("tuned", "tune Spa3-VLM on questions about places", 52),
+            *("aligned-2d", "ground names in images alone, for a control", 18),
             train(
-                f"{tuned} spa3-vlm-nano {{kept}} --model_name_or_path {{at}}/aligned/model --output_dir {{at}}/tuned",
+                "spa3r align --config spa3-vlm-align-rooms --model_name_or_path {at}/base/model "
+                "--scenes rooms:{at}/rooms --output_dir {at}/aligned-2d",
+                *sizes.align,
+            ),
+            ("base",),
+            "aligned-2d/report.md",
+        ),
+        deeper(run, "deeper", "aligned/model"),
+        deeper(run, "deeper-2d", "aligned-2d/model"),
+        deeper(run, "deeper-text", "base/model"),
+        Stage(
+            *("tuned", "tune Spa3-VLM on questions about places", 140),
+            train(
+                f"{tuned} spa3-vlm-nano {{kept}} --model_name_or_path {{at}}/deeper --output_dir {{at}}/tuned",
                 *sizes.tune,
             ),
-            ("aligned", "scenes"),
+            ("deeper", "scenes"),
         ),
         Stage(
-            *("tuned-text", "tune the base on the text of the questions alone", 38),
-            train(f"{tuned} spa3-vlm-nano-text {base} --output_dir {{at}}/tuned-text", *sizes.tune),
-            ("base",),
+            *("tuned-text", "tune the base on the text of the questions alone", 50),
+            train(
+                f"{tuned} spa3-vlm-nano-text --model_name_or_path {{at}}/deeper-text --output_dir {{at}}/tuned-text",
+                *sizes.tune,
+            ),
+            ("deeper-text",),
         ),
         Stage(
-            *("tuned-2d", "tune the base on questions and images, without a scene", 48),
-            train(f"{tuned} spa3-vlm-nano {{kept}} {base} --output_dir {{at}}/tuned-2d", *sizes.tune),
-            ("base", "scenes"),
+            *("tuned-2d", "tune the base on questions and images, without a scene", 135),
+            train(
+                f"{tuned} spa3-vlm-nano {{kept}} --model_name_or_path {{at}}/deeper-2d --output_dir {{at}}/tuned-2d",
+                *sizes.tune,
+            ),
+            ("deeper-2d", "scenes"),
         ),
     ]
 

@@ -161,6 +161,14 @@ def test_the_losses_of_named_objects_fall_and_no_head_is_saved(inputs, tmp_path)
     )
 
 
+@pytest.mark.parametrize(("only_names", "expected"), [("true", False), ("false", True)])
+def test_what_follows_from_names_is_taught_unless_only_names_are_asked_for(only_names, expected, inputs, tmp_path):
+    trainer = tune(inputs, tmp_path / "run", max_steps=1, grounding_only_names=only_names)
+    logged = set().union(*trainer.state.log_history)
+    assert {"loss_place", "loss_first_view", "loss_presence"} <= logged
+    assert ("loss_relation" in logged, "loss_option" in logged, "loss_before_answer" in logged) == (expected,) * 3
+
+
 class StopHalfway(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step == 2
@@ -189,6 +197,7 @@ def test_without_weight_the_names_teach_nothing(inputs, tmp_path):
         {"use_peft": "true"},
         {"without_images": "true"},
         {"grounding_weight": -1.0},
+        {"grounding_only_names": "true", "grounding_weight": 0.0},
     ],
     ids=lambda options: next(iter(options)),
 )

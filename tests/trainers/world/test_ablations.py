@@ -13,7 +13,7 @@ from spa3r.data_scripts.benchmarks.vsi_bench import NUMBER_TYPES
 from spa3r.trainers.benchmark.report import read_report
 from spa3r.trainers.pretraining.arguments import parse_arguments
 from spa3r.trainers.pretraining.pretrain import build_config
-from spa3r.trainers.world import world
+from spa3r.trainers.world import deeper, world
 from spa3r.trainers.world.ablation_table import TABLES, main
 from spa3r.trainers.world.ablations import SPA3R, VARIANTS, list_ablations, score_of
 from spa3r.trainers.world.stages import list_stages
@@ -25,7 +25,10 @@ BY_NAME = {stage.name: stage for stage in [*list_stages(WORLD), *STAGES]}
 
 def parsed(name):
     """The options of a stage, those of its recipe included."""
-    parser, rest = parser_of(*BY_NAME[name].command[1:])
+    module, *arguments = BY_NAME[name].command
+    if module == deeper.__name__:
+        return vars(deeper.parse_options(arguments))
+    parser, rest = parser_of(*arguments)
     return vars(parser.parse_args(rest))
 
 
@@ -51,7 +54,9 @@ SAME_BUT_FOR_THE_SEED = [
     ("scenes", "scenes-default-1", {"model", "output"}),
     ("aligned", "aligned-default-1", {"seed", "output_dir", "model_name_or_path"}),
     ("tuned", "tuned-default-1", {"seed", "output_dir", "model_name_or_path", "scene_latents"}),
-    ("tuned-2d", "tuned-none-1", {"seed", "output_dir"}),
+    ("aligned-2d", "aligned-none-1", {"seed", "output_dir"}),
+    ("deeper-2d", "deeper-none-1", {"seed", "model", "output"}),
+    ("tuned-2d", "tuned-none-1", {"seed", "output_dir", "model_name_or_path"}),
     ("score-tuned", "score-default-1", {"model", "output", "label", "beside"}),
     ("score-tuned-2d", "score-none-1", {"model", "output", "label"}),
 ]
@@ -90,7 +95,7 @@ def test_a_spa3r_differs_from_the_default_in_what_it_is_named_for(name, expected
     [
         ("spa3-vlm-vggt", "spatial_representation", "vggt"),
         ("spa3-vlm-append-1", "fusion", "append"),
-        ("tuned-unaligned-1", "model_name_or_path", "a world/spa3-vlm-default-1"),
+        ("deeper-unaligned-1", "model", "a world/spa3-vlm-default-1"),
         ("tuned-append-1", "scene_latents", "a world/scenes-default-1"),
         ("tuned-vggt-1", "scene_latents", "a world/scenes-vggt"),
     ],

@@ -159,7 +159,7 @@ def test_its_tables_are_shown(tiny_world):
     results = format_results(stages, tiny_world)
     headings = [line[3:] for line in results.splitlines() if line[3:] in {stage.name for stage in stages}]
     assert headings == [
-        *("geometry", "semantic", "vision", "spa3r-report", "aligned", "score-tuned"),
+        *("geometry", "semantic", "vision", "spa3r-report", "aligned", "aligned-2d", "score-tuned"),
         *("compare-score-tuned-text", "compare-score-tuned-2d"),
     ]
     assert format_times(stages, tiny_world).count("\n| ") == len(stages)
