@@ -22,7 +22,7 @@ quickstart: export OMP_NUM_THREADS := 1
 
 # Rooms that no shipped model has seen, drawn from SEED; what the shipped Spa3R predicts of them, with an error unless its
 # latents know the room; the shipped Spa3-VLM and a twin that reads the questions alone on the same benchmark, with an
-# error unless Spa3-VLM is surely better where it should be; then a little training from the shipped weights.
+# error unless Spa3-VLM is surely better; then a little training from the shipped weights.
 quickstart: install
 	$(BIN)/spa3r rooms --scenes 100 $(WORLD) --seed $(SEED) --workers 2 --output $(RUN)/rooms
 	$(BIN)/spa3r room-questions --rooms $(RUN)/rooms --output $(RUN)/benchmark \
@@ -30,7 +30,7 @@ quickstart: install
 	$(BIN)/spa3r inspect --model $(NANO)/spa3r-nano --scenes rooms:$(RUN)/rooms --num-views 12 --num-scenes 40 --cameras \
 		--image-width 112 --num-figures 2 --output $(RUN)/report --require-scene-specific
 	$(BIN)/spa3r ask --model $(NANO)/spa3-vlm-nano --images $(RUN)/rooms/room_000000/color/*.jpg --max-new-tokens 16 \
-		--question "How many square meters is the floor?" --question "How many chair(s) are in this room?"
+		--question "How many meters is the door from view 1?" --question "What is nearest to the door?"
 	$(BIN)/spa3r benchmark --model $(NANO)/spa3-vlm-nano-text --without-images --benchmark rooms \
 		--data $(RUN)/benchmark --media $(RUN)/rooms --label "text only" --output $(RUN)/text-only
 	$(BIN)/spa3r benchmark --model $(NANO)/spa3-vlm-nano --benchmark rooms --data $(RUN)/benchmark \
@@ -38,12 +38,12 @@ quickstart: install
 	$(BIN)/python -m spa3r.trainers.world.examples --data $(RUN)/benchmark \
 		--runs $(RUN)/text-only $(RUN)/spa3-vlm-nano
 	$(BIN)/spa3r benchmark --compare $(RUN)/text-only $(RUN)/spa3-vlm-nano --output $(RUN)/comparison \
-		--require-better room_size_estimation
+		--require-better overall
 	$(BIN)/spa3r rooms --scenes 64 $(WORLD) --seed 1000 --workers 2 --output $(RUN)/new_rooms
 	$(BIN)/spa3r pretrain --config spa3r-rooms --start_from $(NANO)/spa3r-nano --scenes rooms:$(RUN)/new_rooms \
 		--overrides vggt_checkpoint=null teachers.semantic.checkpoint=null --from_scratch false --held_out_scenes 8 \
 		--output_dir $(RUN)/spa3r $(SHORT)
-	$(BIN)/spa3r room-questions --rooms $(RUN)/new_rooms --output $(RUN)/questions --families benchmark 3d \
+	$(BIN)/spa3r room-questions --rooms $(RUN)/new_rooms --output $(RUN)/questions --families benchmark direction \
 		--turns 6 --views-per-question 12 --questions-per-room 24 --min-visible-share 0.015
 	$(BIN)/spa3r encode-scenes --model $(NANO)/spa3-vlm-nano --instructions $(RUN)/questions --output $(RUN)/scenes \
 		--vision-features

@@ -71,11 +71,14 @@ def _card(
     args, state = trainer.args, trainer.state
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     method = "LoRA layers of the language model" if is_adapted else "the language model"
+    rates = f"learning rate {args.learning_rate:g}"
+    if getattr(args, "muon_learning_rate", None) is not None:
+        rates += f", {args.muon_learning_rate:g} for matrices by Muon"
     data = [
         *data,
         f"Trained by {how}: the adapter and {method}, with spatial encoder and "
         f"vision tower frozen; {num_records} records, {state.global_step} steps of {batch_size}, "
-        f"learning rate {args.learning_rate:g}.",
+        f"{rates}.",
     ]
     losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
     scores = [Score("Held-out instructions", "loss of the answers", f"{losses[-1]:.4f}")] if losses else []

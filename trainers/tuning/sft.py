@@ -35,6 +35,7 @@ from .instruction_data import (
 )
 from .lora import check_frozen, load_to_tune, lora_config, train_in_float32
 from .run import check_tuning, tune_and_publish
+from .save import HOW
 from .scene_cache import CachedLatentsCollator, SceneLatents, with_scene_keys
 from .sharding import prepare_for_sharding
 from .streaming import count_records, digest_stream, stream_instructions
@@ -261,7 +262,18 @@ def run(trainer: SFTTrainer, instructions: list[str], without_images: bool = Fal
     if checkpoint is not None and isinstance(trainer.train_dataset, IterableDataset):
         steps = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
         trainer.train_dataset = stream_instructions(instructions, trainer.args, skip_steps=steps)
-    tune_and_publish(trainer, instructions, checkpoint, without_images=without_images)
+    tune_and_publish(trainer, instructions, checkpoint, without_images=without_images, how=_how(trainer.args))
+
+
+def _how(args: TuningArguments) -> str:
+    """How a model was trained, for its card."""
+    if not args.grounding_weight:
+        return HOW
+    steps = "" if args.grounding_only_names else " and the steps from them to the answers"
+    return (
+        "supervised fine-tuning on the answers and, with weight "
+        f"{args.grounding_weight:g}, on the places of named objects{steps}"
+    )
 
 
 def main(arguments: list[str] | None = None):

@@ -66,7 +66,7 @@ TABLES = (
             "append": ("sequence append", 58.5, 43.7, 51.1),
             "unaligned": ("cross-attention", *FULL),
         },
-        "No model of this table was aligned before tuning, because one with sequence append cannot be.",
+        "Only the first model was aligned before tuning, because one with sequence append cannot be.",
     ),
     PaperTable(
         "Table 6: share of views masked",

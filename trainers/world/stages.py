@@ -338,7 +338,7 @@ def _spa3_vlm_and_controls(run, train, sizes: Sizes) -> list[Stage]:
             ("deeper", "scenes"),
         ),
         Stage(
-            *("tuned-text", "tune the base on the text of the questions alone", 50),
+            *("tuned-text", "tune the base on the text of the questions alone", 38),
             train(
                 f"{tuned} spa3-vlm-nano-text --model_name_or_path {{at}}/deeper-text --output_dir {{at}}/tuned-text",
                 *sizes.tune,

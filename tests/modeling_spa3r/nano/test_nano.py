@@ -42,9 +42,9 @@ def test_an_unknown_model_is_refused_with_those_that_ship():
         spa3r.nano_path("spa3r-huge")
 
 
-def test_spa3r_and_spa3_vlm_together_take_at_most_20_mebibytes():
+def test_spa3r_and_spa3_vlm_together_take_at_most_22_mebibytes():
     sizes = [file.stat().st_size for name in (SPA3R, VLM) for file in Path(spa3r.nano_path(name)).iterdir()]
-    assert sum(sizes) <= 20 * MEBIBYTE
+    assert sum(sizes) <= 22 * MEBIBYTE
 
 
 @pytest.mark.parametrize("name", [SPA3R, VLM, TEXT])

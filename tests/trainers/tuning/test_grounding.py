@@ -161,12 +161,25 @@ def test_the_losses_of_named_objects_fall_and_no_head_is_saved(inputs, tmp_path)
     )
 
 
-@pytest.mark.parametrize(("only_names", "expected"), [("true", False), ("false", True)])
-def test_what_follows_from_names_is_taught_unless_only_names_are_asked_for(only_names, expected, inputs, tmp_path):
-    trainer = tune(inputs, tmp_path / "run", max_steps=1, grounding_only_names=only_names)
-    logged = set().union(*trainer.state.log_history)
+@pytest.fixture(scope="module", params=[True, False], ids=["names alone", "all steps"])
+def only_names(request, inputs, tmp_path_factory):
+    """Whether names alone taught, what was logged, and the card of the model."""
+    output = tmp_path_factory.mktemp("taught") / "run"
+    options = {"grounding_only_names": str(request.param), "grounding_weight": 0.5, "muon_learning_rate": 0.01}
+    trainer = tune(inputs, output, max_steps=1, **options)
+    return request.param, set().union(*trainer.state.log_history), (output / "model/README.md").read_text()
+
+
+def test_what_follows_from_names_is_taught_unless_only_names_are_asked_for(only_names):
+    is_alone, logged, _ = only_names
     assert {"loss_place", "loss_first_view", "loss_presence"} <= logged
-    assert ("loss_relation" in logged, "loss_option" in logged, "loss_before_answer" in logged) == (expected,) * 3
+    assert bool({"loss_relation", "loss_option", "loss_before_answer"} & logged) is not is_alone
+
+
+def test_the_card_says_what_was_taught_besides_answers(only_names):
+    is_alone, _, card = only_names
+    assert "with weight 0.5" in card and "0.01 for matrices" in card and "answers alone" not in card
+    assert ("steps from them to the answers" in card) is not is_alone
 
 
 class StopHalfway(TrainerCallback):
