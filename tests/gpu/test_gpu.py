@@ -14,11 +14,7 @@ from gpu.worker import run_part
 CPU = torch.device("cpu")
 
 
-# They compile for two minutes on a CPU; `tests/gpu/run.py --device cpu --tiny` runs them, too.
-COMPILING = ["pretraining_kernels", "answer_kernels", "pretraining_variants", "graph_breaks", "compiled_outputs"]
-
-
-@pytest.mark.parametrize("name", [name for name in PARTS if name not in COMPILING])
+@pytest.mark.parametrize("name", PARTS)
 def test_part_passes_on_a_cpu(tmp_path, name):
     result = run_part(name, Job(CPU, True, tmp_path / "noted.json"))
 

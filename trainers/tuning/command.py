@@ -58,11 +58,9 @@ class TuningOptions:
     )
     grounding_weight: float = field(
         default=0.0,
-        metadata={"help": "weight of what names and options must tell, besides answers: small models, sets of rooms"},
+        metadata={"help": "small models: weight of what text must tell"},
     )
-    grounding_only_names: bool = field(
-        default=False, metadata={"help": "names alone must tell where their objects are, and nothing tells the rest"}
-    )
+    grounding_only_names: bool = field(default=False, metadata={"help": "names tell places, nothing else tells"})
 
     # With `every_save`, TRL's default, each checkpoint pushes the whole output folder, logs included.
     hub_strategy: str = field(default="end", metadata={"help": "when to upload; end: the final model alone"})

@@ -7,7 +7,6 @@ it lies to the others, which option says so. Here each step is a target of its o
 import math
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
 from itertools import groupby
 from typing import NamedTuple
 
@@ -132,7 +131,8 @@ class OptionFinder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self._piece = cache(lambda token: tokenizer.decode([token]))
+        self.tokenizer = tokenizer
+        self._pieces: dict[int, str] = {}
 
     def __call__(self, input_ids: Tensor, is_answer: Sequence[bool]) -> Iterator[tuple[int, bool]]:
         """Find the options of a record that are answered by a letter, such as `B. right` in a line of its own.
@@ -144,13 +144,18 @@ class OptionFinder:
         Yields:
             The column of the last token of an option, and whether the answer is its letter.
         """
-        pieces = [self._piece(token) for token in input_ids.tolist()]
+        pieces = list(map(self._piece, input_ids.tolist()))
         start = 0
         for begin, end in answer_spans(is_answer):
             answer = ANSWER.match("".join(pieces[begin:end]))
             if answer:
                 yield from _options(pieces, start, begin, answer[1])
             start = end
+
+    def _piece(self, token: int) -> str:
+        if token not in self._pieces:
+            self._pieces[token] = self.tokenizer.decode([token])
+        return self._pieces[token]
 
 
 def _options(pieces: list[str], start: int, end: int, letter: str) -> Iterator[tuple[int, bool]]:

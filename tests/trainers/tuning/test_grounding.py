@@ -1,5 +1,7 @@
 """Tuning with grounding: names are found in the text, tell their places, and leave no trace in the model."""
 
+import pickle
+
 import pytest
 import torch
 from datasets import Dataset
@@ -196,6 +198,20 @@ def test_a_stopped_run_ends_with_the_weights_of_an_uninterrupted_one(inputs, tmp
     tune(inputs, tmp_path / "whole")
     whole, resumed = (load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_workers_that_load_batches_make_the_same_ones(inputs, tmp_path):
+    trainer, _ = build(inputs, tmp_path / "run")
+    records = [trainer.train_dataset[row] for row in range(2)]
+    batch, by_worker = (collator(records) for collator in (trainer.data_collator, sent(trainer.data_collator)))
+    for kind, marks in batch["objects"].items():
+        for name, tensor in marks.items():
+            assert torch.equal(tensor.nan_to_num(), by_worker["objects"][kind][name].nan_to_num())
+
+
+def sent(value):
+    """What a worker gets."""
+    return pickle.loads(pickle.dumps(value))
 
 
 def test_without_weight_the_names_teach_nothing(inputs, tmp_path):
