@@ -264,7 +264,7 @@ def _language_model(run, train, sizes: Sizes) -> list[Stage]:
             result="base-start",
         ),
         Stage(
-            *("base", "train the language model on single images", 21),
+            *("base", "train the language model on single images", 15),
             train(
                 "spa3r sft --config spa3-vlm-nano-base --model_name_or_path {at}/base-start "
                 "--instructions {at}/questions-2d --output_dir {at}/base",
