@@ -2,8 +2,8 @@
 
     python -m spa3r.trainers.world.deeper runs/world/aligned/model runs/world/deeper --layers 7
 
-The way from the places of objects to an answer takes layers of its own. A language model learns to find the places
-sooner without them, so they are added once it does.
+The way from the places of objects to an answer takes layers of its own. They are added once the language model finds
+the places.
 """
 
 import argparse
